@@ -1,0 +1,170 @@
+"""The command line: thin. Each command has a Python function of the same name; its imports happen when called."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import __version__
+from schemas.errors import SniperError
+from schemas.settings import Settings, load_settings
+
+PATH = click.Path(path_type=Path)
+COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
+
+
+def _version() -> str:
+    from pipeline.images import codec
+
+    used = codec()
+    simd = "SIMD" if used.simd else "not SIMD"
+    return f"sniper {__version__}  (JPEG: {used.jpeg}; resize: {used.resize}, {simd})"
+
+
+@click.group(context_settings=COMMAND_SETTINGS)
+@click.version_option(message="%(version)s", version=_version())
+def cli() -> None:
+    """SNIPER chips: train detectors on objects of very different sizes."""
+
+
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --config and --set; the command receives `settings`."""
+
+    @click.option("--config", type=PATH, help="YAML file of settings, in sections such as chips:")
+    @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="one setting; may be repeated")
+    @functools.wraps(command)
+    def wrapped(config: Path | None, assignments: tuple[str, ...], **options: Any) -> None:
+        command(settings=load_settings(config, assignments), **options)
+
+    return wrapped
+
+
+_annotations = click.option("--annotations", type=PATH, required=True, help="COCO JSON file")
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default="all cores",
+    help="processes",
+)
+
+
+@cli.command()
+@_annotations
+@click.option("--images", type=PATH, help="folder that file_name is relative to; without it only the file is checked")
+@_workers
+@_settings_options
+def check(annotations: Path, images: Path | None, workers: int, settings: Settings) -> None:
+    """List everything that is wrong with the data, before any work."""
+    from pipeline.check import check as run
+    from pipeline.coco import describe_rejects
+
+    report = run(annotations, images, max_pixels=settings.chips.max_pixels, workers=workers)
+    source = report.source
+    click.echo(
+        f"{source.num_images + len(source.refused_images):,} images, "
+        f"{len(source.row) + len(source.refused_boxes):,} boxes, {len(source.categories)} categories; "
+        f"{report.num_read:,} image files decoded; {source.num_clipped:,} boxes are clipped to their image"
+    )
+    for line in (*source.notes, *describe_rejects(report.rejects)):
+        click.echo(line)
+    if report.rejects or source.notes:
+        sys.exit(1)
+    click.echo("nothing wrong found")
+
+
+@cli.command()
+@_annotations
+@click.option("--images", type=PATH, help="folder that file_name is relative to; not needed with --plan-only")
+@click.option("--out", type=PATH, required=True, help="folder to write; resumed when it holds part of the same build")
+@_workers
+@click.option("--plan-only", is_flag=True, help="write the manifest without chips, and say what they would cost")
+@click.option("--overwrite", is_flag=True, help="replace a build made with other settings")
+@click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.001,
+    help="share of refused images that is still a success",
+)
+@_settings_options
+def chips(
+    annotations: Path,
+    images: Path | None,
+    out: Path,
+    workers: int,
+    plan_only: bool,
+    overwrite: bool,
+    max_bad: float,
+    settings: Settings,
+) -> None:
+    """Cut multi-scale chips out of a COCO data set, into tar shards with Parquet manifests."""
+    from pipeline.chips import chips as run
+    from pipeline.coco import describe_rejects
+    from pipeline.summary import describe
+
+    report = run(
+        annotations,
+        images,
+        out,
+        settings.chips,
+        workers=workers,
+        plan_only=plan_only,
+        overwrite=overwrite,
+        max_bad=max_bad,
+    )
+    for line in (*report.notes, *describe_rejects(report.rejects)):
+        click.echo(line)
+    click.echo(describe(report.counts, workers if plan_only else None))
+    if plan_only:
+        click.echo(f"{out}/plan: planned {report.num_shards} shards; no image was read")
+    elif report.num_made:
+        click.echo(f"{out}: made {report.num_made} of {report.num_shards} shards, the others were there")
+    else:
+        click.echo(f"{out}: all {report.num_shards} shards are there already; nothing to do")
+    if report.too_many_bad:
+        raise SniperError(report.too_many_bad)
+
+
+@cli.command()
+@click.argument("data", type=PATH)
+@_workers
+def verify(data: Path, workers: int) -> None:
+    """Re-hash a chip data set; name every bad shard and chip."""
+    from pipeline.verify import verify as run
+
+    report = run(data, workers=workers)
+    for line in report.problems:
+        click.echo(line)
+    click.echo(f"{data}: {report.num_shards} shards, {report.num_chips:,} chips, {len(report.problems)} problems")
+    if report.problems:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("data", type=PATH)
+@click.option("--out", type=PATH, required=True, help="picture to write")
+@click.option("--kind", type=click.Choice(["positive", "negative"]), default="positive")
+@click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips per scale")
+@click.option("--seed", type=int, default=0, help="another seed draws other chips")
+def show(data: Path, out: Path, kind: str, columns: int, seed: int) -> None:
+    """Draw a contact sheet of chips with their boxes, read back from the shards."""
+    from pipeline.show import show as run
+
+    number = run(data, out, kind=kind, columns=columns, seed=seed)
+    click.echo(f"{out}: {number} chips")
+
+
+def main() -> None:
+    """Entry point: prints what a user can mend as one message, without a traceback."""
+    try:
+        cli(standalone_mode=True)
+    except SniperError as error:
+        click.echo(f"sniper: {error}", err=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:  # `sniper ... | head`
+        sys.stderr.close()
+        sys.exit(1)

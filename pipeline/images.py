@@ -1,0 +1,179 @@
+"""Reads source images as 8-bit RGB in the annotated frame, and cuts and encodes chips. Refuses with a reason."""
+
+import io
+import math
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import pyarrow as pa
+import simplejpeg
+from PIL import Image
+
+from pipeline.geometry import PIXEL_EPSILON
+from schemas.codes import Reason
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit, settable and with a clear message, stands in read_image
+
+EXIF_ORIENTATION = 0x0112
+EXIF_TURNS = {  # orientation -> what brings the pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPS_SIDES = range(5, 9)
+
+# What Pillow's plugins raise on damaged files; anything else is a fault of ours and must surface.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
+
+
+class ImageRefusedError(Exception):
+    """A source image that cannot be used as annotated."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["ImageRefusedError"], tuple[Reason, str]]:
+        return ImageRefusedError, (self.reason, self.message)
+
+
+class Codec(NamedTuple):
+    """Names the libraries that decide the bytes; part of every fingerprint."""
+
+    jpeg: str
+    resize: str
+    simd: bool
+
+
+def codec() -> Codec:
+    """The JPEG codec and the resizer in use, with versions, and whether resizing is SIMD."""
+    simd = ".post" in PIL.__version__  # pillow-simd marks its releases so
+    resize = f"{'pillow-simd' if simd else 'pillow'} {PIL.__version__}"
+    return Codec(f"simplejpeg {simplejpeg.__version__}", resize, simd)
+
+
+def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.Image:
+    """Decode an image file in full, in the frame whose size is the annotated one.
+
+    The EXIF-turned frame counts when its size matches, else the raw one. Alpha is dropped, palettes and CMYK are
+    converted, of several frames the first is used.
+
+    Args:
+        data: the file's bytes.
+        width, height: annotated size, pixels.
+        max_pixels: refuse before decoding what has more.
+
+    Returns:
+        A Pillow image of width x height, mode RGB or RGBX.
+
+    Raises:
+        ImageRefusedError: with the reason.
+    """
+    if not data:
+        raise ImageRefusedError(Reason.EMPTY_FILE, "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data))
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1) if "exif" in image.info else 1
+    except DECODE_ERRORS as error:
+        kind = " (a Git-LFS pointer)" if data.startswith(b"version https://git-lfs") else ""
+        raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"not an image file{kind}") from error
+    raw = image.size
+    if raw[0] * raw[1] > max_pixels:
+        raise ImageRefusedError(
+            Reason.TOO_MANY_PIXELS,
+            f"{raw[0]}x{raw[1]} is more than {max_pixels:,} pixels; raise it with --set chips.max_pixels=N "
+            "(decoding takes 4 bytes per pixel)",
+        )
+    if _is_deep(image):
+        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, f"mode {image.mode} has more than 8 bits per channel")
+    turned = raw[::-1] if orientation in SWAPS_SIDES else raw
+    if (width, height) not in (raw, turned):
+        also = f" or, turned by EXIF, {turned[0]}x{turned[1]}" if turned != raw else ""
+        raise ImageRefusedError(
+            Reason.SIZE_MISMATCH, f"annotated as {width}x{height}, the file is {raw[0]}x{raw[1]}{also}"
+        )
+    decoded = _decode(image, data)
+    if (width, height) == turned and orientation in EXIF_TURNS:
+        return decoded.transpose(EXIF_TURNS[orientation])
+    return decoded
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """More than 8 bits per channel; Pillow opens 16-bit RGB files as RGB and would clip them silently."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    return any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+
+
+def _decode(image: Image.Image, data: bytes) -> Image.Image:
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        try:
+            pixels = simplejpeg.decode_jpeg(data, "RGBX")
+        except ValueError as error:
+            # libjpeg warns of what it skipped; only missing data means that pixels are lost
+            if "premature end" in str(error).lower():
+                raise ImageRefusedError(Reason.UNDECODABLE, f"truncated: {error}") from error
+        else:
+            # no copy: Pillow keeps RGB as four bytes per pixel too
+            return Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1)
+    try:
+        image.load()
+        if image.mode == "RGB":
+            return image
+        if image.mode == "P":
+            image = image.convert("RGBA")  # by way of RGBA: transparent palettes warn otherwise
+        return image.convert("RGB")
+    except DECODE_ERRORS as error:
+        raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+
+
+def cut_chip(
+    image: Image.Image, window: tuple[float, float, float, float], scale: float, width: int, height: int
+) -> npt.NDArray[np.uint8]:
+    """Resize a window of the image so that chip = (source - origin) * scale holds exactly.
+
+    Pillow's bilinear filter takes a fractional box and widens when it shrinks, so nothing is rounded to whole
+    source pixels (facts B4) and nothing aliases. Where the window's scaled side is no whole number, the last
+    column or row, which the image fills only in part, repeats its neighbour.
+
+    Args:
+        window: x1 y1 x2 y2, source pixels, inside the image.
+        width, height: stored content, chip pixels (geometry.content_size).
+
+    Returns:
+        uint8 [height, width, 3 or 4], RGB or RGBX.
+    """
+    x1, y1, x2, y2 = window
+    full_w = min(width, max(1, math.floor((x2 - x1) * scale + PIXEL_EPSILON)))
+    full_h = min(height, max(1, math.floor((y2 - y1) * scale + PIXEL_EPSILON)))
+    box = (x1, y1, min(x1 + full_w / scale, image.width), min(y1 + full_h / scale, image.height))
+    pixels = _pixels(image.resize((full_w, full_h), Image.Resampling.BILINEAR, box=box))
+    if (full_w, full_h) == (width, height):
+        return pixels
+    return np.pad(pixels, ((0, height - full_h), (0, width - full_w), (0, 0)), mode="edge")
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """uint8 [h, w, channels] without a copy where Pillow can lend its memory."""
+    if image.mode == "RGBX" and hasattr(image, "__arrow_c_array__"):
+        try:
+            flat: npt.NDArray[np.uint8] = pa.array(image).values.to_numpy()
+        except ValueError:  # Pillow lends only what it keeps in one block
+            return np.asarray(image)
+        return flat.reshape(image.height, image.width, 4)
+    return np.asarray(image)
+
+
+def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
+    """JPEG bytes of uint8 [h, w, 3 or 4] pixels, RGB or RGBX."""
+    colorspace = "RGBX" if pixels.shape[2] == 4 else "RGB"
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorspace, subsampling)
+    return encoded

@@ -1,0 +1,121 @@
+"""Chip shards: a plain tar of KEY.jpg and KEY.json, and the Parquet file beside it that is its commit record.
+
+A shard exists once its Parquet file does. The file's metadata holds what a rerun or a check needs: the tar's byte
+count and SHA-256, the fingerprint of what the shard was made from, the settings, and what was refused in it.
+"""
+
+import hashlib
+import zlib
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.coco import Reject
+from pipeline.storage import atomic_file
+from schemas.errors import DataError
+from schemas.tables import MANIFEST
+
+BLOCK = 512  # tar's unit
+METADATA_KEY = b"sniper"
+
+
+class Member(NamedTuple):
+    offset: int  # of the first content byte, from the start of the tar
+    size: int
+    crc32: int
+
+
+class TarWriter:
+    """Writes a USTAR file with fixed header fields, so that equal contents give equal bytes.
+
+    Our own and not tarfile's because one pass must give each member's offset and checksum and the hash of the whole.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    def add(self, name: str, data: bytes) -> Member:
+        """Append a regular file; `name` is ASCII and at most 100 characters."""
+        member = Member(self.size + BLOCK, len(data), zlib.crc32(data))
+        self._write(_tar_header(name, len(data)))
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK))
+        return member
+
+    def close(self) -> str:
+        """Write the end mark; returns the SHA-256 of the whole file, hex."""
+        self._write(bytes(2 * BLOCK))
+        return self._sha256.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self.size += len(data)
+
+
+_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
+_TIME = b"00000000000\0"
+_TYPE_TO_END = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
+_CHECKSUM_BLANK = 8 * ord(" ")
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """A USTAR header: mode 0644, owner 0, time 0 (tests hold it against tarfile's)."""
+    encoded = name.encode("ascii")
+    assert len(encoded) <= 100, name
+    start = encoded.ljust(100, b"\0") + _MODE_AND_OWNER + b"%011o\0" % size + _TIME
+    checksum = sum(start) + _CHECKSUM_BLANK + sum(_TYPE_TO_END)
+    return start + b"%06o\0 " % checksum + _TYPE_TO_END
+
+
+class ImageHash(NamedTuple):
+    image_id: int
+    hash: str | None  # XXH3-128 of the file's bytes, hex; None where it could not be read
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What a finished shard says of itself; JSON in the metadata of its Parquet file."""
+
+    fingerprint: str  # SHA-256 over what the shard was made from
+    tar_bytes: int
+    tar_sha256: str
+    settings: dict[str, Any]
+    images: list[ImageHash]
+    rejects: list[Reject]
+
+
+def commit_shard(path: Path, rows: pa.Table, record: Record) -> None:
+    """Write a finished tar's manifest rows (schema MANIFEST) and record; from then on the shard exists."""
+    table = rows.cast(MANIFEST).replace_schema_metadata({METADATA_KEY: msgspec.json.encode(record)})
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_record(path: Path) -> Record:
+    """The record of a committed shard.
+
+    Raises:
+        DataError: not a Parquet file of ours.
+    """
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
+    except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as error:
+        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
+
+
+def read_rows(path: Path) -> pa.Table:
+    """The manifest rows of a committed shard, schema MANIFEST.
+
+    Raises:
+        DataError: not a Parquet file of ours, or damaged.
+    """
+    try:
+        return pq.read_table(path).cast(MANIFEST)
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error

@@ -1,0 +1,208 @@
+"""Counts that reconcile: every image and every box of the source is in exactly one of them. They are the report."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.coco import Source
+from pipeline.geometry import scale_factors
+from pipeline.plan import Plan
+from schemas.codes import FATE_NAMES, Fate, Reason
+from schemas.settings import ChipSettings, SideScale
+
+# Measured by scripts/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
+BYTES_PER_CHIP_PIXEL = 0.30
+DECODE_SECONDS_PER_PIXEL = 8e-9
+CHIP_SECONDS_PER_PIXEL = 6e-9
+
+
+class Summary:
+    """Collects what a build does, run of images by run of images, in any order.
+
+    Attributes:
+        fate: uint8 [N] over all boxes of the source in order, schemas.codes.Fate.
+        scale_mask: uint8 [N], bit i set when covered, or rescued, at scale index i.
+        num_chips: int32 [n], chips written per image.
+        reason: per refused image (position in the source), why.
+    """
+
+    def __init__(self, source: Source, settings: ChipSettings) -> None:
+        self.source, self.settings = source, settings
+        self.fate = np.full(len(source.row), Fate.UNCOVERED, np.uint8)
+        self.scale_mask = np.zeros(len(source.row), np.uint8)
+        self.num_chips = np.zeros(source.num_images, np.int32)
+        self.reason: dict[int, Reason] = {}
+        num_scales = len(settings.scales)
+        self._chips = np.zeros(num_scales, np.int64)
+        self._rescue_chips = np.zeros(num_scales, np.int64)
+        self._chip_pixels = 0
+        self._without_targets = 0
+        self._statuses: Counter[str] = Counter()
+
+    def add(self, plan: Plan, start: int, stop: int, refused: dict[int, Reason]) -> None:
+        """Count the run of images [start, stop); `refused` maps image ids whose chips were not written to why."""
+        first, last = self.source.offsets[start], self.source.offsets[stop]
+        image_ids = self.source.image_id[start:stop]
+        is_refused = np.isin(image_ids, list(refused))
+        for position in np.flatnonzero(is_refused).tolist():
+            self.reason[start + position] = refused[int(image_ids[position])]
+        lost = np.repeat(is_refused, np.diff(self.source.offsets[start : stop + 1]))
+        self.fate[first:last] = np.where(lost, Fate.IMAGE_REFUSED, plan.fate)
+        self.scale_mask[first:last] = np.where(lost, 0, plan.scale_mask)
+
+        written = ~is_refused[plan.image]
+        self.num_chips[start:stop] = np.bincount(plan.image[written], minlength=stop - start)
+        scale_index = plan.chips["scale_index"].to_numpy()
+        num_scales = len(self._chips)
+        self._chips += np.bincount(scale_index[written & ~plan.for_rescue], minlength=num_scales)
+        self._rescue_chips += np.bincount(scale_index[written & plan.for_rescue], minlength=num_scales)
+        chips = plan.chips.filter(written)
+        sides = [chips[name].to_numpy().astype(np.int64) for name in ("width", "height")]
+        self._chip_pixels += int((sides[0] * sides[1]).sum())
+        self._without_targets += int((chips["num_valid"].to_numpy() == 0).sum())
+        for entry in chips["boxes"].combine_chunks().flatten().field("status").value_counts().to_pylist():
+            self._statuses[entry["values"]] += entry["counts"]
+
+    def counts(self) -> dict[str, Any]:
+        """The counts for run.json, all integers but where named per image or share."""
+        source = self.source
+        num_boxes = len(source.row) + len(source.refused_boxes)
+        num_images = source.num_images + len(source.refused_images)
+        images_refused = Counter(image.reason.value for image in source.refused_images)
+        images_refused.update(reason.value for reason in self.reason.values())
+        boxes: dict[str, Any] = {"total": num_boxes}
+        tally = np.bincount(self.fate, minlength=len(Fate))
+        for fate in (Fate.COVERED, Fate.RESCUED, Fate.UNCOVERED, Fate.CROWD):
+            boxes[FATE_NAMES[fate]] = int(tally[fate])
+        boxes["image_refused"] = int(tally[Fate.IMAGE_REFUSED])
+        boxes["image_refused"] += sum(box.fate == Fate.IMAGE_REFUSED for box in source.refused_boxes)
+        boxes["refused"] = dict(
+            sorted(Counter(b.reason.value for b in source.refused_boxes if b.fate == Fate.REFUSED).items())
+        )
+        boxes["clipped_to_image"] = source.num_clipped
+        return {
+            "images": {
+                "total": num_images,
+                "kept": source.num_images - len(self.reason),
+                "refused": dict(sorted(images_refused.items())),
+                "without_boxes": int((np.diff(source.offsets) == 0).sum()),
+                "without_chips": int((self.num_chips == 0).sum()) - len(self.reason),
+            },
+            "boxes": boxes,
+            "scales": self._scale_counts(),
+            "chips": {
+                "total": int(self._chips.sum() + self._rescue_chips.sum()),
+                "for_rescue": int(self._rescue_chips.sum()),
+                "without_targets": self._without_targets,
+                "boxes_by_status": dict(sorted(self._statuses.items())),
+            },
+            "pixels": self._pixels(),
+        }
+
+    def _scale_counts(self) -> list[dict[str, Any]]:
+        box = self.source.box
+        size = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
+        plain = (self.fate != Fate.CROWD) & (self.fate != Fate.IMAGE_REFUSED)
+        rows = []
+        for index, ((lo, hi), scale) in enumerate(zip(self.settings.bounds(), self.settings.scales, strict=True)):
+            here = (self.scale_mask >> index & 1).astype(bool)
+            in_range = plain & (size >= lo) & (size < hi)
+            covered = here & (self.fate == Fate.COVERED)
+            rows.append(
+                {
+                    "scale": scale_name(scale),
+                    "range": [lo, hi if np.isfinite(hi) else None],
+                    "chips": int(self._chips[index]),
+                    "chips_for_rescue": int(self._rescue_chips[index]),
+                    "boxes_in_range": int(in_range.sum()),
+                    "boxes_covered": int(covered.sum()),
+                    "boxes_too_long": int((in_range & ~covered).sum()),
+                    "boxes_rescued": int((here & (self.fate == Fate.RESCUED)).sum()),
+                }
+            )
+        return rows
+
+    def _pixels(self) -> dict[str, int]:
+        """Pixels a trainer reads per epoch: our chips, the common single scale, whole images at all scales."""
+        kept = np.ones(self.source.num_images, bool)
+        kept[list(self.reason)] = False
+        widths, heights = self.source.width[kept], self.source.height[kept]
+        area = widths * heights
+        single = np.minimum(800 / np.minimum(widths, heights), 1333 / np.maximum(widths, heights))
+        factors = scale_factors(self.settings, widths, heights)
+        return {
+            "source": int(area.sum()),
+            "chips": self._chip_pixels,
+            "single_scale_800x1333": int((area * single**2).sum()),
+            "full_pyramid": int((area[:, None] * factors**2).sum()),
+        }
+
+
+def scale_name(scale: float | SideScale) -> str:
+    """As a person would write it: `3`, `512/long side`, `800/short side, at most 1333`."""
+    if not isinstance(scale, SideScale):
+        return f"{scale:g}"
+    if scale.short_side is None:
+        return f"{scale.long_side}/long side"
+    return f"{scale.short_side}/short side, at most {scale.long_side}"
+
+
+def describe(counts: dict[str, Any], workers: int | None = None) -> str:
+    """The report in text; with `workers`, also what writing the chips would cost."""
+    images, boxes, chips, pixels = (counts[name] for name in ("images", "boxes", "chips", "pixels"))
+    lines = [
+        f"images   {images['total']:,} = {images['kept']:,} kept + {sum(images['refused'].values()):,} refused"
+        + _listing(images["refused"])
+        + f"; {images['without_boxes']:,} have no boxes, {images['without_chips']:,} give no positive chip",
+        f"boxes    {boxes['total']:,} = {boxes['covered']:,} covered + {boxes['rescued']:,} rescued"
+        f" + {boxes['uncovered']:,} uncovered"
+        + _listing({Reason.FITS_NO_CHIP.value: boxes["uncovered"]} if boxes["uncovered"] else {})
+        + f" + {boxes['crowd']:,} crowd + {boxes['image_refused']:,} in refused images"
+        f" + {sum(boxes['refused'].values()):,} refused" + _listing(boxes["refused"]),
+        "",
+        f"{'scale':<28}{'range':>12}{'chips':>10}{'in range':>10}{'covered':>10}{'too long':>10}"
+        f"{'rescued':>10}{'+ chips':>9}",
+    ]
+    for row in counts["scales"]:
+        lo, hi = row["range"]
+        bounds = f"[{lo:g}, {'inf' if hi is None else f'{hi:g}'})"
+        lines.append(
+            f"{row['scale']:<28}{bounds:>12}{row['chips']:>10,}{row['boxes_in_range']:>10,}"
+            f"{row['boxes_covered']:>10,}{row['boxes_too_long']:>10,}{row['boxes_rescued']:>10,}"
+            f"{row['chips_for_rescue']:>9,}"
+        )
+    kept = max(images["kept"], 1)
+    regular = chips["total"] - chips["for_rescue"]
+    lines += [
+        "",
+        f"chips    {chips['total']:,}: {regular / kept:.2f} per image + {chips['for_rescue']:,} for rescued boxes; "
+        f"{chips['without_targets']:,} hold no target",
+        f"pixels   {pixels['chips'] / 1e6:,.0f} M: {pixels['chips'] / max(pixels['single_scale_800x1333'], 1):.0%} of "
+        f"single-scale 800x1333, {pixels['chips'] / max(pixels['full_pyramid'], 1):.0%} of the full pyramid",
+    ]
+    if workers is not None:
+        seconds = pixels["source"] * DECODE_SECONDS_PER_PIXEL + pixels["chips"] * CHIP_SECONDS_PER_PIXEL
+        lines.append(
+            f"writing  about {pixels['chips'] * BYTES_PER_CHIP_PIXEL / 1e9:.2f} GB and {_duration(seconds / workers)} "
+            f"with {workers} worker{'s' if workers > 1 else ''} (rates of docs/benchmarks.md)"
+        )
+    return "\n".join(lines)
+
+
+def _listing(reasons: dict[str, int]) -> str:
+    return f" ({', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def mask_to_scales(mask: npt.NDArray[np.uint8], num_scales: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
+    """Bit masks [N] as ragged lists of scale indices: offsets int32 [N + 1], indices int8."""
+    bits = (mask[:, None] >> np.arange(num_scales)) & 1
+    offsets = np.concatenate([[0], np.cumsum(bits.sum(1))]).astype(np.int32)
+    return offsets, np.nonzero(bits)[1].astype(np.int8)

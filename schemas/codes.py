@@ -1,0 +1,58 @@
+"""Closed lists of the words that stand in status, fate and reason columns."""
+
+from enum import IntEnum, StrEnum
+
+
+class Status(IntEnum):
+    """What a box is in one chip; the manifest stores the lower-case name. The first that applies counts."""
+
+    CROWD = 0  # iscrowd in the source: gives no loss either way
+    IGNORE = 1  # too little of it is visible, or it is too small in the chip, to be a target or background
+    RESCUED = 2  # out of range or too long at every scale it belongs to; this is the one chip that trains it
+    OUT_OF_RANGE = 3  # its full size lies outside the valid range of this chip's scale
+    CUT = 4  # in range, but it crosses the window's edge
+    VALID = 5  # in range and wholly inside
+
+
+STATUS_NAMES = [status.name.lower() for status in Status]
+
+
+class Fate(IntEnum):
+    """What became of one source box; exactly one applies. The ledger stores the lower-case name."""
+
+    COVERED = 0  # whole inside a chip of a scale where it is in range
+    RESCUED = 1  # covered at no scale; whole inside one chip of the nearest scale where it fits
+    UNCOVERED = 2  # fits a chip at no scale
+    CROWD = 3
+    IMAGE_REFUSED = 4
+    REFUSED = 5
+
+
+FATE_NAMES = [fate.name.lower() for fate in Fate]
+
+
+class Reason(StrEnum):
+    """Why an image or a box was refused, or a box left uncovered."""
+
+    # images, found in the annotation file
+    BAD_RECORD = "bad_record"  # a field is missing or has the wrong type (images and boxes)
+    UNSAFE_PATH = "unsafe_path"  # file_name is absolute or climbs out of the image root
+    REPEATED_FILE = "repeated_file"  # an earlier image record has the same file_name
+    # images, found while reading pixels
+    MISSING_FILE = "missing_file"
+    UNREADABLE_FILE = "unreadable_file"  # the file is there, the system would not give its bytes
+    EMPTY_FILE = "empty_file"
+    NOT_AN_IMAGE = "not_an_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    UNSUPPORTED_DEPTH = "unsupported_depth"  # more than 8 bits per channel: never clipped silently
+    SIZE_MISMATCH = "size_mismatch"  # neither the raw nor the EXIF-turned size is the annotated one
+    UNDECODABLE = "undecodable"  # truncated or damaged
+    # boxes
+    DUPLICATE_ID = "duplicate_id"
+    UNKNOWN_IMAGE = "unknown_image"
+    UNKNOWN_CATEGORY = "unknown_category"
+    BAD_NUMBERS = "bad_numbers"  # not four finite numbers
+    NO_AREA = "no_area"  # width or height is zero or negative
+    OUTSIDE_IMAGE = "outside_image"
+    # boxes that are in order but in no chip
+    FITS_NO_CHIP = "fits_no_chip"  # longer than a chip at every scale

@@ -1,0 +1,21 @@
+"""Errors a user can cause. The command line prints their text and exits with their status; never a traceback."""
+
+
+class SniperError(Exception):
+    """What was expected, what was found, where, and what to do. Ends a command with `exit_status`."""
+
+    exit_status = 1
+
+
+class DataError(SniperError):
+    """The data fell short: an annotation file, an image folder, a shard."""
+
+
+class UsageError(SniperError):
+    """Wrong use: a folder that holds something else, a missing extra, contradicting options."""
+
+    exit_status = 2
+
+
+class SettingsError(UsageError):
+    """An unknown setting or a wrong value."""

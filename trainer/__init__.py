@@ -1,0 +1,1 @@
+"""PyTorch side: loader, model, training, proposals and evaluation."""
