@@ -1,6 +1,7 @@
 """The command line: thin. Each command has a Python function of the same name; its imports happen when called."""
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -17,16 +18,19 @@ PATH = click.Path(path_type=Path)
 COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
 
 
-def _version() -> str:
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
     from pipeline.images import codec
 
     used = codec()
     simd = "SIMD" if used.simd else "not SIMD"
-    return f"sniper {__version__}  (JPEG: {used.jpeg}; resize: {used.resize}, {simd})"
+    click.echo(f"sniper {__version__}  (JPEG: {used.jpeg}; resize: {used.resize}, {simd})")
+    context.exit()
 
 
 @click.group(context_settings=COMMAND_SETTINGS)
-@click.version_option(message="%(version)s", version=_version())
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="and codecs")
 def cli() -> None:
     """SNIPER chips: train detectors on objects of very different sizes."""
 
@@ -122,7 +126,8 @@ def chips(
     if plan_only:
         click.echo(f"{out}/plan: planned {report.num_shards} shards; no image was read")
     elif report.num_made:
-        click.echo(f"{out}: made {report.num_made} of {report.num_shards} shards, the others were there")
+        there = report.num_shards - report.num_made
+        click.echo(f"{out}: made {report.num_made} shards" + (f"; {there} were there already" if there else ""))
     else:
         click.echo(f"{out}: all {report.num_shards} shards are there already; nothing to do")
     if report.too_many_bad:
@@ -160,6 +165,9 @@ def show(data: Path, out: Path, kind: str, columns: int, seed: int) -> None:
 
 def main() -> None:
     """Entry point: prints what a user can mend as one message, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     try:
         cli(standalone_mode=True)
     except SniperError as error:
@@ -167,4 +175,11 @@ def main() -> None:
         sys.exit(error.exit_status)
     except BrokenPipeError:  # `sniper ... | head`
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"sniper: {where}{error.strerror or error}; check that it can be read or written", err=True)
+        sys.exit(1)
+    except MemoryError:
+        click.echo("sniper: out of memory; use fewer --workers or a lower chips.max_pixels", err=True)
         sys.exit(1)

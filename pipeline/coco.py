@@ -121,10 +121,22 @@ class _Category(msgspec.Struct, gc=False):
     name: Any = None
 
 
+# A record that is not an object is read as what it is and refused alone, like any other bad record.
+_NotAnObject = bool | int | float | str | list[Any] | None
+
+
 class _File(msgspec.Struct):
-    images: list[_Image] | None = None
-    annotations: list[_Annotation] | None = None
-    categories: list[_Category] | None = None
+    images: list[_Image | _NotAnObject] | None = None
+    annotations: list[_Annotation | _NotAnObject] | None = None
+    categories: list[_Category | _NotAnObject] | None = None
+
+
+class _Fault(NamedTuple):
+    """Why a box is not in order."""
+
+    fate: Fate  # refused itself, or its image was
+    reason: Reason
+    message: str
 
 
 def read_coco(path: Path) -> Source:
@@ -133,8 +145,9 @@ def read_coco(path: Path) -> Source:
     Single records that are wrong are refused with a reason and lose nothing else.
 
     Raises:
-        DataError: when the file as a whole cannot be trusted: unreadable, not JSON, a list missing, string ids,
-            or an image or category id that occurs twice.
+        DataError: when the file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images,
+            boxes but no categories, string ids, or an image or category id that occurs twice; all that is wrong
+            in the lists is named at once.
     """
     return _check(_parse(path), path)
 
@@ -152,98 +165,115 @@ def _parse(path: Path) -> _File:
         raise DataError(f"{path}: is a Git-LFS pointer, not the annotation file itself; fetch it with `git lfs pull`")
     try:
         return msgspec.json.decode(data, type=_File)
-    except msgspec.ValidationError as error:
-        raise DataError(_wrong_shape(path, error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # NaN and Infinity are not JSON but occur in the wild, so does a byte-order mark
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # NaN and Infinity are not JSON but occur in the wild; so do a byte-order mark, 1e999 and lone surrogates
     try:
         return msgspec.convert(json.loads(data), type=_File)
     except msgspec.ValidationError as error:
-        raise DataError(_wrong_shape(path, error)) from error
+        raise DataError(
+            f"{path}: expected a COCO object with the lists images, annotations and categories: {error}. "
+            "Convert other formats to COCO first."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not valid JSON (truncated?): {error}") from error
-
-
-def _wrong_shape(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: expected a COCO object with the lists images, annotations and categories: {error}. "
-        "Convert other formats to COCO first."
-    )
+        raise DataError(
+            f"{path}: is not valid JSON (truncated, or another format?): {error}. Expected a COCO annotation file."
+        ) from error
 
 
 def _check(file: _File, path: Path) -> Source:
-    for name in ("images", "annotations", "categories"):
-        if getattr(file, name) is None:
-            raise DataError(f"{path}: has no `{name}`; a COCO file needs images, annotations and categories")
-    assert file.images is not None
-    assert file.annotations is not None
-    assert file.categories is not None
-    _refuse_untrustworthy(file.images, file.annotations, file.categories, path)
-    categories = sorted((c.id, c.name if isinstance(c.name, str) else str(c.id)) for c in file.categories)
+    lists = {"images": file.images, "annotations": file.annotations, "categories": file.categories}
+    missing = [f"`{name}`" for name, records in lists.items() if records is None]
+    if missing:
+        raise DataError(
+            f"{path}: has no {' and no '.join(missing)}; a COCO file needs images, annotations and categories"
+        )
+    images, annotations, categories = file.images or [], file.annotations or [], file.categories or []
+    if not images:
+        raise DataError(f"{path}: `images` is empty; expected one record per image file")
+    if annotations and not categories:
+        raise DataError(f"{path}: `categories` is empty but there are annotations; expected their categories")
+    _refuse_untrustworthy(images, annotations, categories, path)
+    known = sorted((c.id, _category_name(c)) for c in categories if isinstance(c, _Category))
     rejects: list[Reject] = []
-    images, refused_images = _check_images(file.images, rejects)
-    return _check_boxes(file.annotations, images, refused_images, categories, rejects)
+    kept, refused = _check_images(images, rejects)
+    return _check_boxes(annotations, kept, refused, known, rejects)
 
 
-def _refuse_untrustworthy(
-    images: list[_Image], annotations: list[_Annotation], categories: list[_Category], path: Path
-) -> None:
+def _refuse_untrustworthy(images: list[Any], annotations: list[Any], categories: list[Any], path: Path) -> None:
     """Raise where ids cannot be believed: to drop single records would pair boxes with wrong images or classes."""
-    for name, records, keys in (
-        ("images", images, ("id",)),
-        ("annotations", annotations, ("id", "image_id", "category_id")),
-        ("categories", categories, ("id",)),
-    ):
-        for row, record in enumerate(records):
-            for key in keys:
-                value = getattr(record, key)
-                if isinstance(value, str):
-                    raise DataError(
-                        f"{path}: {name}[{row}].{key} is the string {value!r}; ids must be integers. "
-                        "Renumber the file; pycocotools would not match such ids either."
-                    )
-    for name, ids in (("images", [i.id for i in images]), ("categories", [c.id for c in categories])):
-        seen: dict[Any, int] = {}
-        for row, value in enumerate(ids):
-            if not _is_id(value):
-                if name == "categories":
-                    raise DataError(f"{path}: categories[{row}].id is {value!r}; expected an integer")
-                continue
-            if value in seen:
-                raise DataError(
-                    f"{path}: {name}[{seen[value]}] and {name}[{row}] both have id {value}; ids must be unique. "
-                    "If files were merged, renumber one of them."
-                )
-            seen[value] = row
+    faults = [
+        *_string_ids("images", images, "id"),
+        *_string_ids("categories", categories, "id"),
+        *_string_ids("annotations", annotations, "id"),
+        *_string_ids("annotations", annotations, "image_id"),
+        *_string_ids("annotations", annotations, "category_id"),
+        *_repeated_ids("images", images),
+        *_repeated_ids("categories", categories),
+    ]
+    for row, record in enumerate(categories):
+        if not isinstance(record, _Category):
+            faults.append(f"categories[{row}] is {_shown(record)}; expected an object")
+        elif not _is_id(record.id) and not isinstance(record.id, str):
+            faults.append(f"categories[{row}].id is {_shown(record.id)}; expected an integer")
+    if faults:
+        raise DataError(f"{path}: cannot be used as a whole:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _string_ids(name: str, records: list[Any], key: str) -> list[str]:
+    """At most one line: the first string where an integer id should be, and how many there are."""
+    rows = [row for row, record in enumerate(records) if isinstance(getattr(record, key, None), str)]
+    if not rows:
+        return []
+    first = getattr(records[rows[0]], key)
+    return [
+        f"{name}[{rows[0]}].{key} is the string {_shown(first)}{_and_more(rows)}; ids must be integers. "
+        "Renumber the file; pycocotools would not match such ids either."
+    ]
+
+
+def _repeated_ids(name: str, records: list[Any]) -> list[str]:
+    """At most one line: the first id that occurs twice, and how many do."""
+    first_with: dict[int, int] = {}
+    rows = []
+    for row, record in enumerate(records):
+        value: Any = getattr(record, "id", None)
+        if _is_id(value) and first_with.setdefault(value, row) != row:
+            rows.append(row)
+    if not rows:
+        return []
+    value = records[rows[0]].id
+    return [
+        f"{name}[{first_with[value]}] and {name}[{rows[0]}] both have id {value}{_and_more(rows)}; "
+        "ids must be unique. If files were merged, renumber one of them."
+    ]
+
+
+def _and_more(rows: list[int]) -> str:
+    return f" (and {len(rows) - 1} more such)" if len(rows) > 1 else ""
+
+
+def _category_name(category: _Category) -> str:
+    if not isinstance(category.name, str):
+        return str(category.id)
+    return category.name.encode("utf-8", "replace").decode()  # lone surrogates cannot be stored
 
 
 def _check_images(
-    records: list[_Image], rejects: list[Reject]
+    records: list[Any], rejects: list[Reject]
 ) -> tuple[list[tuple[int, str, int, int]], list[RefusedImage]]:
     """Split image records into (id, file_name, width, height) sorted by id, and the refused."""
     kept: list[tuple[int, str, int, int]] = []
     refused: list[RefusedImage] = []
     first_with: dict[str, int] = {}
-    for row, r in enumerate(records):
-        reason = message = None
-        if not _is_id(r.id):
-            reason, message = Reason.BAD_RECORD, f"id is {r.id!r}; expected an integer"
-        elif not isinstance(r.file_name, str) or not r.file_name:
-            reason, message = Reason.BAD_RECORD, f"file_name is {r.file_name!r}; expected a path"
-        elif not (_is_side(r.width) and _is_side(r.height)):
-            reason = Reason.BAD_RECORD
-            message = f"width, height are {r.width!r}, {r.height!r}; expected whole numbers of pixels"
-        elif not _is_safe(r.file_name):
-            reason = Reason.UNSAFE_PATH
-            message = f"file_name {r.file_name!r} is absolute or leaves the image folder; make it relative to it"
-        elif (earlier := first_with.setdefault(posixpath.normpath(r.file_name), row)) != row:
-            reason = Reason.REPEATED_FILE
-            message = f"file_name {r.file_name!r} is that of images[{earlier}] too; the first is kept"
-        if reason is None:
+    for row, record in enumerate(records):
+        fault = _image_fault(record, row, first_with)
+        r = record if isinstance(record, _Image) else _Image()
+        if fault is None:
             kept.append((r.id, r.file_name, int(r.width), int(r.height)))
             continue
+        reason, message = fault
         image_id = _id(r.id)
-        file_name = r.file_name if isinstance(r.file_name, str) else None
+        file_name = r.file_name if _is_text(r.file_name) else None
         rejects.append(Reject("image", image_id, file_name, reason, f"images[{row}]: {message}"))
         width = int(r.width) if _is_side(r.width) else None
         height = int(r.height) if _is_side(r.height) else None
@@ -251,73 +281,65 @@ def _check_images(
     return sorted(kept), refused
 
 
+def _image_fault(r: Any, row: int, first_with: dict[str, int]) -> tuple[Reason, str] | None:
+    """What is wrong with an image record; `first_with` collects which row has each file first."""
+    if not isinstance(r, _Image):
+        return Reason.BAD_RECORD, f"is {_shown(r)}; expected an object"
+    if not _is_id(r.id):
+        return Reason.BAD_RECORD, f"id is {_shown(r.id)}; expected an integer"
+    if not _is_text(r.file_name) or not r.file_name:
+        return Reason.BAD_RECORD, f"file_name is {_shown(r.file_name)}; expected a path"
+    if not (_is_side(r.width) and _is_side(r.height)):
+        found = f"{_shown(r.width)}, {_shown(r.height)}"
+        return Reason.BAD_RECORD, f"width, height are {found}; expected whole numbers of pixels"
+    if not _is_safe(r.file_name):
+        return (
+            Reason.UNSAFE_PATH,
+            f"file_name {r.file_name!r} is absolute or has `..` in it; make it relative to the image folder",
+        )
+    earlier = first_with.setdefault(posixpath.normpath(r.file_name), row)
+    if earlier != row:
+        return Reason.REPEATED_FILE, f"file_name {r.file_name!r} is that of images[{earlier}] too; the first is kept"
+    return None
+
+
 def _check_boxes(
-    records: list[_Annotation],
+    records: list[Any],
     images: list[tuple[int, str, int, int]],
     refused_images: list[RefusedImage],
     categories: list[tuple[int, str]],
     rejects: list[Reject],
 ) -> Source:
     position = {image[0]: i for i, image in enumerate(images)}
-    refused = {image.id: image for image in refused_images if image.id is not None}
-    label = {category_id: i + 1 for i, (category_id, _) in enumerate(categories)}
-    seen: set[int] = set()
-    refused_boxes: list[RefusedBox] = []
-    rows, owners, ids, category_ids, bboxes, crowds = [], [], [], [], [], []
-
-    def refuse(row: int, r: _Annotation, reason: Reason, message: str) -> None:
-        file = None
-        if _is_id(r.image_id) and r.image_id in position:
-            file = images[position[r.image_id]][1]
-        refused_boxes.append(RefusedBox(row, _id(r.id), _id(r.image_id), _id(r.category_id), Fate.REFUSED, reason))
-        rejects.append(Reject("annotation", _id(r.id), file, reason, f"annotations[{row}]: {message}"))
-
-    for row, r in enumerate(records):
-        if not _is_id(r.id):
-            refuse(row, r, Reason.BAD_RECORD, f"id is {r.id!r}; expected an integer")
-        elif r.id in seen:
-            refuse(row, r, Reason.DUPLICATE_ID, f"id {r.id} occurs before; the first is kept")
-        else:
-            seen.add(r.id)
-            owner = position.get(r.image_id) if _is_id(r.image_id) else None
-            if owner is None and _is_id(r.image_id) and r.image_id in refused:
-                category_id = _id(r.category_id)
-                reason = refused[r.image_id].reason
-                refused_boxes.append(RefusedBox(row, r.id, r.image_id, category_id, Fate.IMAGE_REFUSED, reason))
-            elif owner is None:
-                refuse(row, r, Reason.UNKNOWN_IMAGE, f"image_id {r.image_id!r} is not among images")
-            elif not _is_id(r.category_id) or r.category_id not in label:
-                refuse(row, r, Reason.UNKNOWN_CATEGORY, f"category_id {r.category_id!r} is not among categories")
-            elif r.iscrowd not in (0, 1, None):
-                refuse(row, r, Reason.BAD_RECORD, f"iscrowd is {r.iscrowd!r}; expected 0 or 1")
-            elif (message := _bbox_fault(r.bbox)) is not None:
-                refuse(row, r, Reason.BAD_NUMBERS, message)
-            else:
-                rows.append(row)
-                owners.append(owner)
-                ids.append(r.id)
-                category_ids.append(r.category_id)
-                bboxes.append(r.bbox)
-                crowds.append(bool(r.iscrowd))
-
-    owner_of = np.array(owners, np.int64)
-    xywh = np.array(bboxes, np.float64).reshape(-1, 4)
+    faults, rows = _annotation_faults(records, position, refused_images, categories)
+    kept = [records[row] for row in rows]
+    owner_of = np.array([position[r.image_id] for r in kept], np.int64)
+    xywh = np.array([r.bbox for r in kept], np.float64).reshape(-1, 4)
     size = np.array([(w, h) for _, _, w, h in images], np.float64).reshape(-1, 2)
     box, empty, outside, clipped = _clip(xywh, size[owner_of])
-    for i in np.flatnonzero(empty | outside):
-        r = records[rows[i]]
+    for i in np.flatnonzero(empty | outside).tolist():
+        bbox = _shown(kept[i].bbox)
         if empty[i]:
-            refuse(rows[i], r, Reason.NO_AREA, f"bbox {r.bbox} has no area; expected [x, y, width, height]")
+            message = f"bbox {bbox} has no area; expected [x, y, width, height]"
+            faults[rows[i]] = _Fault(Fate.REFUSED, Reason.NO_AREA, message)
         else:
-            width, height = size[owner_of[i]].astype(int)
-            refuse(rows[i], r, Reason.OUTSIDE_IMAGE, f"bbox {r.bbox} lies outside its {width}x{height} image")
-    keep = ~(empty | outside)
+            _, _, width, height = images[owner_of[i]]
+            message = f"bbox {bbox} lies outside its {width}x{height} image"
+            faults[rows[i]] = _Fault(Fate.REFUSED, Reason.OUTSIDE_IMAGE, message)
+    in_order = ~(empty | outside)
+    refused_boxes: list[RefusedBox] = []
+    for row, fault in sorted(faults.items()):
+        r = records[row] if isinstance(records[row], _Annotation) else _Annotation()
+        annotation_id, image_id, category_id = _id(r.id), _id(r.image_id), _id(r.category_id)
+        refused_boxes.append(RefusedBox(row, annotation_id, image_id, category_id, fault.fate, fault.reason))
+        if fault.fate == Fate.REFUSED:
+            file = images[position[image_id]][1] if image_id in position else None
+            message = f"annotations[{row}]: {fault.message}"
+            rejects.append(Reject("annotation", annotation_id, file, fault.reason, message))
     # rows ascend already, so a stable sort by image leaves them ascending within each image
-    order = np.flatnonzero(keep)[np.argsort(owner_of[keep], kind="stable")]
-    category_id = np.array(category_ids, np.int64)[order]
+    order = np.flatnonzero(in_order)[np.argsort(owner_of[in_order], kind="stable")]
+    category_ids = np.array([r.category_id for r in kept], np.int64)[order]
     known = np.array([c for c, _ in categories], np.int64)
-    refused_boxes.sort()
-    rejects.sort(key=lambda reject: reject.kind != "image")
     return Source(
         image_id=np.array([i[0] for i in images], np.int64),
         file_name=[i[1] for i in images],
@@ -325,18 +347,59 @@ def _check_boxes(
         height=np.array([i[3] for i in images], np.int64),
         offsets=np.searchsorted(owner_of[order], np.arange(len(images) + 1)).astype(np.int64),
         row=np.array(rows, np.int64)[order],
-        annotation_id=np.array(ids, np.int64)[order],
-        category_id=category_id,
-        label=(np.searchsorted(known, category_id) + 1).astype(np.int32),
+        annotation_id=np.array([r.id for r in kept], np.int64)[order],
+        category_id=category_ids,
+        label=(np.searchsorted(known, category_ids) + 1).astype(np.int32),
         box=box[order],
-        crowd=np.array(crowds, np.bool_)[order],
+        crowd=np.array([bool(r.iscrowd) for r in kept], np.bool_)[order],
         categories=categories,
         rejects=rejects,
         refused_images=refused_images,
         refused_boxes=refused_boxes,
-        num_clipped=int(clipped[keep].sum()),
+        num_clipped=int(clipped[in_order].sum()),
         notes=_notes(xywh, clipped),
     )
+
+
+def _annotation_faults(
+    records: list[Any],
+    position: dict[int, int],
+    refused_images: list[RefusedImage],
+    categories: list[tuple[int, str]],
+) -> tuple[dict[int, _Fault], list[int]]:
+    """What is wrong with each annotation record but for where its box lies, by row; and the rows in order so far."""
+    refused = {image.id: image.reason for image in refused_images if image.id is not None}
+    known = {category_id for category_id, _ in categories}
+    seen: set[int] = set()
+    faults: dict[int, _Fault] = {}
+    rows: list[int] = []
+    for row, r in enumerate(records):
+        if not isinstance(r, _Annotation):
+            reason, message = Reason.BAD_RECORD, f"is {_shown(r)}; expected an object"
+        elif not _is_id(r.id):
+            reason, message = Reason.BAD_RECORD, f"id is {_shown(r.id)}; expected an integer"
+        elif r.id in seen:
+            reason, message = Reason.DUPLICATE_ID, f"id {r.id} occurs before; the first is kept"
+        else:
+            seen.add(r.id)
+            if _is_id(r.image_id) and r.image_id in refused:
+                faults[row] = _Fault(Fate.IMAGE_REFUSED, refused[r.image_id], "")
+                continue
+            if not _is_id(r.image_id) or r.image_id not in position:
+                reason, message = Reason.UNKNOWN_IMAGE, f"image_id {_shown(r.image_id)} is not among images"
+            elif not _is_id(r.category_id) or r.category_id not in known:
+                found = _shown(r.category_id)
+                reason, message = Reason.UNKNOWN_CATEGORY, f"category_id {found} is not among categories"
+            elif r.iscrowd not in (0, 1, None):
+                reason, message = Reason.BAD_RECORD, f"iscrowd is {_shown(r.iscrowd)}; expected 0 or 1"
+            elif not _is_bbox(r.bbox):
+                found = _shown(r.bbox)
+                reason, message = Reason.BAD_NUMBERS, f"bbox is {found}; expected four finite numbers [x, y, w, h]"
+            else:
+                rows.append(row)
+                continue
+        faults[row] = _Fault(Fate.REFUSED, reason, message)
+    return faults, rows
 
 
 def _clip(
@@ -349,10 +412,17 @@ def _clip(
     """
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     inner_low, inner_high = np.clip(low, 0, size), np.clip(high, 0, size)
-    empty = np.any(xywh[:, 2:] <= 0, axis=1)
-    outside = ~empty & np.any(inner_high <= inner_low, axis=1)
+    empty = ~_has_area(low, high)
+    outside = ~empty & ~_has_area(inner_low, inner_high)
     clipped = np.any((inner_low != low) | (inner_high != high), axis=1)
     return np.concatenate([inner_low, inner_high], axis=1), empty, outside, clipped
+
+
+def _has_area(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Whether boxes have an area; sides so short that their product is no number above zero have none."""
+    width, height = (high - low).T
+    has_area: npt.NDArray[np.bool_] = (width > 0) & (height > 0) & (width * height > 0)
+    return has_area
 
 
 def _notes(xywh: npt.NDArray[np.float64], clipped: npt.NDArray[np.bool_]) -> list[str]:
@@ -365,15 +435,16 @@ def _notes(xywh: npt.NDArray[np.float64], clipped: npt.NDArray[np.bool_]) -> lis
     return []
 
 
-def _bbox_fault(bbox: Any) -> str | None:
-    """What keeps a bbox from being four finite numbers, or None."""
-    if type(bbox) is list and len(bbox) == 4:
-        for value in bbox:
-            if (type(value) is not float and type(value) is not int) or not -1e12 < value < 1e12:
-                break
-        else:
-            return None
-    return f"bbox is {bbox!r:.80}; expected four finite numbers [x, y, width, height]"
+def _is_bbox(value: Any) -> bool:
+    """Four finite numbers of a size that pixels have."""
+    if type(value) is not list or len(value) != 4:
+        return False
+    return all((type(number) is float or type(number) is int) and -1e12 < number < 1e12 for number in value)
+
+
+def _shown(value: Any) -> str:
+    """A found value, for a message."""
+    return f"{value!r:.80}"
 
 
 def _is_id(value: Any) -> bool:
@@ -386,6 +457,11 @@ def _id(value: Any) -> int | None:
 
 def _is_side(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < 2**31 and value == int(value)
+
+
+def _is_text(value: Any) -> bool:
+    """A string that can be stored: JSON may hold half of a surrogate pair."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 def _is_safe(file_name: str) -> bool:

@@ -15,8 +15,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from pipeline.scales import FloatArray, IntArray
+
+CountArray = npt.NDArray[np.int32]
 
 
 @numba.njit(cache=True)
@@ -54,7 +55,8 @@ def candidate_starts(
     flush = np.empty(len(lows))
     for i in range(len(lows)):
         flush[i] = window_start(lows[i], extent, side)
-    starts = np.unique(flush)
+    flush.sort()
+    starts = _distinct(flush)
     if len(starts) <= limit:
         return starts
     last = extent - side
@@ -66,8 +68,20 @@ def candidate_starts(
             nearest -= step
         held_by_last = last <= lows[i]
         if window_end(nearest, extent, side) < highs[i] and not held_by_last:
-            extra.append(flush[i])
-    return np.unique(np.concatenate((grid, np.array(extra))))
+            extra.append(window_start(lows[i], extent, side))
+    both = np.concatenate((grid, np.array(extra)))
+    both.sort()
+    return _distinct(both)
+
+
+@numba.njit(cache=True)
+def _distinct(ascending: FloatArray) -> FloatArray:
+    count = 1
+    for i in range(1, len(ascending)):
+        if ascending[i] != ascending[count - 1]:
+            ascending[count] = ascending[i]
+            count += 1
+    return ascending[:count]
 
 
 @numba.njit(cache=True)
@@ -88,7 +102,7 @@ def greedy_cover(
     drops, in the order chosen, every window whose boxes all lie in other chosen windows.
 
     Args:
-        boxes: float64 [n, 4], source pixels, each of which must fit a window.
+        boxes: float64 [n, 4] with n > 0, source pixels, each of which must fit a window.
         extent_x, extent_y: image width and height, source pixels.
         side: window side, source pixels; where the image is smaller the window is the whole side.
         step, limit: see candidate_starts.
@@ -98,14 +112,20 @@ def greedy_cover(
         windows: float64 [k, 4], source pixels, in the order chosen.
         new: int64 [k], how many boxes each newly covered when it was chosen.
     """
+    n = len(boxes)
+    low_x, low_y = boxes[:, 0].min(), boxes[:, 1].min()
+    if (
+        n >= min_new
+        and fits(low_x, boxes[:, 2].max(), extent_x, side)
+        and fits(low_y, boxes[:, 3].max(), extent_y, side)
+    ):  # one window holds all: most calls
+        window = np.empty((1, 4))
+        window[0, 0], window[0, 1] = window_start(low_x, extent_x, side), window_start(low_y, extent_y, side)
+        window[0, 2], window[0, 3] = window_end(window[0, 0], extent_x, side), window_end(window[0, 1], extent_y, side)
+        return window, np.full(1, n)
     xs = candidate_starts(boxes[:, 0], boxes[:, 2], extent_x, side, step, limit)
     ys = candidate_starts(boxes[:, 1], boxes[:, 3], extent_y, side, step, limit)
-    nx, ny, n = len(xs), len(ys), len(boxes)
-    if nx == 1 and ny == 1 and n >= min_new:  # one box, or one window is the whole image: most calls
-        window = np.empty((1, 4))
-        window[0, 0], window[0, 2] = xs[0], window_end(xs[0], extent_x, side)
-        window[0, 1], window[0, 3] = ys[0], window_end(ys[0], extent_y, side)
-        return window, np.full(1, n)
+    nx, ny = len(xs), len(ys)
     x_ends, y_ends = np.empty(nx), np.empty(ny)
     for i in range(nx):
         x_ends[i] = window_end(xs[i], extent_x, side)
@@ -127,7 +147,7 @@ def greedy_cover(
 
     best_column = np.empty(ny, np.int64)  # per row, so that a step rescans only the rows it changed
     for j in range(ny):
-        best_column[j] = _best_in_row(new_count[j], total_count[j])
+        best_column[j] = _best_in_row(new_count, total_count, j)
 
     chosen = np.empty((n, 2), np.int64)  # column, row
     new = np.empty(n, np.int64)
@@ -155,7 +175,7 @@ def greedy_cover(
                         new_count[j, i] -= 1
         for j in range(ny):
             if changed[j]:
-                best_column[j] = _best_in_row(new_count[j], total_count[j])
+                best_column[j] = _best_in_row(new_count, total_count, j)
                 changed[j] = False
 
     kept = np.ones(k, np.bool_)
@@ -174,10 +194,12 @@ def greedy_cover(
 
 
 @numba.njit(cache=True)
-def _best_in_row(new_count: IntArray, total_count: IntArray) -> int:
+def _best_in_row(new_count: CountArray, total_count: CountArray, j: int) -> int:
     best = 0
-    for i in range(1, len(new_count)):
-        if new_count[i] > new_count[best] or (new_count[i] == new_count[best] and total_count[i] > total_count[best]):
+    for i in range(1, new_count.shape[1]):
+        if new_count[j, i] > new_count[j, best] or (
+            new_count[j, i] == new_count[j, best] and total_count[j, i] > total_count[j, best]
+        ):
             best = i
     return best
 
@@ -189,19 +211,19 @@ def _drop_redundant(chosen: IntArray, spans: IntArray, kept: npt.NDArray[np.bool
     times = np.zeros(n, np.int64)
     for w in range(len(chosen)):
         for b in range(n):
-            times[b] += _holds(chosen[w], spans[b])
+            times[b] += _holds(chosen, w, spans, b)
     for w in range(len(chosen)):
         redundant = True
         for b in range(n):
-            if times[b] == 1 and _holds(chosen[w], spans[b]):
+            if times[b] == 1 and _holds(chosen, w, spans, b):
                 redundant = False
                 break
         if redundant:
             kept[w] = False
             for b in range(n):
-                times[b] -= _holds(chosen[w], spans[b])
+                times[b] -= _holds(chosen, w, spans, b)
 
 
 @numba.njit(cache=True)
-def _holds(window: IntArray, span: IntArray) -> bool:
-    return bool(span[0] <= window[0] <= span[1] and span[2] <= window[1] <= span[3])
+def _holds(chosen: IntArray, w: int, spans: IntArray, b: int) -> bool:
+    return bool(spans[b, 0] <= chosen[w, 0] <= spans[b, 1] and spans[b, 2] <= chosen[w, 1] <= spans[b, 3])

@@ -9,15 +9,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cover import FloatArray, IntArray, fits, greedy_cover, window_end
+from pipeline.cover import fits, greedy_cover, window_end
+from pipeline.scales import FloatArray, IntArray
 from schemas.codes import Fate, Status
-from schemas.settings import ChipSettings, SideScale
 
 MAX_STARTS = 512
 """Distinct box starts per axis above which the cover falls back to the stride grid; see cover.py."""
-
-PIXEL_EPSILON = 1e-6
-"""A scaled side this little above a whole number of pixels is that number: 512 / 640 * 640 is not 512."""
 
 _CROWD, _IGNORE, _RESCUED, _OUT_OF_RANGE, _CUT, _VALID = (int(status) for status in Status)
 _FATE_COVERED, _FATE_RESCUED, _FATE_UNCOVERED, _FATE_CROWD = (
@@ -68,31 +65,6 @@ class ChipBoxes(NamedTuple):
     status: npt.NDArray[np.uint8]
 
 
-def scale_factors(settings: ChipSettings, widths: IntArray, heights: IntArray) -> FloatArray:
-    """Factor source -> chip of every image at every scale, float64 [n, S]. No rounding (facts §1.2, B7)."""
-    long = np.maximum(widths, heights).astype(np.float64)
-    short = np.minimum(widths, heights).astype(np.float64)
-    columns = []
-    for scale in settings.scales:
-        if isinstance(scale, SideScale):
-            factor = scale.long_side / long
-            if scale.short_side is not None:
-                factor = np.minimum(factor, scale.short_side / short)
-        else:
-            factor = np.full(len(long), scale, np.float64)
-        columns.append(factor)
-    return np.stack(columns, axis=1)
-
-
-def content_size(windows: FloatArray, scales: FloatArray, size: int) -> npt.NDArray[np.int16]:
-    """Stored width and height of each chip, int16 [C, 2]: the whole scaled window, at most `size`.
-
-    A fraction of a pixel is rounded up: the last column then holds less than a pixel of image, repeated.
-    """
-    sides = (windows[:, 2:] - windows[:, :2]) * scales[:, None]
-    return np.clip(np.ceil(sides - PIXEL_EPSILON), 1, size).astype(np.int16)
-
-
 @numba.njit(cache=True)
 def plan_windows(
     offsets: IntArray,
@@ -139,10 +111,12 @@ def plan_windows(
                 continue
             target = -1
             for s in range(num_scales):
-                if _in_range(boxes[b], ranges[s]) and _fits_window(boxes[b], width, height, chip_size / factors[m, s]):
+                if _in_range(boxes, b, ranges[s, 0], ranges[s, 1]) and _fits_window(
+                    boxes, b, width, height, chip_size / factors[m, s]
+                ):
                     mask[b] |= 1 << s
             if mask[b] == 0:
-                target = _rescue_scale(boxes[b], width, height, factors[m], ranges, chip_size)
+                target = _rescue_scale(boxes, b, width, height, factors[m], ranges, chip_size)
                 rescue_scale[b] = target
                 if target >= 0:
                     fate[b] = _FATE_RESCUED
@@ -160,7 +134,7 @@ def plan_windows(
             num_left = 0
             for b in range(first, last):
                 if rescue_scale[b] == s:
-                    rescue_chip[b] = _first_holding(window, scale_start, count, boxes[b])
+                    rescue_chip[b] = _first_holding(window, scale_start, count, boxes, b)
                     num_left += rescue_chip[b] < 0
             if num_left > 0:
                 left = np.empty((num_left, 4))
@@ -176,7 +150,7 @@ def plan_windows(
                 for_rescue[rescue_start:count] = True
                 for b in range(first, last):
                     if rescue_scale[b] == s and rescue_chip[b] < 0:
-                        rescue_chip[b] = _first_holding(window, rescue_start, count, boxes[b])
+                        rescue_chip[b] = _first_holding(window, rescue_start, count, boxes, b)
             image[scale_start:count] = m
             scale_index[scale_start:count] = s
             for b in range(first, last):
@@ -220,7 +194,7 @@ def chip_boxes(
     for c in range(num_chips):
         met = 0
         for b in range(offsets[image[c]], offsets[image[c] + 1]):
-            met += _meets(boxes[b], window[c])
+            met += _meets(boxes, b, window, c)
         chip_offsets[c + 1] = chip_offsets[c] + met
     total = chip_offsets[num_chips]
     source = np.empty(total, np.int64)
@@ -231,7 +205,7 @@ def chip_boxes(
     for c in range(num_chips):
         wx1, wy1, wx2, wy2 = window[c]
         for b in range(offsets[image[c]], offsets[image[c] + 1]):
-            if not _meets(boxes[b], window[c]):
+            if not _meets(boxes, b, window, c):
                 continue
             x1, y1 = max(boxes[b, 0], wx1), max(boxes[b, 1], wy1)
             x2, y2 = min(boxes[b, 2], wx2), min(boxes[b, 3], wy2)
@@ -248,7 +222,7 @@ def chip_boxes(
                 status[r] = _IGNORE
             elif rescue_chip[b] == c:
                 status[r] = _RESCUED
-            elif not _in_range(boxes[b], valid_range[c]):
+            elif not _in_range(boxes, b, valid_range[c, 0], valid_range[c, 1]):
                 status[r] = _OUT_OF_RANGE
             elif not whole:
                 status[r] = _CUT
@@ -259,24 +233,29 @@ def chip_boxes(
 
 
 @numba.njit(cache=True)
-def _in_range(box: FloatArray, bounds: FloatArray) -> bool:
-    size = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
-    return bool(bounds[0] <= size < bounds[1])
+def _in_range(boxes: FloatArray, b: int, lo: float, hi: float) -> bool:
+    size = np.sqrt((boxes[b, 2] - boxes[b, 0]) * (boxes[b, 3] - boxes[b, 1]))
+    return bool(lo <= size < hi)
 
 
 @numba.njit(cache=True)
-def _fits_window(box: FloatArray, width: float, height: float, side: float) -> bool:
-    return fits(box[0], box[2], width, side) and fits(box[1], box[3], height, side)
+def _fits_window(boxes: FloatArray, b: int, width: float, height: float, side: float) -> bool:
+    return fits(boxes[b, 0], boxes[b, 2], width, side) and fits(boxes[b, 1], boxes[b, 3], height, side)
 
 
 @numba.njit(cache=True)
-def _meets(box: FloatArray, window: FloatArray) -> bool:
-    return bool(box[0] < window[2] and box[2] > window[0] and box[1] < window[3] and box[3] > window[1])
+def _meets(boxes: FloatArray, b: int, windows: FloatArray, w: int) -> bool:
+    return bool(
+        boxes[b, 0] < windows[w, 2]
+        and boxes[b, 2] > windows[w, 0]
+        and boxes[b, 1] < windows[w, 3]
+        and boxes[b, 3] > windows[w, 1]
+    )
 
 
 @numba.njit(cache=True)
 def _rescue_scale(
-    box: FloatArray, width: float, height: float, factors: FloatArray, ranges: FloatArray, chip_size: int
+    boxes: FloatArray, b: int, width: float, height: float, factors: FloatArray, ranges: FloatArray, chip_size: int
 ) -> int:
     """The scale that takes a box covered nowhere: fewest index steps from where it belongs, ties to the coarser.
 
@@ -284,7 +263,7 @@ def _rescue_scale(
     Returns -1 when it fits at no scale.
     """
     num_scales = len(factors)
-    size = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+    size = np.sqrt((boxes[b, 2] - boxes[b, 0]) * (boxes[b, 3] - boxes[b, 1]))
     distance = np.empty(num_scales)
     for s in range(num_scales):
         lo, hi = ranges[s]
@@ -296,7 +275,7 @@ def _rescue_scale(
     nearest = distance.min()
     best, best_steps = -1, num_scales
     for s in range(num_scales):
-        if not _fits_window(box, width, height, chip_size / factors[s]):
+        if not _fits_window(boxes, b, width, height, chip_size / factors[s]):
             continue
         steps = num_scales
         for home in range(num_scales):
@@ -322,14 +301,19 @@ def _boxes_where(boxes: FloatArray, mask: npt.NDArray[np.uint8], bit: int, first
 
 
 @numba.njit(cache=True)
-def _holds(window: FloatArray, box: FloatArray) -> bool:
-    return bool(window[0] <= box[0] and window[1] <= box[1] and box[2] <= window[2] and box[3] <= window[3])
+def _holds(windows: FloatArray, w: int, boxes: FloatArray, b: int) -> bool:
+    return bool(
+        windows[w, 0] <= boxes[b, 0]
+        and windows[w, 1] <= boxes[b, 1]
+        and boxes[b, 2] <= windows[w, 2]
+        and boxes[b, 3] <= windows[w, 3]
+    )
 
 
 @numba.njit(cache=True)
-def _first_holding(window: FloatArray, start: int, stop: int, box: FloatArray) -> int:
+def _first_holding(windows: FloatArray, start: int, stop: int, boxes: FloatArray, b: int) -> int:
     for w in range(start, stop):
-        if _holds(window[w], box):
+        if _holds(windows, w, boxes, b):
             return w
     return -1
 
@@ -356,7 +340,7 @@ def _cover(
     for w in range(len(windows)):
         low_x, low_y, high_x, high_y = width, height, 0.0, 0.0  # hull of the boxes it holds
         for b in range(len(boxes)):
-            if _holds(windows[w], boxes[b]):
+            if _holds(windows, w, boxes, b):
                 low_x, low_y = min(low_x, boxes[b, 0]), min(low_y, boxes[b, 1])
                 high_x, high_y = max(high_x, boxes[b, 2]), max(high_y, boxes[b, 3])
         u_x = _uniform(seed, image_id, s, 2 * (ordinal + w))

@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 import struct
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +12,9 @@ import numpy.typing as npt
 import PIL
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
-from pipeline.geometry import PIXEL_EPSILON
+from pipeline.scales import PIXEL_EPSILON
 from schemas.codes import Reason
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, settable and with a clear message, stands in read_image
@@ -29,8 +31,28 @@ EXIF_TURNS = {  # orientation -> what brings the pixels upright
 }
 SWAPS_SIDES = range(5, 9)
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Pillow's names of what is read. It would also take text for a TGA, start programs for an EPS, and clip deep
+JPEG 2000 and AVIF files to 8 bits without a word."""
+
 # What Pillow's plugins raise on damaged files; anything else is a fault of ours and must surface.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+)
+
+# libjpeg's warnings that say pixels are lost. It goes on after them and fills the gap with anything.
+_LOST_DATA = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression", re.IGNORECASE)
+# A few bytes of padding before the end marker are common and harmless; damage leaves more (tests/pipeline).
+_PADDING = re.compile(r"Corrupt JPEG data: [1-8] extraneous bytes before marker 0xd9")
 
 
 class ImageRefusedError(Exception):
@@ -79,12 +101,8 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
     """
     if not data:
         raise ImageRefusedError(Reason.EMPTY_FILE, "the file has no bytes")
-    try:
-        image = Image.open(io.BytesIO(data))
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1) if "exif" in image.info else 1
-    except DECODE_ERRORS as error:
-        kind = " (a Git-LFS pointer)" if data.startswith(b"version https://git-lfs") else ""
-        raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"not an image file{kind}") from error
+    image = _open(data)
+    orientation = _orientation(image)
     raw = image.size
     if raw[0] * raw[1] > max_pixels:
         raise ImageRefusedError(
@@ -106,33 +124,80 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
     return decoded
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _open(data: bytes) -> ImageFile.ImageFile:
+    with warnings.catch_warnings(record=True) as remarks:  # Pillow warns of formats that it was built without
+        warnings.simplefilter("always")
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except DECODE_ERRORS as error:
+            if data.startswith(b"version https://git-lfs"):
+                message = "a Git-LFS pointer, not the image itself; fetch it with `git lfs pull`"
+            else:
+                known = f"not an image file of a known format ({', '.join(FORMATS)})"
+                message = "; ".join([known, *(str(remark.message) for remark in remarks)])
+            raise ImageRefusedError(Reason.NOT_AN_IMAGE, message) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or the EXIF data are damaged."""
+    if "exif" not in image.info:
+        return 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Corrupt EXIF data", of images that are sound
+        try:
+            orientation = image.getexif().get(EXIF_ORIENTATION)
+        except DECODE_ERRORS:
+            return 1
+    return orientation if orientation in EXIF_TURNS else 1
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
     """More than 8 bits per channel; Pillow opens 16-bit RGB files as RGB and would clip them silently."""
     if image.mode.startswith(("I", "F")):
         return True
-    return any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    for tile in image.tile:
+        if ";16" in str(tile.args):
+            return True
+        maxval = tile.args[-1] if tile.codec_name.startswith("ppm") and isinstance(tile.args, tuple) else 0
+        if isinstance(maxval, int) and maxval > 255:
+            return True
+    return False
 
 
-def _decode(image: Image.Image, data: bytes) -> Image.Image:
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        try:
-            pixels = simplejpeg.decode_jpeg(data, "RGBX")
-        except ValueError as error:
-            # libjpeg warns of what it skipped; only missing data means that pixels are lost
-            if "premature end" in str(error).lower():
-                raise ImageRefusedError(Reason.UNDECODABLE, f"truncated: {error}") from error
-        else:
+def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    if image.format in ("JPEG", "MPO"):
+        pixels = _decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGBX")
+        # Pillow knows which CMYK files are stored inverted
+        if pixels is not None and image.mode != "CMYK" and pixels.shape[:2] == image.size[::-1]:
             # no copy: Pillow keeps RGB as four bytes per pixel too
             return Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1)
     try:
         image.load()
+        if image.format == "PNG":  # decoding stops at the last pixel; the checksums tell whether it is the right one
+            Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         if image.mode == "RGB":
             return image
         if image.mode == "P":
-            image = image.convert("RGBA")  # by way of RGBA: transparent palettes warn otherwise
+            return image.convert("RGBA").convert("RGB")  # transparent palettes warn otherwise
         return image.convert("RGB")
     except DECODE_ERRORS as error:
         raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+
+
+def _decode_jpeg(data: bytes, colorspace: str) -> npt.NDArray[np.uint8] | None:
+    """The pixels of a JPEG, uint8 [h, w, 4]; None where only Pillow reads it.
+
+    Raises:
+        ImageRefusedError: pixels are lost.
+    """
+    try:
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace)
+    except ValueError as error:
+        message = str(error)
+        if _LOST_DATA.search(message) and not _PADDING.fullmatch(message):
+            raise ImageRefusedError(Reason.UNDECODABLE, f"truncated or damaged: {message}") from error
+        return None
+    return pixels
 
 
 def cut_chip(
@@ -146,7 +211,7 @@ def cut_chip(
 
     Args:
         window: x1 y1 x2 y2, source pixels, inside the image.
-        width, height: stored content, chip pixels (geometry.content_size).
+        width, height: stored content, chip pixels (scales.content_size).
 
     Returns:
         uint8 [height, width, 3 or 4], RGB or RGBX.

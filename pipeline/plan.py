@@ -1,13 +1,16 @@
 """Plans chips: from a run of source images to manifest rows, before any pixel is read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.coco import Source
-from pipeline.geometry import chip_boxes, content_size, plan_windows, scale_factors
+from pipeline.geometry import chip_boxes, plan_windows
+from pipeline.scales import content_size, scale_factors
 from schemas.codes import STATUS_NAMES, Status
 from schemas.settings import ChipSettings
 from schemas.tables import BOX, PLAN
@@ -83,7 +86,7 @@ def plan_run(source: Source, start: int, stop: int, settings: ChipSettings) -> P
     content = content_size(windows.window, scales, settings.size)
     chips = pa.Table.from_arrays(
         [
-            pa.array(_keys(image_ids[windows.image], windows.scale_index), pa.string()),
+            _keys(image_ids[windows.image], windows.scale_index),
             pa.array(image_ids[windows.image]),
             pa.repeat("positive", len(scales)),
             pa.array(windows.scale_index),
@@ -102,12 +105,16 @@ def plan_run(source: Source, start: int, stop: int, settings: ChipSettings) -> P
     return Plan(chips, windows.image, windows.for_rescue, windows.fate, windows.scale_mask)
 
 
-def _keys(image_ids: npt.NDArray[np.int64], scale_indices: npt.NDArray[np.int8]) -> list[str]:
+def _keys(image_ids: npt.NDArray[np.int64], scale_indices: npt.NDArray[np.int8]) -> pa.Array:
     """Image id, scale index, p for positive, number within the image and scale: unique by construction."""
-    keys = []
-    previous, number = (None, None), 0
-    for image_id, scale_index in zip(image_ids.tolist(), scale_indices.tolist(), strict=True):
-        number = number + 1 if (image_id, scale_index) == previous else 0
-        previous = (image_id, scale_index)
-        keys.append(f"{image_id:012d}-{scale_index}p{number:03d}")
-    return keys
+    is_first = np.ones(len(image_ids), np.bool_)
+    is_first[1:] = (image_ids[1:] != image_ids[:-1]) | (scale_indices[1:] != scale_indices[:-1])
+    positions = np.arange(len(image_ids))
+    number = positions - np.maximum.accumulate(np.where(is_first, positions, 0))
+    return pc.binary_join_element_wise(
+        _digits(image_ids, 12), pc.binary_join_element_wise(_digits(scale_indices, 1), _digits(number, 3), "p"), "-"
+    )
+
+
+def _digits(numbers: npt.NDArray[np.integer[Any]], width: int) -> pa.Array:
+    return pc.utf8_lpad(pa.array(numbers).cast(pa.string()), width, "0")

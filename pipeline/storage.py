@@ -9,6 +9,8 @@ from typing import IO
 
 from schemas.errors import DataError, UsageError
 
+BUFFER = 1 << 20  # bytes; many small writes become few
+
 TEMPORARY = ".tmp-"
 """Start of every unfinished file's name; no reader or glob for chips-* sees one."""
 
@@ -28,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", buffering=BUFFER) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.coco import Source
-from pipeline.geometry import scale_factors
 from pipeline.plan import Plan
+from pipeline.scales import scale_factors, scale_name
 from schemas.codes import FATE_NAMES, Fate, Reason
-from schemas.settings import ChipSettings, SideScale
+from schemas.settings import ChipSettings
 
 # Measured by scripts/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
 BYTES_PER_CHIP_PIXEL = 0.30
@@ -138,15 +138,6 @@ class Summary:
             "single_scale_800x1333": int((area * single**2).sum()),
             "full_pyramid": int((area[:, None] * factors**2).sum()),
         }
-
-
-def scale_name(scale: float | SideScale) -> str:
-    """As a person would write it: `3`, `512/long side`, `800/short side, at most 1333`."""
-    if not isinstance(scale, SideScale):
-        return f"{scale:g}"
-    if scale.short_side is None:
-        return f"{scale.long_side}/long side"
-    return f"{scale.short_side}/short side, at most {scale.long_side}"
 
 
 def describe(counts: dict[str, Any], workers: int | None = None) -> str:

@@ -114,6 +114,7 @@ fi
 
 # --- This project -----------------------------------------------------------------------------------------
 "$uv" pip install --no-deps --no-build-isolation -e . >>"$log" 2>&1 || fail "installing the project itself failed"
+"$venv/bin/python" scripts/compile_kernels.py >>"$log" 2>&1 || fail "the planning kernels could not be compiled"
 
 touch "$stamp"
 echo "setup: done in $((SECONDS - started)) s: $("$venv/bin/python" -c 'import importlib.metadata as m, PIL
