@@ -34,7 +34,7 @@ def check(annotations: Path, images: Path | None, *, max_pixels: int, workers: i
     """
     if images is not None and not images.is_dir():
         raise UsageError(f"{images}: no such image folder; give the folder that file_name is relative to as --images")
-    source = read_coco(annotations)
+    source = read_coco(annotations, max_pixels)
     if images is None:
         return CheckReport(source, source.rejects, 0)
     with Progress("check", source.num_images, "images") as progress:

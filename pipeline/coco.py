@@ -139,17 +139,20 @@ class _Fault(NamedTuple):
     message: str
 
 
-def read_coco(path: Path) -> Source:
+def read_coco(path: Path, max_pixels: int | None = None) -> Source:
     """Read and check a COCO annotation file.
 
     Single records that are wrong are refused with a reason and lose nothing else.
+
+    Args:
+        max_pixels: refuse images annotated with more; their files would be refused, and planning them costs memory.
 
     Raises:
         DataError: when the file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images,
             boxes but no categories, string ids, or an image or category id that occurs twice; all that is wrong
             in the lists is named at once.
     """
-    return _check(_parse(path), path)
+    return _check(_parse(path), path, max_pixels)
 
 
 def _parse(path: Path) -> _File:
@@ -180,7 +183,7 @@ def _parse(path: Path) -> _File:
         ) from error
 
 
-def _check(file: _File, path: Path) -> Source:
+def _check(file: _File, path: Path, max_pixels: int | None) -> Source:
     lists = {"images": file.images, "annotations": file.annotations, "categories": file.categories}
     missing = [f"`{name}`" for name, records in lists.items() if records is None]
     if missing:
@@ -195,7 +198,7 @@ def _check(file: _File, path: Path) -> Source:
     _refuse_untrustworthy(images, annotations, categories, path)
     known = sorted((c.id, _category_name(c)) for c in categories if isinstance(c, _Category))
     rejects: list[Reject] = []
-    kept, refused = _check_images(images, rejects)
+    kept, refused = _check_images(images, max_pixels, rejects)
     return _check_boxes(annotations, kept, refused, known, rejects)
 
 
@@ -259,14 +262,14 @@ def _category_name(category: _Category) -> str:
 
 
 def _check_images(
-    records: list[Any], rejects: list[Reject]
+    records: list[Any], max_pixels: int | None, rejects: list[Reject]
 ) -> tuple[list[tuple[int, str, int, int]], list[RefusedImage]]:
     """Split image records into (id, file_name, width, height) sorted by id, and the refused."""
     kept: list[tuple[int, str, int, int]] = []
     refused: list[RefusedImage] = []
     first_with: dict[str, int] = {}
     for row, record in enumerate(records):
-        fault = _image_fault(record, row, first_with)
+        fault = _image_fault(record, row, max_pixels, first_with)
         r = record if isinstance(record, _Image) else _Image()
         if fault is None:
             kept.append((r.id, r.file_name, int(r.width), int(r.height)))
@@ -281,7 +284,7 @@ def _check_images(
     return sorted(kept), refused
 
 
-def _image_fault(r: Any, row: int, first_with: dict[str, int]) -> tuple[Reason, str] | None:
+def _image_fault(r: Any, row: int, max_pixels: int | None, first_with: dict[str, int]) -> tuple[Reason, str] | None:
     """What is wrong with an image record; `first_with` collects which row has each file first."""
     if not isinstance(r, _Image):
         return Reason.BAD_RECORD, f"is {_shown(r)}; expected an object"
@@ -292,6 +295,12 @@ def _image_fault(r: Any, row: int, first_with: dict[str, int]) -> tuple[Reason, 
     if not (_is_side(r.width) and _is_side(r.height)):
         found = f"{_shown(r.width)}, {_shown(r.height)}"
         return Reason.BAD_RECORD, f"width, height are {found}; expected whole numbers of pixels"
+    if max_pixels is not None and r.width * r.height > max_pixels:
+        return (
+            Reason.TOO_MANY_PIXELS,
+            f"is annotated as {r.width}x{r.height}, more than {max_pixels:,} pixels; "
+            "raise it with --set chips.max_pixels=N",
+        )
     if not _is_safe(r.file_name):
         return (
             Reason.UNSAFE_PATH,

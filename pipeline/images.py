@@ -86,7 +86,8 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
     """Decode an image file in full, in the frame whose size is the annotated one.
 
     The EXIF-turned frame counts when its size matches, else the raw one. Alpha is dropped, palettes and CMYK are
-    converted, of several frames the first is used.
+    converted, of several frames the first is used. Damage is noticed as far as the format lets it: a JPEG has no
+    checksums.
 
     Args:
         data: the file's bytes.
@@ -166,7 +167,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     if image.format in ("JPEG", "MPO"):
-        pixels = _decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGBX")
+        pixels = _decode_jpeg(data)
         # Pillow knows which CMYK files are stored inverted
         if pixels is not None and image.mode != "CMYK" and pixels.shape[:2] == image.size[::-1]:
             # no copy: Pillow keeps RGB as four bytes per pixel too
@@ -184,14 +185,14 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
 
 
-def _decode_jpeg(data: bytes, colorspace: str) -> npt.NDArray[np.uint8] | None:
-    """The pixels of a JPEG, uint8 [h, w, 4]; None where only Pillow reads it.
+def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """The pixels of a JPEG, uint8 [h, w, 4], RGBX; None where only Pillow reads it.
 
     Raises:
         ImageRefusedError: pixels are lost.
     """
     try:
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace)
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGBX")
     except ValueError as error:
         message = str(error)
         if _LOST_DATA.search(message) and not _PADDING.fullmatch(message):

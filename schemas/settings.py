@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from schemas.errors import SettingsError
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from schemas.loader import LoaderSettings
+from schemas.model import ModelSettings
+from schemas.section import Section
+from schemas.train import TrainSettings
 
 
 class SideScale(Section):
@@ -21,7 +27,12 @@ class SideScale(Section):
     long_side: int = Field(gt=0)
 
 
-Factor = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(gt=0, le=64)]
+# Told apart by the value, so that only the faults of what was meant are reported.
+Scale = Annotated[
+    Annotated[Factor, Tag("<factor>")] | Annotated[SideScale, Tag("<sides>")],
+    Discriminator(lambda value: "<sides>" if isinstance(value, dict | SideScale) else "<factor>"),
+]
 Bound = Annotated[float, Field(ge=0)]
 
 
@@ -29,7 +40,7 @@ class ChipSettings(Section):
     """What `sniper chips` makes. Every field here changes the output and is part of the fingerprint."""
 
     size: int = Field(512, ge=32, le=4096, description="chip side, chip pixels")
-    scales: list[Factor | SideScale] = Field(
+    scales: list[Scale] = Field(
         [3.0, 1.667, SideScale(long_side=512)], min_length=1, max_length=8, description="finest first"
     )
     ranges: list[tuple[Bound, Bound | None]] = Field(
@@ -59,10 +70,22 @@ class ChipSettings(Section):
         return [(lo, math.inf if hi is None else hi) for lo, hi in self.ranges]
 
 
+class NegativeSettings(Section):
+    """How `sniper negatives` mines. Every field here changes the output."""
+
+    nms: float = Field(0.7, gt=0, le=1, description="pooling drops a proposal with more IoU with a better one")
+    min_finest: int = Field(25, ge=1, description="finest scale: a chip must newly cover this many proposals")
+    min_others: int = Field(10, ge=1, description="the same at all other scales")
+
+
 class Settings(Section):
     """The whole configuration; one YAML file can drive every command."""
 
     chips: ChipSettings = ChipSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    model: ModelSettings = ModelSettings()
+    loader: LoaderSettings = LoaderSettings()
+    train: TrainSettings = TrainSettings()
 
 
 def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ()) -> Settings:
@@ -71,41 +94,55 @@ def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ())
     Raises:
         SettingsError: naming every unknown key and wrong value at once, with dotted names.
     """
-    tree: dict[str, Any] = {}
-    if config is not None:
-        try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SettingsError(f"{config}: cannot be read as YAML: {error}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise SettingsError(f"{config}: expected sections such as `chips:`, found {type(loaded).__name__}")
-        tree = loaded or {}
-    for assignment in assignments:
-        _assign(tree, assignment)
+    tree = _read_yaml(config) if config is not None else {}
+    faults = [fault for assignment in assignments if (fault := _assign(tree, assignment)) is not None]
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n".join(_describe(detail) for detail in error.errors())) from error
+        raise SettingsError("\n".join([*faults, *(_describe(detail) for detail in error.errors())])) from error
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return settings
 
 
-def _assign(tree: dict[str, Any], assignment: str) -> None:
-    dotted, equals, text = assignment.partition("=")
-    if not equals:
-        raise SettingsError(f"--set {assignment}: expected section.key=value")
-    *parents, leaf = dotted.strip().split(".")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise SettingsError(f"--set {assignment}: {name} is a value, not a section")
+# safe_load also lets through ValueError (2001-99-99 is no date) and RecursionError.
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {assignment}: the value is not YAML: {error}") from error
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except YAML_ERRORS as error:
+        raise SettingsError(f"{path}: is not YAML: {error}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: expected sections such as `chips:`, found {type(loaded).__name__}")
+    # a section whose lines are all commented out reads as null
+    return {name: {} if section is None else section for name, section in (loaded or {}).items()}
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> str | None:
+    """Put `a.b=value` into the tree; returns what is wrong with it, if anything."""
+    dotted, equals, text = assignment.partition("=")
+    *parents, leaf = dotted.strip().split(".")
+    if not equals or not leaf or not all(parents):
+        return f"--set {assignment}: expected section.key=value"
+    section: Any = tree
+    for name in parents:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            return f"--set {assignment}: {name} is a value, not a section"
+    try:
+        section[leaf] = yaml.safe_load(text)
+    except YAML_ERRORS as error:
+        return f"--set {assignment}: the value is not YAML: {error}"
+    return None
 
 
 def _describe(detail: Any) -> str:
     """One line for one pydantic error: dotted name, what was expected, what was found."""
-    name = ".".join(str(part) for part in detail["loc"] if part not in ("float", "SideScale"))
+    name = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("<"))
     if detail["type"] == "extra_forbidden":
         return f"{name}: unknown setting"
     found = f", found {detail['input']!r}" if detail["type"] != "value_error" else ""

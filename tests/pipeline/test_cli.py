@@ -1,0 +1,321 @@
+"""The command line: exit statuses, messages that say what to do, and never a traceback."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from schemas.settings import ChipSettings
+from tests.builders import CocoSet, assert_reconciles, build, chip_sums, digest, encoded, sound_set, texture
+from tests.conftest import CommandResult, RunSniper
+from tests.paths import shared_data
+
+SNIPER = Path(sys.executable).with_name("sniper")
+
+
+def installed(*arguments: object, file_limit: int | None = None, **environment: str) -> CommandResult:
+    """Runs the installed console script; `file_limit` is the size in bytes beyond which no file can grow."""
+
+    def limit() -> None:
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    done = subprocess.run(
+        [SNIPER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        preexec_fn=limit,
+        env=os.environ | environment,
+    )
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return CommandResult(done.returncode, done.stdout, done.stderr)
+
+
+def options(made: CocoSet, out: Path | None = None) -> list[object]:
+    inputs: list[object] = ["--annotations", made.write(), "--images", made.image_root, "--workers", 1]
+    return inputs if out is None else [*inputs, "--out", out]
+
+
+def with_bad_images(root: Path, good: int, bad: int) -> CocoSet:
+    made = CocoSet(root)
+    content = encoded(texture(16, 16))
+    for i in range(good + bad):
+        made.add_image(i, content if i < good else b"", f"{i}.jpg", 16, 16, [[1, 1, 9, 9]])
+    return made
+
+
+def test_check_of_sound_set_succeeds(tmp_path: Path, sniper: RunSniper) -> None:
+    result = sniper("check", *options(sound_set(tmp_path)))
+    assert result.status == 0
+    assert "2 images, 3 boxes, 1 categories; 2 image files decoded" in result.out
+    assert "nothing wrong found" in result.out
+
+
+def test_check_of_bad_set_lists_every_kind_and_fails(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.add_image(50, b"", "empty.jpg")
+    made.add_image(51, file_name="gone.jpg", write=False)
+    made.add_image(52, file_name="../up.jpg", write=False)
+    made.add_box(1, [1, 1, 0, 1])
+    made.add_box(1, [1, 1, float("nan"), 1])
+    command = options(made)
+    before = digest(tmp_path)
+    result = sniper("check", *command)
+    assert result.status == 1
+    assert digest(tmp_path) == before
+    for reason in ("empty_file", "missing_file", "unsafe_path", "no_area", "bad_numbers"):
+        assert f": {reason}" in result.out
+    for name in ("empty.jpg", "gone.jpg", "../up.jpg", "annotations[6]"):
+        assert name in result.out
+    assert "nothing wrong" not in result.out
+
+
+def test_check_of_boxes_that_read_as_corners_fails(tmp_path: Path, sniper: RunSniper) -> None:
+    made = CocoSet(tmp_path)
+    made.add_image(1, boxes=[[4 * i, 4 * i, 4 * i + 20, 4 * i + 20] for i in range(1, 12)])
+    result = sniper("check", *options(made))
+    assert result.status == 1
+    assert "x1 y1 x2 y2" in result.out
+
+
+def test_check_without_images_reads_no_file(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.write()
+    shutil.rmtree(made.image_root)
+    result = sniper("check", "--annotations", made.path)
+    assert result.status == 0
+    assert "0 image files decoded" in result.out
+
+
+@pytest.mark.parametrize("command", ["check", "chips"])
+def test_image_folder_that_is_missing_is_wrong_use(command: str, tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    out = ["--out", tmp_path / "out"] if command == "chips" else []
+    for images in (tmp_path / "none", made.write()):
+        result = sniper(command, "--annotations", made.path, "--images", images, *out)
+        assert result.status == 2
+        assert f"{images}: no such image folder" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "chips"])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b'{"images": [', "is not valid JSON"),
+        (b"[]", "expected a COCO object"),
+        (b"{}", "has no `images`"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (None, "no such annotation file"),
+    ],
+)
+def test_annotation_file_that_cannot_be_used_is_named_and_fails(
+    command: str, content: bytes | None, expected: str, tmp_path: Path, sniper: RunSniper
+) -> None:
+    path = tmp_path / "annotations.json"
+    if content is not None:
+        path.write_bytes(content)
+    out = ["--out", tmp_path / "out"] if command == "chips" else []
+    result = sniper(command, "--annotations", path, "--images", tmp_path, *out)
+    assert result.status == 1
+    assert result.err.startswith(f"sniper: {path}: ")
+    assert expected in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "max_bad", "status"),
+    [(9, 1, None, 1), (9, 1, 0.09, 1), (9, 1, 0.1, 0), (2, 1, 0.34, 0), (2, 1, 0.33, 1), (0, 3, 1, 0), (3, 0, 0, 0)],
+)
+def test_max_bad_is_a_share_of_images_and_everything_good_is_written(
+    good: int, bad: int, max_bad: float | None, status: int, tmp_path: Path, sniper: RunSniper
+) -> None:
+    made = with_bad_images(tmp_path, good, bad)
+    limit = [] if max_bad is None else ["--max-bad", max_bad]
+    result = sniper("chips", *options(made, tmp_path / "out"), *limit)
+    assert result.status == status, result.err
+    assert_reconciles(tmp_path / "out", made.content())
+    assert len({key[:12] for key in chip_sums(tmp_path / "out", tuple(range(good + bad)))}) == good
+    if status:
+        assert f"{bad} of {good + bad} images were refused" in result.err
+        assert "rejects.parquet" in result.err
+    if bad:
+        assert f"{bad} image{'s' if bad > 1 else ''}: empty_file" in result.out
+
+
+def test_max_bad_counts_refused_records_too(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.images.append({"id": 7})
+    assert sniper("chips", *options(made, tmp_path / "out")).status == 1
+    assert sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 0.34).status == 0
+
+
+def test_max_bad_does_not_count_boxes(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    for _ in range(30):
+        made.add_box(1, None)
+    result = sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 0)
+    assert result.status == 0
+    assert "30 annotations: bad_numbers" in result.out
+
+
+def test_chips_again_after_bad_images_does_nothing_and_reports_them_again(tmp_path: Path, sniper: RunSniper) -> None:
+    made = with_bad_images(tmp_path, 3, 1)
+    first = sniper("chips", *options(made, tmp_path / "out"))
+    before = digest(tmp_path / "out")
+    second = sniper("chips", *options(made, tmp_path / "out"))
+    assert first.status == second.status == 1
+    assert "nothing to do" in second.out
+    assert "1 image: empty_file" in second.out
+    assert digest(tmp_path / "out") == before
+
+
+def test_chips_after_the_bad_image_was_mended_has_it(tmp_path: Path, sniper: RunSniper) -> None:
+    made = with_bad_images(tmp_path, 3, 1)
+    assert sniper("chips", *options(made, tmp_path / "out")).status == 1
+    (made.image_root / "3.jpg").write_bytes(encoded(texture(16, 16)))
+    assert sniper("chips", *options(made, tmp_path / "out")).status == 0
+    assert pl.read_parquet(tmp_path / "out/rejects.parquet").is_empty()
+    assert_reconciles(tmp_path / "out", made.content())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--max-bad", "2"], "--max-bad"),
+        (["--max-bad", "few"], "--max-bad"),
+        (["--workers", "0"], "--workers"),
+        (["--wrokers", "2"], "--wrokers"),
+    ],
+)
+def test_chips_wrong_options_are_wrong_use(
+    arguments: list[str], expected: str, tmp_path: Path, sniper: RunSniper
+) -> None:
+    result = sniper("chips", *options(sound_set(tmp_path), tmp_path / "out"), *arguments)
+    assert result.status == 2
+    assert expected in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "chips"])
+def test_settings_faults_are_all_named_and_are_wrong_use(command: str, tmp_path: Path, sniper: RunSniper) -> None:
+    (tmp_path / "settings.yaml").write_text("chips: {sise: 5, quality: 500}\nextra: 1\n")
+    out = tmp_path / "out" if command == "chips" else None
+    result = sniper(
+        command,
+        *options(sound_set(tmp_path), out),
+        *("--config", tmp_path / "settings.yaml", "--set", "chips.stride=-1", "--set", "chips.seed"),
+    )
+    assert result.status == 2
+    for name in ("chips.sise: unknown setting", "chips.quality: ", "extra: unknown", "chips.stride: ", "chips.seed: "):
+        assert name in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_below_a_file_is_wrong_use(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    for out in (made.write(), made.path / "out"):
+        result = sniper("chips", *options(made, out))
+        assert result.status == 2
+        assert result.err.startswith(f"sniper: {out}: cannot be written: ")
+        assert "choose another --out" in result.err
+
+
+@pytest.mark.parametrize("name", ["positives", "plan", "run.json", "images.parquet"])
+def test_out_that_holds_something_else_under_our_names_gives_no_traceback(
+    name: str, tmp_path: Path, sniper: RunSniper
+) -> None:
+    made = sound_set(tmp_path)
+    blocked = tmp_path / "out" / name
+    if name.endswith((".json", ".parquet")):
+        (blocked / "inside").mkdir(parents=True)
+    else:
+        blocked.parent.mkdir()
+        blocked.write_text("mine")
+    plan = ["--plan-only"] if name == "plan" else []
+    result = sniper("chips", *options(made, tmp_path / "out"), *plan)
+    assert result.status in (1, 2)
+    assert str(blocked) in result.err
+    assert blocked.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_full_disk_is_an_error_that_names_the_file_and_a_rerun_completes(workers: int, tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    for i in range(6):
+        made.add_image(i, encoded(texture(200, 200, i), quality=95), f"{i}.jpg", 200, 200)
+    build(made, tmp_path / "first")  # numba's cache must be filled: it could not be written either
+    command = ["chips", *options(made, tmp_path / "out"), "--workers", workers, "--set", "chips.images_per_shard=2"]
+    full = installed(*command, file_limit=40_000)
+    assert full.status == 1
+    assert "cannot be written: " in full.err
+    assert str(tmp_path / "out/positives/chips-0000") in full.err
+    assert "run the same command again" in full.err
+    assert not (tmp_path / "out/run.json").exists()
+    report = build(made, tmp_path / "out", ChipSettings(images_per_shard=2))
+    assert report.num_shards == 3
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
+    assert_reconciles(tmp_path / "out", made.content())
+
+
+def test_installed_command_prints_no_traceback_on_bad_input(tmp_path: Path) -> None:
+    made = sound_set(tmp_path)
+    made.add_image(50, b"text", "bad.jpg")
+    made.add_image(51, b"", "шум-图.jpg")
+    made.add_box(1, [0, 0, 1e-200, 1e-200])
+    # a terminal that cannot show these letters
+    result = installed("chips", *options(made, tmp_path / "out"), PYTHONIOENCODING="latin-1")
+    assert result.status == 1
+    assert "not_an_image" in result.out
+    assert "\\u56fe.jpg" in result.out
+    assert "2 of 4 images were refused" in result.err
+    assert_reconciles(tmp_path / "out", made.content())
+
+
+def test_installed_command_ends_quietly_when_its_reader_does(tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    for i in range(300):
+        made.images.append({"id": i, "file_name": f"../{'x' * 400}{i}", "width": 0, "height": 1})
+    command = f"'{SNIPER}' check --annotations '{made.write()}' | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["odd/BloodImage_00338.xml", "odd/lfs_pointer_instead_of_json.json"])
+def test_check_real_file_that_is_not_coco_fails_by_name(name: str, sniper: RunSniper) -> None:
+    path = shared_data(name)
+    result = sniper("check", "--annotations", path)
+    assert result.status == 1
+    assert result.err.startswith(f"sniper: {path}: ")
+
+
+@pytest.mark.parametrize("name", ["odd/visdrone_train_first50.json", "odd/lvis_val_100.json"])
+def test_check_real_odd_file_is_read(name: str, sniper: RunSniper) -> None:
+    path = shared_data(name)
+    content = json.loads(path.read_bytes())
+    result = sniper("check", "--annotations", path)
+    assert f"{len(content['images']):,} images, {len(content['annotations']):,} boxes" in result.out
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["check", "--help"], ["chips", "-h"]])
+def test_help_names_what_there_is(arguments: list[str], sniper: RunSniper) -> None:
+    result = sniper(*arguments)
+    assert "Usage: sniper" in result.out + result.err
+
+
+def test_version_names_codec_and_resizer(sniper: RunSniper) -> None:
+    result = sniper("--version")
+    assert result.status == 0
+    assert result.out.startswith("sniper ")
+    assert "JPEG: simplejpeg" in result.out
+    assert "resize: pillow" in result.out
