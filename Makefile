@@ -14,10 +14,17 @@ ANNOTATIONS ?=
 IMAGES ?=
 OUT ?=
 WORKERS ?=
+DATA ?=
+RUN ?=
+GPUS ?= 1
 ARGS ?=
 
 # The options that stand for variables left empty are left out.
 WORKERS_OPTION = $(if $(strip $(WORKERS)),--workers $(WORKERS))
+# One process per GPU; torchrun only where there are several.
+LAUNCH = $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python) $(SNIPER)
+# The demo's data are small, so are its chips and its network.
+DEMO_CONFIG := --config scripts/demo.yaml
 
 .PHONY: help setup chips negatives train evaluate demo demo-data test lint format bench peers lock clean
 
@@ -31,7 +38,7 @@ chips: setup ## cut the chip data set: ANNOTATIONS=F IMAGES=D OUT=D [WORKERS=N];
 ifeq ($(strip $(ANNOTATIONS)),)
 	@$(MAKE) --no-print-directory demo-data
 	$(SNIPER) chips --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train \
-	    --out "$(or $(OUT),$(DEMO)/chips)" $(WORKERS_OPTION) $(ARGS)
+	    --out "$(or $(OUT),$(DEMO)/chips)" $(DEMO_CONFIG) $(WORKERS_OPTION) $(ARGS)
 else
 	@if [ -z "$(IMAGES)" ] || [ -z "$(OUT)" ]; then \
 	    echo "make chips: ANNOTATIONS needs IMAGES=<folder> and OUT=<folder> beside it" >&2; exit 2; fi
@@ -41,8 +48,14 @@ endif
 negatives: setup ## mine negative chips (not built yet)
 	@echo 'make negatives: not built yet (see README, "State")' >&2; exit 1
 
-train: setup ## train the detector (not built yet)
-	@echo 'make train: not built yet (see README, "State")' >&2; exit 1
+train: setup ## train the detector: DATA=<chips> RUN=<folder> [GPUS=N]; on the demo chips without them
+ifeq ($(strip $(DATA)),)
+	@$(MAKE) --no-print-directory chips ARGS=
+	$(LAUNCH) train --data $(DEMO)/chips --out "$(or $(RUN),$(DEMO)/run)" $(DEMO_CONFIG) $(ARGS)
+else
+	@if [ -z "$(RUN)" ]; then echo "make train: DATA needs RUN=<folder> beside it" >&2; exit 2; fi
+	$(LAUNCH) train --data "$(DATA)" --out "$(RUN)" $(ARGS)
+endif
 
 evaluate: setup ## score a checkpoint on whole images (not built yet)
 	@echo 'make evaluate: not built yet (see README, "State")' >&2; exit 1
@@ -50,7 +63,7 @@ evaluate: setup ## score a checkpoint on whole images (not built yet)
 demo: setup demo-data ## run the pipeline on generated data and leave a picture to look at
 	$(SNIPER) check --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train
 	$(SNIPER) chips --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train \
-	    --out $(DEMO)/chips $(WORKERS_OPTION) $(ARGS)
+	    --out $(DEMO)/chips $(DEMO_CONFIG) $(WORKERS_OPTION) $(ARGS)
 	$(SNIPER) verify $(DEMO)/chips
 	@mkdir -p $(DEMO)/report
 	$(SNIPER) show $(DEMO)/chips --out $(DEMO)/report/chips.png

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline import __version__
 from pipeline.coco import Reject, Source, SourceImage, read_coco
-from pipeline.cut import ShardJob, ShardResult, cut_shard
+from pipeline.cut import ShardJob, cut_shard
 from pipeline.engines import run_local
 from pipeline.images import codec
 from pipeline.ledger import ledger_files
@@ -68,7 +68,7 @@ def chips(
     """
     if not plan_only and (images is None or not images.is_dir()):
         raise UsageError(f"{images}: no such image folder; give the folder that file_name is relative to as --images")
-    source = read_coco(annotations)
+    source = read_coco(annotations, settings.max_pixels)
     with locked(out):
         if overwrite:
             _clear(out)
@@ -82,7 +82,7 @@ def chips(
 
 def _runs(num_images: int, length: int) -> dict[str, tuple[int, int]]:
     """Shard name -> its run of consecutive images [start, stop), decided before anything else."""
-    starts = range(0, num_images, length)
+    starts = range(0, max(num_images, 1), length)  # a set without a usable image still has one, empty, shard
     return {f"chips-{i:05d}": (start, min(start + length, num_images)) for i, start in enumerate(starts)}
 
 
@@ -95,53 +95,34 @@ def _build(
     workers: int,
     max_bad: float,
 ) -> Report:
-    folder = out / FOLDER
-    folder.mkdir(exist_ok=True)
     shutil.rmtree(out / "plan", ignore_errors=True)
-    done = _committed(folder, settings)
-    for name in done.keys() - runs.keys():  # the data set has shrunk
-        (folder / f"{name}.parquet").unlink()
-        (folder / f"{name}.tar").unlink(missing_ok=True)
-
+    target = Target(out, FOLDER, out / "run.json", images, settings, settings.model_dump(mode="json"))
+    done = committed(target, runs.keys(), "chips")
     summary = Summary(source, settings)
     records: dict[str, Record] = {}
     plans: dict[str, Plan] = {}
 
-    def finish(name: str, plan: Plan, record: Record) -> None:
+    def planned() -> Iterator[PlannedShard]:
+        for name, (start, stop) in runs.items():
+            plans[name] = plan_run(source, start, stop, settings)
+            yield PlannedShard(name, source.images(start, stop), plans[name].chips)
+
+    def finish(name: str, record: Record) -> None:
         refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
-        summary.add(plan, *runs[name], refused)
+        start, stop = runs[name]
+        summary.add(plans.pop(name), start, stop, refused)
         records[name] = record
+        progress.add(stop - start)
 
     with Progress("chips", source.num_images, "images") as progress:
-
-        def jobs() -> Iterator[ShardJob]:
-            for name, (start, stop) in runs.items():
-                plan = plan_run(source, start, stop, settings)
-                sources = source.images(start, stop)
-                fingerprint = _shard_fingerprint(plan.chips, sources, images, settings)
-                if name in done and done[name].fingerprint == fingerprint:
-                    finish(name, plan, done[name])
-                    progress.add(stop - start)
-                    continue
-                if not plans:
-                    (out / "run.json").unlink(missing_ok=True)  # no longer a finished build
-                plans[name] = plan
-                yield ShardJob(out, FOLDER, name, images, sources, plan.chips, settings, fingerprint)
-
-        num_made = 0
-        result: ShardResult
-        for result in run_local(cut_shard, jobs(), workers):
-            finish(result.name, plans.pop(result.name), result.record)
-            num_made += 1
-            start, stop = runs[result.name]
-            progress.add(stop - start)
+        num_made = make_shards(target, planned(), done, finish, workers)
 
     in_order = [records[name] for name in runs]
     rejects = [reject for record in in_order for reject in record.rejects]
     hashes = {image.image_id: image.hash for record in in_order for image in record.images}
     files = ledger_files(summary, hashes, rejects)
     counts = summary.counts()
-    _finish_run(out, images, settings, files, counts, in_order)
+    finish_run(target, {"chips": target.recorded}, files, counts, in_order, images=str(images))
     return Report(
         counts,
         [*source.rejects, *rejects],
@@ -152,14 +133,33 @@ def _build(
     )
 
 
-def _committed(folder: Path, settings: ChipSettings) -> dict[str, Record]:
-    """Records of the finished shards in `folder`.
+class Target(NamedTuple):
+    """Where a build's shards go, and what all of them share."""
+
+    out: Path  # the data set
+    folder: str  # positives or negatives
+    run_file: Path  # says, written last, that the build is finished
+    image_root: Path
+    settings: ChipSettings
+    recorded: dict[str, Any]  # settings that every shard names; shards that name others are not of this build
+
+
+class PlannedShard(NamedTuple):
+    name: str
+    images: list[SourceImage]
+    chips: pa.Table  # schema PLAN, ordered by image
+
+
+def committed(target: Target, names: Iterable[str], section: str) -> dict[str, Record]:
+    """Records of a build's finished shards, by name; those not among `names` are deleted (the data set has shrunk).
 
     Raises:
-        UsageError: they were made with other settings, all differences named.
+        UsageError: they were made with other settings, all differences named, with the name of their section.
     """
+    folder = target.out / target.folder
+    folder.mkdir(exist_ok=True)
     done: dict[str, Record] = {}
-    now = settings.model_dump(mode="json")
+    now = target.recorded
     for path in sorted(folder.glob("chips-*.parquet")):
         try:
             record = read_record(path)
@@ -167,19 +167,63 @@ def _committed(folder: Path, settings: ChipSettings) -> dict[str, Record]:
             continue  # damaged: made again
         if record.settings != now:
             changed = [
-                f"chips.{key}: {record.settings.get(key)!r} there, {now.get(key)!r} now"
+                f"{section}.{key}: {record.settings.get(key)!r} there, {now.get(key)!r} now"
                 for key in sorted(record.settings.keys() | now.keys())
                 if record.settings.get(key) != now.get(key)
             ]
             raise UsageError(
-                f"{folder.parent}: holds chips made with other settings:\n  "
+                f"{target.run_file.parent}: holds chips made with other settings:\n  "
                 + "\n  ".join(changed)
-                + "\nChoose another --out, or replace them with --overwrite"
+                + "\nReplace them with --overwrite, or build in another folder"
             )
         tar = path.with_suffix(".tar")
         if tar.is_file() and tar.stat().st_size == record.tar_bytes:
             done[path.stem] = record
+    for name in done.keys() - set(names):
+        (folder / f"{name}.parquet").unlink()
+        (folder / f"{name}.tar").unlink(missing_ok=True)
+        del done[name]
     return done
+
+
+def make_shards(
+    target: Target,
+    planned: Iterable[PlannedShard],
+    done: dict[str, Record],
+    finish: Callable[[str, Record], None],
+    workers: int,
+) -> int:
+    """Cut the planned shards, but for those of `done` that were made from the same; returns how many were cut.
+
+    Args:
+        planned: drawn from as workers become free.
+        finish: called once per shard, in any order, with its name and record.
+    """
+
+    def jobs() -> Iterator[ShardJob]:
+        for name, sources, chips in planned:
+            fingerprint = _shard_fingerprint(chips, sources, target.image_root, target.settings)
+            if name in done and done[name].fingerprint == fingerprint:
+                finish(name, done[name])
+                continue
+            target.run_file.unlink(missing_ok=True)  # no longer a finished build
+            yield ShardJob(
+                target.out,
+                target.folder,
+                name,
+                target.image_root,
+                sources,
+                chips,
+                target.settings,
+                fingerprint,
+                target.recorded,
+            )
+
+    num_made = 0
+    for result in run_local(cut_shard, jobs(), workers):
+        finish(result.name, result.record)
+        num_made += 1
+    return num_made
 
 
 def _shard_fingerprint(chips: pa.Table, sources: list[SourceImage], images: Path, settings: ChipSettings) -> str:
@@ -201,18 +245,27 @@ def _file_size(path: Path) -> int:
         return -1  # refused when it is read
 
 
-def _finish_run(
-    out: Path,
-    images: Path,
-    settings: ChipSettings,
+def finish_run(
+    target: Target,
+    settings: dict[str, Any],
     files: dict[str, bytes],
     counts: dict[str, Any],
     records: list[Record],
+    *,
+    made_from: dict[str, Any] | None = None,
+    **places: str | None,
 ) -> None:
-    """Write the ledgers and, last, run.json; nothing is written that is there already."""
+    """Write the ledgers and, last, run.json; nothing is written that is there already.
+
+    Args:
+        settings: by section.
+        files: ledgers, name -> content.
+        made_from: further content of run.json; its fingerprint covers all but the `places`.
+    """
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     content: dict[str, Any] = {
-        "settings": {"chips": settings.model_dump(mode="json")},
+        **(made_from or {}),
+        "settings": settings,
         "versions": {"sniper-chips": __version__, "format": FORMAT_VERSION, **codec()._asdict()},
         "num_shards": len(records),
         "shards": [record.fingerprint for record in records],
@@ -221,9 +274,9 @@ def _finish_run(
     }
     fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
     del content["shards"]  # each shard carries its own
-    run = {"fingerprint": fingerprint, **content, "images": str(images)}
+    run = {"fingerprint": fingerprint, **content, **places}
     data = msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
-    path = out / "run.json"
+    out, path = target.run_file.parent, target.run_file
     if path.is_file() and path.read_bytes() == data and all((out / name).is_file() for name in files):
         return
     path.unlink(missing_ok=True)
@@ -266,7 +319,7 @@ def _write_plan(
 
 def _too_many_bad(counts: dict[str, Any], max_bad: float) -> str | None:
     refused, total = sum(counts["images"]["refused"].values()), counts["images"]["total"]
-    if refused <= max_bad * total:
+    if refused / max(total, 1) <= max_bad:
         return None
     return (
         f"{refused} of {total} images were refused, more than --max-bad {max_bad:g} allows. Everything good was "

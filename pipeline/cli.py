@@ -163,6 +163,68 @@ def show(data: Path, out: Path, kind: str, columns: int, seed: int) -> None:
     click.echo(f"{out}: {number} chips")
 
 
+@cli.command()
+@click.option("--data", type=PATH, required=True, help="folder that `sniper chips` wrote")
+@click.option("--images", type=PATH, help="folder the positives were cut from; default: as run.json records it")
+@click.option("--proposals", type=PATH, help="ready ones, Parquet or COCO results JSON; without, an RPN is trained")
+@click.option("--random", type=click.IntRange(1), help="draw this many background chips per image instead")
+@_workers
+@click.option("--overwrite", is_flag=True, help="replace a pool made with other settings")
+@_settings_options
+def negatives(
+    data: Path,
+    images: Path | None,
+    proposals: Path | None,
+    random: int | None,
+    workers: int,
+    overwrite: bool,
+    settings: Settings,
+) -> None:
+    """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
+    from pipeline.negatives import describe, image_root
+    from pipeline.negatives import negatives as run
+
+    if proposals is None and random is None:
+        from pipeline.extras import needed
+
+        with needed("train"):
+            from trainer.rpn import make_proposals
+        proposals = make_proposals(data, image_root(data, images), settings, overwrite=overwrite)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return  # under torchrun the first process mines and cuts
+    report = run(
+        data,
+        images=images,
+        proposals=proposals,
+        random=random,
+        settings=settings.negatives,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    click.echo(describe(report.counts))
+    there = report.num_shards - report.num_made
+    click.echo(f"{data}/negatives: made {report.num_made} shards" + (f"; {there} were there already" if there else ""))
+
+
+@cli.command()
+@click.option("--data", type=PATH, required=True, help="chip data set, as `sniper chips` wrote it")
+@click.option("--out", type=PATH, required=True, help="folder of the run: checkpoints, log, pictures")
+@click.option("--batch-size", type=click.IntRange(1), help="chips of the global batch  [default: 128]")
+@click.option("--epochs", type=click.IntRange(1), help="passes over the chips  [default: 12]")
+@click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="[default: bf16 on a GPU, else fp32]")
+@click.option("--resume", is_flag=True, help="go on from the last checkpoint in --out")
+@_settings_options
+def train(data: Path, out: Path, resume: bool, settings: Settings, **options: Any) -> None:
+    """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
+    from pipeline.extras import needed
+
+    with needed("train"):
+        from trainer.train import train as run
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
+    click.echo(run(data, out, settings, resume=resume))
+
+
 def main() -> None:
     """Entry point: prints what a user can mend as one message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):

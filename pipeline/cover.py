@@ -9,6 +9,8 @@ top edge the topmost of the boxes it holds, without losing one. So the starts {b
 the image, contain a best cover among all windows anywhere; the paper's stride grid does not. With more distinct
 starts than `limit` on an axis the grid is used there (plus what makes every fitting box coverable), which
 bounds the work for dense images and for thousands of proposals.
+
+numba's cache does not see that a kernel in another file calls a changed one here: after editing, `make clean`.
 """
 
 import numba
@@ -18,6 +20,19 @@ import numpy.typing as npt
 from pipeline.scales import FloatArray, IntArray
 
 CountArray = npt.NDArray[np.int32]
+
+
+@numba.njit(cache=True)
+def window_side(chip_size: int, factor: float, width: float, height: float) -> float:
+    """Side of a chip's window, source pixels; exactly the image's side where only rounding keeps them apart.
+
+    512 / (512 / 905) is less than 905, and a box as long as that image would fit no chip of it.
+    """
+    side = chip_size / factor
+    for extent in (width, height):
+        if abs(side - extent) <= 1e-9 * extent:
+            return extent
+    return side
 
 
 @numba.njit(cache=True)
@@ -52,13 +67,14 @@ def candidate_starts(
     """
     if extent <= side:
         return np.zeros(1)
-    flush = np.empty(len(lows))
-    for i in range(len(lows)):
-        flush[i] = window_start(lows[i], extent, side)
-    flush.sort()
-    starts = _distinct(flush)
-    if len(starts) <= limit:
-        return starts
+    if limit > 0:
+        flush = np.empty(len(lows))
+        for i in range(len(lows)):
+            flush[i] = window_start(lows[i], extent, side)
+        flush.sort()
+        starts = _distinct(flush)
+        if len(starts) <= limit:
+            return starts
     last = extent - side
     grid = np.arange(0.0, last, step)
     extra = [last]
@@ -140,9 +156,19 @@ def greedy_cover(
         spans[b, 1] = np.searchsorted(xs, boxes[b, 0], side="right") - 1
         spans[b, 2] = np.searchsorted(y_ends, boxes[b, 3], side="left")
         spans[b, 3] = np.searchsorted(ys, boxes[b, 1], side="right") - 1
-        for j in range(spans[b, 2], spans[b, 3] + 1):
-            for i in range(spans[b, 0], spans[b, 1] + 1):
-                new_count[j, i] += 1
+        new_count[spans[b, 2], spans[b, 0]] += 1  # the corners of its run of windows; summed up below
+        if spans[b, 1] + 1 < nx:
+            new_count[spans[b, 2], spans[b, 1] + 1] -= 1
+        if spans[b, 3] + 1 < ny:
+            new_count[spans[b, 3] + 1, spans[b, 0]] -= 1
+            if spans[b, 1] + 1 < nx:
+                new_count[spans[b, 3] + 1, spans[b, 1] + 1] += 1
+    for j in range(ny):
+        for i in range(1, nx):
+            new_count[j, i] += new_count[j, i - 1]
+        if j > 0:
+            for i in range(nx):
+                new_count[j, i] += new_count[j - 1, i]
     total_count = new_count.copy()
 
     best_column = np.empty(ny, np.int64)  # per row, so that a step rescans only the rows it changed

@@ -30,6 +30,7 @@ class ShardJob(NamedTuple):
     chips: pa.Table  # schema PLAN, ordered by image
     settings: ChipSettings
     fingerprint: str
+    recorded: dict[str, Any] | None = None  # settings that the record names, where they are not those above
 
 
 class ShardResult(NamedTuple):
@@ -69,7 +70,7 @@ def cut_shard(job: ShardJob) -> ShardResult:
         fingerprint=job.fingerprint,
         tar_bytes=tar.size,
         tar_sha256=sha256,
-        settings=job.settings.model_dump(mode="json"),
+        settings=job.settings.model_dump(mode="json") if job.recorded is None else job.recorded,
         images=hashes,
         rejects=rejects,
     )

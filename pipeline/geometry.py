@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cover import fits, greedy_cover, window_end
+from pipeline.cover import fits, greedy_cover, window_end, window_side
 from pipeline.scales import FloatArray, IntArray
 from schemas.codes import Fate, Status
 
@@ -112,7 +112,7 @@ def plan_windows(
             target = -1
             for s in range(num_scales):
                 if _in_range(boxes, b, ranges[s, 0], ranges[s, 1]) and _fits_window(
-                    boxes, b, width, height, chip_size / factors[m, s]
+                    boxes, b, width, height, window_side(chip_size, factors[m, s], width, height)
                 ):
                     mask[b] |= 1 << s
             if mask[b] == 0:
@@ -123,7 +123,8 @@ def plan_windows(
             else:
                 fate[b] = _FATE_COVERED
         for s in range(num_scales):
-            side, step = chip_size / factors[m, s], stride / factors[m, s]
+            side = window_side(chip_size, factors[m, s], width, height)
+            step = stride / factors[m, s]
             scale_start = count
             chosen = _boxes_where(boxes, mask, 1 << s, first, last)
             if len(chosen) > 0:
@@ -275,7 +276,7 @@ def _rescue_scale(
     nearest = distance.min()
     best, best_steps = -1, num_scales
     for s in range(num_scales):
-        if not _fits_window(boxes, b, width, height, chip_size / factors[s]):
+        if not _fits_window(boxes, b, width, height, window_side(chip_size, factors[s], width, height)):
             continue
         steps = num_scales
         for home in range(num_scales):

@@ -1,7 +1,7 @@
 """Plans chips: from a run of source images to manifest rows, before any pixel is read."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.coco import Source
 from pipeline.geometry import chip_boxes, plan_windows
-from pipeline.scales import content_size, scale_factors
+from pipeline.scales import FloatArray, IntArray, content_size, scale_factors
 from schemas.codes import STATUS_NAMES, Status
 from schemas.settings import ChipSettings
 from schemas.tables import BOX, PLAN
@@ -37,44 +37,104 @@ class Plan:
 
 def plan_run(source: Source, start: int, stop: int, settings: ChipSettings) -> Plan:
     """Plan the positive chips of images [start, stop): a pure function of those images, their boxes and settings."""
-    first, last = source.offsets[start], source.offsets[stop]
-    offsets = source.offsets[start : stop + 1] - first
-    boxes, crowd = source.box[first:last], source.crowd[first:last]
-    image_ids = source.image_id[start:stop]
-    widths, heights = source.width[start:stop], source.height[start:stop]
-    factors = scale_factors(settings, widths, heights)
-    ranges = np.array(settings.bounds(), np.float64)
+    run = run_columns(source, start, stop, settings)
     windows = plan_windows(
-        offsets,
-        boxes,
-        crowd,
-        image_ids,
-        widths,
-        heights,
-        factors,
-        ranges,
+        run.offsets,
+        run.boxes,
+        run.crowd,
+        run.image_ids,
+        run.widths,
+        run.heights,
+        run.factors,
+        run.ranges,
         settings.size,
         settings.stride,
         settings.seed,
     )
-    scales = factors[windows.image, windows.scale_index]
+    none = pa.nulls(len(windows.image))
+    placed = Placed("positive", windows.image, windows.scale_index, windows.window, windows.rescue_chip, none, none)
+    chips = chip_rows(source, run, placed, settings)
+    return Plan(chips, windows.image, windows.for_rescue, windows.fate, windows.scale_mask)
+
+
+class RunColumns(NamedTuple):
+    """What planning needs of a run of n images with N boxes.
+
+    Attributes:
+        rows: the boxes' place among those of the source.
+        offsets: int64 [n + 1], image i has boxes offsets[i] to offsets[i + 1].
+        boxes: float64 [N, 4], source pixels; crowd: bool [N].
+        image_ids, widths, heights: int64 [n]; factors: float64 [n, S]; ranges: float64 [S, 2], [lo, hi).
+    """
+
+    rows: slice
+    offsets: IntArray
+    boxes: FloatArray
+    crowd: npt.NDArray[np.bool_]
+    image_ids: IntArray
+    widths: IntArray
+    heights: IntArray
+    factors: FloatArray
+    ranges: FloatArray
+
+
+def run_columns(source: Source, start: int, stop: int, settings: ChipSettings) -> RunColumns:
+    """The columns of images [start, stop)."""
+    rows = slice(int(source.offsets[start]), int(source.offsets[stop]))
+    widths, heights = source.width[start:stop], source.height[start:stop]
+    return RunColumns(
+        rows,
+        source.offsets[start : stop + 1] - rows.start,
+        source.box[rows],
+        source.crowd[rows],
+        source.image_id[start:stop],
+        widths,
+        heights,
+        scale_factors(settings, widths, heights),
+        np.array(settings.bounds(), np.float64),
+    )
+
+
+class Placed(NamedTuple):
+    """C chosen windows of a run, ordered by image, scale index, then choice.
+
+    Attributes:
+        kind: positive or negative.
+        image: int64 [C], position of the image in the run; scale_index: int8 [C].
+        window: float64 [C, 4], source pixels.
+        rescue_chip: int64 [N], the chip (0..C-1) that rescues the box, or -1.
+        num_proposals, mean_score: [C], as in schema PLAN, null where they do not apply.
+    """
+
+    kind: str
+    image: IntArray
+    scale_index: npt.NDArray[np.int8]
+    window: FloatArray
+    rescue_chip: IntArray
+    num_proposals: pa.Array
+    mean_score: pa.Array
+
+
+def chip_rows(source: Source, run: RunColumns, placed: Placed, settings: ChipSettings) -> pa.Table:
+    """Manifest rows of chosen windows, schema PLAN, with every box that a window meets and what it is there."""
+    scales = run.factors[placed.image, placed.scale_index]
     cut = chip_boxes(
-        offsets,
-        boxes,
-        crowd,
-        windows.image,
-        windows.window,
+        run.offsets,
+        run.boxes,
+        run.crowd,
+        placed.image,
+        placed.window,
         scales,
-        ranges[windows.scale_index],
-        windows.rescue_chip,
+        run.ranges[placed.scale_index],
+        placed.rescue_chip,
         settings.min_visible,
         settings.min_side,
     )
     struct = pa.StructArray.from_arrays(
         [
-            pa.array(source.annotation_id[first:last][cut.source]),
-            pa.array(source.category_id[first:last][cut.source]),
-            pa.array(source.label[first:last][cut.source]),
+            pa.array(source.annotation_id[run.rows][cut.source]),
+            pa.array(source.category_id[run.rows][cut.source]),
+            pa.array(source.label[run.rows][cut.source]),
             *(pa.array(np.ascontiguousarray(cut.box[:, i])) for i in range(4)),
             pa.array(cut.visible),
             pa.DictionaryArray.from_arrays(cut.status, STATUS_NAMES).cast(pa.string()),
@@ -83,36 +143,37 @@ def plan_run(source: Source, start: int, stop: int, settings: ChipSettings) -> P
     )
     chip_of_box = np.repeat(np.arange(len(scales)), np.diff(cut.offsets))
     trains = (cut.status == Status.VALID) | (cut.status == Status.RESCUED)
-    content = content_size(windows.window, scales, settings.size)
-    chips = pa.Table.from_arrays(
+    content = content_size(placed.window, scales, settings.size)
+    image_ids = run.image_ids[placed.image]
+    return pa.Table.from_arrays(
         [
-            _keys(image_ids[windows.image], windows.scale_index),
-            pa.array(image_ids[windows.image]),
-            pa.repeat("positive", len(scales)),
-            pa.array(windows.scale_index),
+            _keys(image_ids, placed.scale_index, placed.kind[0]),
+            pa.array(image_ids),
+            pa.repeat(placed.kind, len(scales)),
+            pa.array(placed.scale_index),
             pa.array(scales),
-            *(pa.array(np.ascontiguousarray(windows.window[:, i])) for i in range(4)),
+            *(pa.array(np.ascontiguousarray(placed.window[:, i])) for i in range(4)),
             pa.array(content[:, 0].copy()),
             pa.array(content[:, 1].copy()),
-            *(pa.array(ranges[windows.scale_index, i].astype(np.float32)) for i in range(2)),
+            *(pa.array(run.ranges[placed.scale_index, i].astype(np.float32)) for i in range(2)),
             pa.ListArray.from_arrays(pa.array(cut.offsets, pa.int32()), struct),
             pa.array(np.bincount(chip_of_box[trains], minlength=len(scales))).cast(pa.int16()),
             pa.array(np.diff(cut.offsets)).cast(pa.int16()),
-            pa.nulls(len(scales), pa.int16()),
+            placed.num_proposals.cast(pa.int16()),
+            placed.mean_score.cast(pa.float32()),
         ],
         schema=PLAN,
     )
-    return Plan(chips, windows.image, windows.for_rescue, windows.fate, windows.scale_mask)
 
 
-def _keys(image_ids: npt.NDArray[np.int64], scale_indices: npt.NDArray[np.int8]) -> pa.Array:
-    """Image id, scale index, p for positive, number within the image and scale: unique by construction."""
+def _keys(image_ids: IntArray, scale_indices: npt.NDArray[np.int8], letter: str) -> pa.Array:
+    """Image id, scale index, p or n for the kind, number within the image and scale: unique by construction."""
     is_first = np.ones(len(image_ids), np.bool_)
     is_first[1:] = (image_ids[1:] != image_ids[:-1]) | (scale_indices[1:] != scale_indices[:-1])
     positions = np.arange(len(image_ids))
     number = positions - np.maximum.accumulate(np.where(is_first, positions, 0))
     return pc.binary_join_element_wise(
-        _digits(image_ids, 12), pc.binary_join_element_wise(_digits(scale_indices, 1), _digits(number, 3), "p"), "-"
+        _digits(image_ids, 12), pc.binary_join_element_wise(_digits(scale_indices, 1), _digits(number, 3), letter), "-"
     )
 
 

@@ -1,10 +1,12 @@
 """`sniper show`: a contact sheet of chips, read back from the shards, so that the eye can check them."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,6 +20,8 @@ STATUS_COLORS = {
     "ignore": "#b0b0b0",
     "crowd": "#e03bd8",
 }
+PROPOSAL = "proposal"
+PROPOSAL_COLOR = "#ff5c6c"
 PAPER, INK, FAINT = "#16181d", "#f2f2f2", "#9aa0aa"
 GAP, LINE, HEADER = 10, 16, 30  # pixels
 SEPARATOR = "  ·  "
@@ -25,6 +29,9 @@ SEPARATOR = "  ·  "
 
 def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, tile: int = 320, seed: int = 0) -> int:
     """Draw sampled chips, one row per scale, boxes coloured by status, with source image id and scale.
+
+    Negative chips are drawn with the proposals of their scale's range that lie whole in them, where the file that
+    they were mined from is still there.
 
     Args:
         data: a chip data set.
@@ -42,7 +49,8 @@ def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, til
     """
     folder = f"{kind}s"
     if not any((data / folder).glob("chips-*.parquet")):
-        raise UsageError(f"{data}: holds no {kind} chips; `sniper chips --out {data}` writes positive ones")
+        command = f"sniper chips --out {data}" if kind == "positive" else f"sniper negatives --data {data}"
+        raise UsageError(f"{data}: holds no {kind} chips; `{command}` writes them")
     chips = pl.scan_parquet(data / folder / "chips-*.parquet")
     counts = dict(chips.group_by("scale_index").len().collect().iter_rows())
     if not counts:
@@ -51,11 +59,14 @@ def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, til
     sheet = Image.new("RGB", _sheet_size(len(counts), columns, tile), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = _font(12)
-    _draw_legend(draw, font)
-    num_drawn = 0
-    for row, scale_index in enumerate(sorted(counts)):
-        of_scale = chips.filter(pl.col("scale_index") == scale_index)
-        sample = _sample(of_scale, counts[scale_index], columns, seed)
+    samples = {
+        scale_index: _sample(chips.filter(pl.col("scale_index") == scale_index), counts[scale_index], columns, seed)
+        for scale_index in sorted(counts)
+    }
+    drawn = [chip for sample in samples.values() for chip in sample]
+    proposals = _add_proposals(data, drawn) if kind == "negative" else False
+    _draw_legend(draw, STATUS_COLORS | ({PROPOSAL: PROPOSAL_COLOR} if proposals else {}), font)
+    for row, (scale_index, sample) in enumerate(samples.items()):
         top = HEADER + row * (tile + 2 * LINE + GAP)
         for column, chip in enumerate(sample):
             left = GAP + column * (tile + GAP)
@@ -63,10 +74,43 @@ def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, til
                 draw.text((left, top), _row_title(chip, counts[scale_index]), INK, font)
             sheet.paste(_draw_chip(_read_chip(data, chip), chip, names, tile, font), (left, top + LINE))
             draw.text((left, top + LINE + tile + 1), _caption(chip), FAINT, font)
-            num_drawn += 1
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
-    return num_drawn
+    return len(drawn)
+
+
+def _add_proposals(data: Path, chips: list[dict[str, Any]]) -> bool:
+    """Give each negative chip its `proposals`, float64 [n, 4], chip pixels; false where there are none to read."""
+    from pipeline.mine import pool_scales  # compiled code, which sheets of positives do without
+    from pipeline.proposals import Extents, read_proposals
+
+    try:
+        run = json.loads((data / "negatives/run.json").read_bytes())
+        path, threshold = run["proposals"], run["settings"]["negatives"]["nms"]
+    except (OSError, ValueError, KeyError):  # unfinished
+        return False
+    if path is None or not Path(path).exists():
+        return False
+    images = pl.read_parquet(data / "images.parquet").drop_nulls("image_id")
+    wanted = images.filter(pl.col("image_id").is_in({chip["image_id"] for chip in chips})).sort("image_id")
+    size = wanted.select("width", "height").to_numpy().astype(np.float64)
+    ids = wanted["image_id"].to_numpy()
+    pool = pool_scales(read_proposals(Path(path), Extents(ids, size, images["image_id"].to_numpy())), threshold)
+    for chip in chips:
+        m = int(np.searchsorted(ids, chip["image_id"]))
+        boxes = pool.boxes[pool.offsets[m] : pool.offsets[m + 1]].astype(np.float64)
+        chip["proposals"] = _inside(boxes, chip)
+    return True
+
+
+def _inside(boxes: npt.NDArray[np.float64], chip: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """Those of `boxes` [n, 4], source pixels, in the chip's range and whole in its window, in chip pixels."""
+    size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    low, high = (chip["x1"], chip["y1"]), (chip["x2"], chip["y2"])
+    held = (boxes[:, :2] >= low).all(axis=1) & (boxes[:, 2:] <= high).all(axis=1)
+    chosen = boxes[held & (size >= chip["range_min"]) & (size < chip["range_max"])]
+    in_chip: npt.NDArray[np.float64] = (chosen - np.tile(low, 2)) * chip["scale"]
+    return in_chip
 
 
 def _sheet_size(rows: int, columns: int, tile: int) -> tuple[int, int]:
@@ -74,11 +118,11 @@ def _sheet_size(rows: int, columns: int, tile: int) -> tuple[int, int]:
 
 
 def _sample(chips: pl.LazyFrame, count: int, number: int, seed: int) -> list[dict[str, Any]]:
-    """Up to `number` chips, drawn by seed from the whole data set, in key order; those with targets first."""
-    keys = chips.select("key", "num_valid").sort("key").collect()
+    """Up to `number` chips, drawn by seed from the whole data set, in key order; positives with targets first."""
+    keys = chips.select("key", empty=(pl.col("num_valid") == 0) & (pl.col("kind") == "positive")).sort("key").collect()
     rng = np.random.default_rng([seed, count])
     order = rng.permutation(len(keys))
-    order = order[np.argsort(keys["num_valid"].to_numpy()[order] == 0, kind="stable")][:number]
+    order = order[np.argsort(keys["empty"].to_numpy()[order], kind="stable")][:number]
     return (
         chips.filter(pl.col("key").is_in(keys["key"].gather(np.sort(order)).implode()))
         .sort("key")
@@ -109,9 +153,10 @@ def _draw_chip(
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
     canvas.paste(image.resize(size, Image.Resampling.BICUBIC))
     draw = ImageDraw.Draw(canvas)
+    for proposal in chip.get("proposals", ()):
+        draw.rectangle(_corners(proposal.tolist(), zoom), outline=PROPOSAL_COLOR)
     for box in chip["boxes"]:
-        corners = [round(box[name] * zoom) for name in ("x1", "y1", "x2", "y2")]
-        corners[2:] = [max(corners[0], corners[2] - 1), max(corners[1], corners[3] - 1)]
+        corners = _corners([box[name] for name in ("x1", "y1", "x2", "y2")], zoom)
         color = STATUS_COLORS[box["status"]]
         draw.rectangle(corners, outline=color, width=2 if box["status"] in ("valid", "rescued") else 1)
         if box["status"] in ("valid", "rescued"):
@@ -119,12 +164,18 @@ def _draw_chip(
     return canvas
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont) -> None:
+def _corners(box: list[float], zoom: float) -> list[int]:
+    """The outermost pixels of a box x1 y1 x2 y2 that is enlarged by `zoom`."""
+    x1, y1, x2, y2 = (round(value * zoom) for value in box)
+    return [x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)]
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, colors: dict[str, str], font: ImageFont.ImageFont) -> None:
     left = float(GAP)
-    for status, color in STATUS_COLORS.items():
+    for name, color in colors.items():
         draw.rectangle((left, 9, left + 11, 20), outline=color, width=2)
-        draw.text((left + 17, 8), status, INK, font)
-        left += 17 + draw.textlength(status, font) + 2 * GAP
+        draw.text((left + 17, 8), name, INK, font)
+        left += 17 + draw.textlength(name, font) + 2 * GAP
 
 
 def _row_title(chip: dict[str, Any], count: int) -> str:
@@ -133,7 +184,10 @@ def _row_title(chip: dict[str, Any], count: int) -> str:
 
 
 def _caption(chip: dict[str, Any]) -> str:
-    return f"image {chip['image_id']}  x{chip['scale']:.3g}  at {chip['x1']:.0f},{chip['y1']:.0f}"
+    place = f"image {chip['image_id']}  x{chip['scale']:.3g}  at {chip['x1']:.0f},{chip['y1']:.0f}"
+    if chip.get("mean_score") is None:
+        return place
+    return f"{place}  {chip['num_proposals']} new, mean {chip['mean_score']:.2f}"
 
 
 def _font(size: int) -> ImageFont.ImageFont:

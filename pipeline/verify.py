@@ -28,7 +28,10 @@ def verify(data: Path, *, workers: int = 1) -> VerifyReport:
     folders = [folder for name in ("positives", "negatives") if (folder := data / name).is_dir()]
     if not folders:
         raise UsageError(f"{data}: holds no chips; expected the folder that `sniper chips --out` wrote")
-    problems = list(_check_run(data, data / "positives"))
+    problems = list(_check_run(data, data, data / "positives"))
+    if data / "negatives" in folders:
+        problems += _check_run(data, data / "negatives", data / "negatives")
+        problems += _check_origin(data)
     records = sorted(path for folder in folders for path in folder.glob("chips-*.parquet"))
     num_chips = 0
     for tar in sorted(path for folder in folders for path in folder.glob("chips-*.tar")):
@@ -47,25 +50,38 @@ def verify(data: Path, *, workers: int = 1) -> VerifyReport:
     return VerifyReport(len(records), num_chips, problems)
 
 
-def _check_run(data: Path, folder: Path) -> Iterator[str]:
-    path = data / "run.json"
+def _check_run(data: Path, root: Path, folder: Path) -> Iterator[str]:
+    """What is missing or changed of a build; its run.json and ledgers lie in `root`, its shards in `folder`."""
+    path = root / "run.json"
+    name = path.relative_to(data)
     if not path.is_file():
-        yield "run.json: is missing; the build is unfinished, run it again"
+        yield f"{name}: is missing; the build is unfinished, run it again"
         return
     try:
         run = json.loads(path.read_bytes())
         num_shards, files = run["num_shards"], run["files"]
     except (ValueError, KeyError) as error:
-        yield f"run.json: is damaged ({error!r}); run the build again"
+        yield f"{name}: is damaged ({error!r}); run the build again"
         return
     for index in range(num_shards):
         if not (folder / f"chips-{index:05d}.parquet").is_file():
             yield f"{folder.name}/chips-{index:05d}: is missing; run the build again"
-    for name, digest in files.items():
-        if not (data / name).is_file():
-            yield f"{name}: is missing; run the build again"
-        elif hashlib.sha256((data / name).read_bytes()).hexdigest() != digest:
-            yield f"{name}: differs from what run.json records; run the build again"
+    for file, digest in files.items():
+        if not (root / file).is_file():
+            yield f"{file}: is missing; run the build again"
+        elif hashlib.sha256((root / file).read_bytes()).hexdigest() != digest:
+            yield f"{file}: differs from what run.json records; run the build again"
+
+
+def _check_origin(data: Path) -> Iterator[str]:
+    """Whether the pool was mined for these positives; unreadable files are named elsewhere."""
+    try:
+        positives = json.loads((data / "run.json").read_bytes())["fingerprint"]
+        origin = json.loads((data / "negatives/run.json").read_bytes())["positives"]
+    except (OSError, ValueError, KeyError):
+        return
+    if origin != positives:
+        yield "negatives/run.json: the pool was mined for other positives; run `sniper negatives` again"
 
 
 def _check_shard(job: tuple[Path, Path]) -> tuple[str, int, list[str]]:

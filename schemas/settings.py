@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.detect import DetectSettings
 from schemas.errors import SettingsError
 from schemas.loader import LoaderSettings
 from schemas.model import ModelSettings
@@ -71,8 +72,9 @@ class ChipSettings(Section):
 
 
 class NegativeSettings(Section):
-    """How `sniper negatives` mines. Every field here changes the output."""
+    """How `sniper negatives` finds and mines proposals. Every field here changes the output."""
 
+    rpn_epochs: int = Field(4, ge=1, description="of the run of the RPN alone, positives only, at a fixed rate")
     nms: float = Field(0.7, gt=0, le=1, description="pooling drops a proposal with more IoU with a better one")
     min_finest: int = Field(25, ge=1, description="finest scale: a chip must newly cover this many proposals")
     min_others: int = Field(10, ge=1, description="the same at all other scales")
@@ -86,6 +88,7 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     loader: LoaderSettings = LoaderSettings()
     train: TrainSettings = TrainSettings()
+    detect: DetectSettings = DetectSettings()
 
 
 def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ()) -> Settings:

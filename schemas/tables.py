@@ -40,7 +40,8 @@ PLAN = pa.schema(
         ("boxes", pa.list_(BOX)),
         ("num_valid", pa.int16()),
         ("num_boxes", pa.int16()),
-        ("num_proposals", pa.int16()),  # null for positives
+        ("num_proposals", pa.int16()),  # newly covered when the chip was chosen; null for positives
+        ("mean_score", pa.float32()),  # of those proposals; null for positives and where there are none
     ]
 )
 
@@ -92,5 +93,17 @@ REJECTS = pa.schema(
         ("file", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
+    ]
+)
+
+PROPOSALS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("scale_index", pa.int8()),  # scale it was found at; for the record, mining pools all of them
+        ("x1", pa.float32()),  # source pixels
+        ("y1", pa.float32()),
+        ("x2", pa.float32()),
+        ("y2", pa.float32()),
+        ("score", pa.float32()),
     ]
 )

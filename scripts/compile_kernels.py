@@ -4,9 +4,11 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from pipeline.coco import read_coco
-from pipeline.plan import plan_run
+from pipeline.mine import Pool, mine_run, pool_scales
+from pipeline.plan import plan_run, run_columns
 from schemas.settings import ChipSettings
 
 COCO = {
@@ -18,4 +20,9 @@ COCO = {
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "coco.json"
     path.write_bytes(msgspec.json.encode(COCO))
-    plan_run(read_coco(path), 0, 1, ChipSettings())
+    source = read_coco(path)
+plan_run(source, 0, 1, ChipSettings())
+proposals = np.array([[100, 100, 150, 150]] * 30, np.float32)
+pool = pool_scales(Pool(np.array([0, 30]), proposals, np.linspace(0, 1, 30, dtype=np.float32)), 1.0)
+nothing = (np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
+mine_run(run_columns(source, 0, 1, ChipSettings()), pool, nothing, np.array([25, 10, 10]), 512, 32)

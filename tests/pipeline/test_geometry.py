@@ -116,3 +116,12 @@ def test_scale_factors__per_form(scale: float | SideScale, expected: list[float]
     options = ChipSettings(scales=[scale], ranges=[(0, None)])
     factors = scale_factors(options, np.array([640, 1000]), np.array([480, 900]))
     np.testing.assert_allclose(factors[:, 0], expected)
+
+
+def test_plan__a_box_as_long_as_its_image_fits_the_chip_of_the_whole_image() -> None:
+    """512 / (512 / 905) is less than 905."""
+    source = make_source(0, num_images=1, size=(905, 300), boxes=[[0, 0, 905, 300]])
+    plan = plan_run(source, 0, 1, ChipSettings())
+    assert plan.fate.tolist() == [0]
+    (chip,) = plan.chips.to_pylist()
+    assert (chip["x1"], chip["x2"], chip["width"]) == (0, 905, 512)
