@@ -1,0 +1,67 @@
+"""A small chip data set with a pool of negatives, made once per test session; tests that change one copy it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.chips import chips
+from pipeline.coco import read_coco
+from pipeline.cut import ShardJob, cut_shard
+from pipeline.plan import plan_run
+from schemas.settings import ChipSettings
+from scripts.make_demo_data import make_demo_data
+from trainer.dataset import ChipDataset
+
+SETTINGS = ChipSettings.model_validate({"size": 96, "scales": [0.5, 0.25, {"long_side": 96}], "images_per_shard": 2})
+NUM_IMAGES = 5
+
+
+@pytest.fixture(scope="session")
+def chip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chips of five demo images, without negatives. Not to be changed."""
+    folder = tmp_path_factory.mktemp("chips")
+    make_demo_data(folder / "data", num_train=NUM_IMAGES, num_val=1)
+    chips(folder / "data/train.json", folder / "data/train", folder / "out", SETTINGS)
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def pool_folder(chip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a pool: each positive once more as a negative. Not to be changed."""
+    out = tmp_path_factory.mktemp("pool") / "out"
+    shutil.copytree(chip_folder, out, ignore=shutil.ignore_patterns(".loader"))
+    add_pool(out, chip_folder.parent / "data")
+    return out
+
+
+def add_pool(out: Path, data: Path) -> None:
+    """Write OUT/negatives as `sniper negatives` would."""
+    source = read_coco(data / "train.json")
+    plan = plan_run(source, 0, NUM_IMAGES, SETTINGS).chips
+    keys = pa.array([key.as_py().replace("p", "n") for key in plan["key"]])
+    plan = plan.set_column(plan.schema.get_field_index("key"), "key", keys)
+    plan = plan.set_column(
+        plan.schema.get_field_index("kind"), "kind", pa.array(["negative"] * plan.num_rows, pa.string())
+    )
+    (out / "negatives").mkdir()
+    images = source.images(0, NUM_IMAGES)
+    cut_shard(ShardJob(out, "negatives", "chips-00000", data / "train", images, plan, SETTINGS, "pool"))
+    positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
+    run = {"fingerprint": "pool", "positives": positives, "num_shards": 1}
+    (out / "negatives/run.json").write_text(json.dumps(run))
+
+
+@pytest.fixture
+def own_folder(pool_folder: Path, tmp_path: Path) -> Path:
+    """A copy with a pool, to be changed at will; not opened yet."""
+    out = tmp_path / "out"
+    shutil.copytree(pool_folder, out, ignore=shutil.ignore_patterns(".loader"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def dataset(pool_folder: Path) -> ChipDataset:
+    return ChipDataset(pool_folder)

@@ -1,0 +1,111 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped. Whole, or not there."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.storage import atomic_file
+from schemas.errors import DataError, UsageError
+from trainer.loader import State
+
+FORMAT = 1
+MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no step, or only later ones
+    "train.epochs",
+    "train.decay_epochs",
+    "train.chips_per_rank",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.picture_every",
+    "train.tensorboard",
+    "train.compile",
+    "loader.threads",
+    "loader.prefetch",
+}
+
+
+class Checkpoint(NamedTuple):
+    """The contents of a checkpoint file, all of it tensors, numbers, strings, lists and dicts.
+
+    model: state of the Detector; ema: the same of the average, or None
+    optimizer, scaler: their state dicts
+    random: torch's state on the CPU and, where there is one, on the GPU
+    step: optimiser steps done; loader: seed, epoch, position of the next
+    settings: section -> key -> value, as resolved; categories: (source id, name) by label from 1
+    chips: settings the data set was made with; data: its fingerprint
+    """
+
+    model: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    random: dict[str, torch.Tensor]
+    step: int
+    loader: tuple[int, int, int]
+    settings: dict[str, dict[str, Any]]
+    categories: list[tuple[int, str]]
+    chips: dict[str, Any]
+    data: str
+
+    @property
+    def state(self) -> State:
+        return State(*self.loader)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write folder/step-N.pt by rename, then delete all but the last `keep`."""
+    path = folder / f"step-{checkpoint.step:08d}.pt"
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
+    for old in find_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        DataError: there is none, or it is no checkpoint of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format") != FORMAT:
+            raise ValueError("made by another version")
+        return Checkpoint(**content)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        raise DataError(f"{path}: is not a checkpoint of `sniper train`: {error}") from error
+
+
+def check_resumable(checkpoint: Checkpoint, path: Path, settings: dict[str, dict[str, Any]], data: str) -> None:
+    """Refuse to go on with other data or settings.
+
+    Raises:
+        UsageError: naming every difference.
+    """
+    if checkpoint.data != data:
+        raise UsageError(
+            f"{path}: was trained on other chips (fingerprint {checkpoint.data[:12]}, here {data[:12]}); resume with "
+            "the same --data, or start a new run with --weights"
+        )
+    changed = [
+        f"{section}.{key}: {checkpoint.settings[section].get(key)!r} there, {value!r} now"
+        for section, values in settings.items()
+        for key, value in values.items()
+        if f"{section}.{key}" not in MAY_CHANGE and checkpoint.settings[section].get(key) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"{path}: was trained with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nResume with the same ones, or start a new run in another --out"
+        )

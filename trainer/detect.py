@@ -1,0 +1,217 @@
+"""`sniper detect`: boxes on whole images of any size, from all scales, as one list per image."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from pipeline.coco import SourceImage
+from pipeline.images import EXIF_ORIENTATION, SWAPS_SIDES, read_image
+from schemas.detect import DetectSettings
+from schemas.errors import UsageError
+from schemas.settings import ChipSettings
+from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.model import Detections, Detector, predict
+from trainer.run import make_detector
+from trainer.soft_nms import soft_nms
+from trainer.views import Clock, Viewed, run_views, to_source, widened_ranges
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
+EDGE = 1.0  # source pixels: a detection this near to an inner edge of a tile is cut by it
+
+
+class Found(NamedTuple):
+    """What was found on one image, best first.
+
+    boxes: float32 [N, 4], x1 y1 x2 y2, source pixels; scores: float32 [N]; labels: int64 [N], 1..K
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+def detect_images(
+    model: Detector,
+    chips: ChipSettings,
+    runs: Sequence[range],
+    images: Sequence[SourceImage],
+    root: Path,
+    options: DetectSettings,
+    device: torch.device,
+    clock: Clock,
+) -> Iterator[tuple[int, Found]]:
+    """Yield (position, what was found) for each image of the runs; refused ones are in the clock's rejects.
+
+    Args:
+        model: in eval mode, on `device`; chips: the settings it was trained with; the rest as of run_views.
+    """
+    ranges = widened_ranges(chips.bounds())
+
+    def forward(pixels: Tensor, sizes: Tensor) -> list[Detections]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = predict(model, pixels, sizes, options.min_score)
+        return [Detections(*(values.cpu() for values in each)) for each in found]
+
+    with torch.inference_mode():
+        for viewed in run_views(forward, runs, images, root, chips, options, device, clock):
+            if viewed.views:
+                yield viewed.image, merge(viewed, images[viewed.image], ranges, options)
+
+
+def merge(
+    viewed: Viewed[Detections], image: SourceImage, ranges: Sequence[tuple[float, float]], options: DetectSettings
+) -> Found:
+    """Keep of each scale what its range admits and no tile's inner edge cuts; soft-NMS per class over the rest."""
+    parts: list[Found] = []
+    for view, found in sorted(viewed.views, key=lambda item: item[0]):
+        in_source = to_source(found.boxes, view).numpy()
+        kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(in_source, view.window, image)
+        parts.append(Found(in_source[kept], found.scores.numpy()[kept], found.labels.numpy()[kept]))
+    boxes = np.concatenate([part.boxes for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    rows, new_scores = soft_nms(
+        boxes,
+        np.concatenate([part.scores for part in parts]),
+        labels,
+        method=options.merge,
+        sigma=options.sigma,
+        iou=options.iou,
+        min_score=options.min_score,
+        limit=options.max_detections,
+    )
+    return Found(boxes[rows], new_scores, labels[rows])
+
+
+def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    """bool [N]: sqrt(area) in source pixels lies in [lo, hi); the filter is on detections (facts §9.5)."""
+    size = np.sqrt(np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None))
+    inside: npt.NDArray[np.bool_] = (size > 0) & (size >= bounds[0]) & (size < bounds[1])
+    return inside
+
+
+def _cut_by_tile(
+    boxes: npt.NDArray[np.float32], window: tuple[float, float, float, float], image: SourceImage
+) -> npt.NDArray[np.bool_]:
+    """bool [N]: touches an edge of the window that is not the image's; the neighbouring tile has it whole."""
+    x1, y1, x2, y2 = window
+    cut = np.zeros(len(boxes), np.bool_)
+    if x1 > 0:
+        cut |= boxes[:, 0] < x1 + EDGE
+    if y1 > 0:
+        cut |= boxes[:, 1] < y1 + EDGE
+    if x2 < image.width:
+        cut |= boxes[:, 2] > x2 - EDGE
+    if y2 < image.height:
+        cut |= boxes[:, 3] > y2 - EDGE
+    return cut
+
+
+def open_model(path: Path, device: torch.device) -> tuple[Checkpoint, Detector, ChipSettings]:
+    """A checkpoint, its network ready to detect, and the settings of the chips it was trained on.
+
+    Raises:
+        DataError: as read_checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    return checkpoint, make_detector(checkpoint).to(device).eval(), ChipSettings.model_validate(checkpoint.chips)
+
+
+def detect(
+    checkpoint: Path,
+    images: Sequence[Path],
+    options: DetectSettings | None = None,
+    *,
+    out: Path | None = None,
+    min_drawn: float = 0.3,
+) -> list[dict[str, Any]]:
+    """Detect on image files, and folders of them.
+
+    Args:
+        out: folder for detections.json and a picture of each image with the boxes that score `min_drawn` or more.
+
+    Returns:
+        Per image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score", "category_id",
+        "category"}]}, best first; {"file", "error"} where a file cannot be used.
+
+    Raises:
+        UsageError: there is no such file, or no image in a folder.
+        DataError: the checkpoint cannot be read.
+    """
+    options = options or DetectSettings()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state, model, chips = open_model(checkpoint, device)
+    files = [file for path in images for file in _files(path)]
+    sources, errors = _measure(files)
+    clock = Clock()
+    results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
+    runs = [range(i, i + 1) for i in range(len(sources))]
+    for position, found in detect_images(model, chips, runs, sources, Path(), options, device, clock):
+        source = sources[position]
+        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+        named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
+        size = {"width": source.width, "height": source.height}
+        results[source.file_name] = {"file": source.file_name, **size, "detections": named}
+    for reject in clock.rejects:
+        results[reject.file or ""] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
+    in_order = [results[str(file)] for file in files]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "detections.json").write_text(json.dumps(in_order, indent=1))
+        for index, result in enumerate(in_order):
+            if "detections" in result:
+                _draw(result, out / f"{index:04d}-{Path(result['file']).stem}.jpg", min_drawn)
+    return in_order
+
+
+def _as_dict(box: list[float], score: float, category_id: int, category: str) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, "category_id": category_id, "category": category}
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UsageError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
+        return found
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    return [path]
+
+
+def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str]]:
+    """Each readable file in the frame a viewer shows, EXIF applied; and what is wrong with the others."""
+    sources, errors = [], {}
+    for index, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                if image.getexif().get(EXIF_ORIENTATION, 1) in SWAPS_SIDES:
+                    width, height = height, width
+        except (OSError, SyntaxError, ValueError) as error:
+            errors[str(file)] = f"not an image: {error}"
+            continue
+        sources.append(SourceImage(index, str(file), width, height))
+    return sources, errors
+
+
+def _draw(result: dict[str, Any], path: Path, min_score: float) -> None:
+    data = Path(result["file"]).read_bytes()
+    picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    line = max(2, max(picture.size) // 400)
+    for found in reversed(result["detections"]):
+        if found["score"] >= min_score:
+            x, y, width, height = found["bbox"]
+            color = COLORS[found["category_id"] % len(COLORS)]
+            draw.rectangle((x, y, x + width, y + height), outline=color, width=line)
+            draw.text((x + line, y + line), f"{found['category']} {found['score']:.2f}", fill=color)
+    picture.save(path, quality=90)

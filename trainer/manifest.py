@@ -1,0 +1,237 @@
+"""The manifest as the loader needs it: flat columns in one Arrow file, memory-mapped, so that processes share them.
+
+The file is made from the Parquet manifests at the first opening and lies under OUT/.loader, or in the user's cache
+folder where OUT cannot be written. Its name holds the fingerprint of the runs it was made from; a changed data set
+has another fingerprint and gets another file.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from pipeline.shards import read_rows
+from pipeline.storage import atomic_file
+from schemas.codes import STATUS_NAMES
+from schemas.errors import DataError
+
+CACHE_FORMAT = 1  # part of the file's name: raised whenever the columns change
+
+CACHE_BOX = pa.struct(
+    [
+        ("corners", pa.list_(pa.float32(), 4)),
+        ("label", pa.int32()),
+        ("visible", pa.float32()),
+        ("status", pa.uint8()),
+    ]
+)
+CACHE = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("key_hash", pa.uint64()),  # XXH3-64 of the key, what every draw starts from
+        ("image_id", pa.int64()),
+        ("scale", pa.float32()),
+        ("range", pa.list_(pa.float32(), 2)),
+        ("content", pa.list_(pa.int16(), 2)),  # height, width
+        ("shard", pa.int32()),  # position in Manifest.shards
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("boxes", pa.large_list(CACHE_BOX)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Columns of N chips, the positives first, then the pool; and of their M boxes. Read-only views of the file."""
+
+    chip_size: int  # side of the square that holds any chip
+    num_positives: int
+    shards: list[str]  # tar files, relative to the data folder
+    keys: pa.Array  # strings [N]
+    key_hashes: npt.NDArray[np.uint64]  # [N]
+    image_ids: npt.NDArray[np.int64]  # [N]
+    scales: npt.NDArray[np.float32]  # [N], source -> chip
+    ranges: npt.NDArray[np.float32]  # [N, 2], [lo, hi) in source pixels, hi maybe infinite
+    contents: npt.NDArray[np.int16]  # [N, 2], height and width, chip pixels
+    shard_indices: npt.NDArray[np.int32]  # [N], into `shards`
+    jpeg_offsets: npt.NDArray[np.int64]  # [N], bytes from the shard's start
+    jpeg_sizes: npt.NDArray[np.int32]  # [N], bytes
+    box_offsets: npt.NDArray[np.int64]  # [N + 1]; chip i owns the boxes box_offsets[i]:box_offsets[i + 1]
+    corners: npt.NDArray[np.float32]  # [M, 4], x1 y1 x2 y2, chip pixels
+    labels: npt.NDArray[np.int32]  # [M], 1..K
+    visible: npt.NDArray[np.float32]  # [M]
+    status: npt.NDArray[np.uint8]  # [M], schemas.codes.Status
+
+
+def open_manifest(data: Path, *, pool: bool) -> Manifest:
+    """Open a data set's columns, making the cache file first where it is missing.
+
+    Args:
+        data: the folder that `sniper chips` wrote.
+        pool: take in the negative chips, where there are any.
+
+    Raises:
+        DataError: the data set or its pool is unfinished, they do not belong together, or a manifest is damaged.
+    """
+    runs = _finished_runs(data, pool)
+    identity = json.dumps([CACHE_FORMAT, [(name, run["fingerprint"]) for name, run in runs.items()]])
+    kind = "-".join(runs)
+    name = f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sniper-chips"
+    folders = [data / ".loader", user_cache]
+    for folder in folders:
+        if manifest := _map(folder / name):
+            return manifest
+    writable = next((folder for folder in folders if _is_writable(folder)), None)
+    if writable is None:
+        raise DataError(f"{folders[0]} and {folders[1]}: the loader's index can be written in neither; allow one")
+    with (writable / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # this machine's other processes wait, and find the file made
+        if manifest := _map(writable / name):
+            return manifest
+        _write(_gather(data, runs), writable / name)
+        if writable == folders[0]:
+            for path in writable.glob(f"{kind}-{'?' * 20}.arrow"):  # of former fingerprints; who has one open keeps it
+                if path.name != name:
+                    path.unlink(missing_ok=True)
+    manifest = _map(writable / name)
+    assert manifest is not None, writable / name
+    return manifest
+
+
+def _finished_runs(data: Path, pool: bool) -> dict[str, dict[str, Any]]:
+    """The run.json of the positives and, where wanted and there, of the pool, by folder name."""
+    runs = {"positives": _read_run(data / "run.json", "sniper chips")}
+    if pool and (data / "negatives").is_dir():
+        run = _read_run(data / "negatives/run.json", "sniper negatives")
+        if run.get("positives") != runs["positives"]["fingerprint"]:
+            raise DataError(
+                f"{data / 'negatives'}: mined for positives {run.get('positives')}, found "
+                f"{runs['positives']['fingerprint']}; run `sniper negatives` again, or remove the folder"
+            )
+        runs["negatives"] = run
+    return runs
+
+
+def _read_run(path: Path, command: str) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_bytes())
+        run["fingerprint"], run["num_shards"]  # noqa: B018
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing: no finished chips here; run `{command}`") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error!r}); run `{command}` again") from error
+    return dict(run)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").open("a").close()
+    except OSError:
+        return False
+    return True
+
+
+def _gather(data: Path, runs: dict[str, dict[str, Any]]) -> pa.Table:
+    """All manifest rows as one table of schema CACHE, what else a Manifest needs in its metadata."""
+    tables, shards, num_positives = [CACHE.empty_table()], list[str](), 0
+    for name, run in runs.items():
+        paths = sorted((data / name).glob("chips-*.parquet"))
+        if len(paths) != run["num_shards"]:
+            raise DataError(f"{data / name}: {run['num_shards']} manifests expected, {len(paths)} found; build again")
+        for path in paths:
+            tables.append(_cache_rows(path, shards))
+        if name == "positives":
+            num_positives = sum(table.num_rows for table in tables)
+    about = {"num_positives": num_positives, "chip_size": runs["positives"]["settings"]["chips"]["size"]}
+    return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps({**about, "shards": shards})})
+
+
+def _cache_rows(path: Path, shards: list[str]) -> pa.Table:
+    """One manifest in schema CACHE; its tar files are added to `shards`."""
+    rows = read_rows(path).combine_chunks()
+    lists = pa.concat_arrays(rows["boxes"].chunks or [pa.array([], rows.schema.field("boxes").type)])
+    boxes, counts = lists.flatten(), lists.value_lengths().to_numpy(zero_copy_only=False)
+    status = pc.index_in(boxes.field("status"), pa.array(STATUS_NAMES))
+    if status.null_count:
+        raise DataError(f"{path}: a box has a status that is none of {', '.join(STATUS_NAMES)}; build again")
+    corners = np.stack([boxes.field(name).to_numpy() for name in ("x1", "y1", "x2", "y2")], 1)
+    flat = [_lists_of(corners), boxes.field("label"), boxes.field("visible"), status.cast(pa.uint8())]
+    shard = pa.concat_arrays(rows["shard"].chunks or [pa.array([], pa.string())]).dictionary_encode()
+    base = len(shards)
+    shards.extend(shard.dictionary.to_pylist())
+    keys = rows["key"].to_pylist()
+    ranges = np.stack([rows["range_min"].to_numpy(), rows["range_max"].to_numpy()], 1)
+    contents = np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], 1)
+    columns = [
+        pa.array(keys, pa.large_string()),
+        pa.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], pa.uint64()),
+        rows["image_id"],
+        rows["scale"].cast(pa.float32(), safe=False),
+        _lists_of(ranges),
+        _lists_of(contents),
+        pc.add(shard.indices, base),
+        rows["offset"],
+        rows["size"],
+        pa.LargeListArray.from_arrays(
+            np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            pa.StructArray.from_arrays(flat, fields=list(CACHE_BOX)),
+        ),
+    ]
+    return pa.table(columns, schema=CACHE)
+
+
+def _lists_of(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).ravel()), rows.shape[1])
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    # one record batch, so that each column is one piece of memory
+    columns = [column.combine_chunks() for column in table.columns]
+    with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=table.schema))
+
+
+def _map(path: Path) -> Manifest | None:
+    """Map a cache file; None where there is no sound one."""
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        about = json.loads(batch.schema.metadata[b"sniper"])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+    def numbers(name: str) -> npt.NDArray[Any]:
+        column: npt.NDArray[Any] = batch.column(name).to_numpy()
+        return column
+
+    boxes = batch.column("boxes")
+    return Manifest(
+        chip_size=about["chip_size"],
+        num_positives=about["num_positives"],
+        shards=about["shards"],
+        keys=batch.column("key"),
+        key_hashes=numbers("key_hash"),
+        image_ids=numbers("image_id"),
+        scales=numbers("scale"),
+        ranges=batch.column("range").values.to_numpy().reshape(-1, 2),
+        contents=batch.column("content").values.to_numpy().reshape(-1, 2),
+        shard_indices=numbers("shard"),
+        jpeg_offsets=numbers("offset"),
+        jpeg_sizes=numbers("size"),
+        box_offsets=boxes.offsets.to_numpy(),
+        corners=boxes.values.field("corners").values.to_numpy().reshape(-1, 4),
+        labels=boxes.values.field("label").to_numpy(),
+        visible=boxes.values.field("visible").to_numpy(),
+        status=boxes.values.field("status").to_numpy(),
+    )

@@ -1,0 +1,77 @@
+"""From the RPN's outputs to the boxes that the head sees. Shapes are static: N slots per chip, some in use."""
+
+import torch
+from torch import Tensor
+
+from schemas.codes import Status
+from trainer.batch import Batch, Padded, hash_slots
+from trainer.boxes import box_size, nms, overlaps, sides
+
+NMS_IOU = 0.7  # (facts §6.2.3)
+EXEMPT_IOU = 0.5  # to a rescued box: such a proposal stays although its size is out of range (design.md)
+
+
+def select(boxes: Tensor, logits: Tensor, eligible: Tensor, pre_nms: int, num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best `pre_nms` eligible boxes of each chip, then NMS, then the best `num`.
+
+    All levels compete in one list, in top-k as in NMS: a chip has one scale, so its range singles out the levels
+    that matter, and this is the paper's one map generalised (facts §6.2).
+
+    Args:
+        boxes: float32 [B, A, 4], decoded and clipped; logits: float32 [B, A]; eligible: bool [B, A]
+
+    Returns:
+        boxes float32 [B, num, 4], best first, 0 where not in use; used bool [B, num]; logits float32 [B, num].
+    """
+    width, height = sides(boxes)
+    eligible = eligible & (width > 0) & (height > 0)
+    scores, order = logits.masked_fill(~eligible, -torch.inf).topk(min(pre_nms, logits.shape[1]))
+    ranked = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+    keep = nms(ranked, scores > -torch.inf, NMS_IOU)
+    with_scores = torch.cat([ranked, scores.masked_fill(~keep, 0)[:, :, None]], 2)
+    chosen, used = compact(with_scores, keep, num)
+    return chosen[:, :, :4], used, chosen[:, :, 4]
+
+
+def compact(boxes: Tensor, keep: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The first `num` kept boxes of each chip, in order. boxes: [B, N, D]; keep: bool [B, N]."""
+    order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :num]
+    used = keep.gather(1, order)
+    chosen = boxes.gather(1, order[:, :, None].expand(-1, -1, boxes.shape[2])) * used[:, :, None]
+    short = num - order.shape[1]
+    if short > 0:
+        chosen = torch.nn.functional.pad(chosen, (0, 0, 0, short))
+        used = torch.nn.functional.pad(used, (0, short))
+    return chosen, used
+
+
+def in_range(boxes: Tensor, batch: Batch) -> Tensor:
+    """bool [B, N]: the size lies in the chip's valid range, times its scale. boxes: [B, N, 4], chip pixels."""
+    limits = batch.ranges * batch.scales[:, None]
+    size = box_size(boxes)
+    return (size >= limits[:, :1]) & (size < limits[:, 1:])
+
+
+def trainable(boxes: Tensor, batch: Batch, truth: Padded) -> Tensor:
+    """bool [B, A]: in range, or IoU >= 0.5 to a rescued box, whose size is out of range by nature."""
+    chosen = in_range(boxes, batch)
+    if batch.max_rescued:
+        rescued, real = compact(truth.boxes, truth.having(Status.RESCUED), batch.max_rescued)
+        for columns, iou, _ in overlaps(boxes, rescued):
+            chosen |= ((iou >= EXEMPT_IOU) & real[:, columns, None]).any(1)
+    return chosen
+
+
+def with_truth(rois: Tensor, used: Tensor, batch: Batch, truth: Padded, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Put boxes in range by their clipped size, and rescued ones, in place of the lowest scores.
+
+    `ignore` and `crowd` boxes are no targets and stay out. Where a chip has more boxes than slots, `states` (int64
+    [B], from `key_states`) draws those that get one.
+    """
+    width, height = sides(truth.boxes)
+    target = truth.real & ~truth.having(Status.IGNORE, Status.CROWD) & (width > 0) & (height > 0)
+    wanted = target & (in_range(truth.boxes, batch) | truth.having(Status.RESCUED))
+    num = rois.shape[1]
+    drawn, order = torch.where(wanted, hash_slots(states, wanted.shape[1]), -1).topk(min(num, wanted.shape[1]))
+    chosen = truth.boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+    return compact(torch.cat([chosen, rois], 1), torch.cat([drawn >= 0, used], 1), num)

@@ -1,0 +1,159 @@
+"""Whole images at every scale, batched by shape, decoded and resized in threads ahead of the model.
+
+The unit is a view: a window of an image at a scale. Mostly the window is the whole image; one that would be larger
+than `max_side` is split into overlapping tiles, so that memory is bounded for any image.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.coco import Reject, SourceImage
+from pipeline.cut import open_source
+from pipeline.images import cut_chip
+from pipeline.scales import content_size, scale_factors
+from schemas.settings import ChipSettings
+
+ALIGN = 32
+"""Sides are padded to a multiple of the coarsest stride; views of equal padded shape share batches, so this is all the
+padding there is: on average 16 px per side, 3 % of a 512 px side, at most 31 px."""
+
+
+class View(NamedTuple):
+    """A window of an image at a scale."""
+
+    image: int  # position among the images given
+    scale_index: int
+    scale: float  # source -> view
+    window: tuple[float, float, float, float]  # x1 y1 x2 y2, source pixels
+    width: int  # content, view pixels
+    height: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Padded height and width."""
+        return -(-self.height // ALIGN) * ALIGN, -(-self.width // ALIGN) * ALIGN
+
+
+class ViewBatch(NamedTuple):
+    """views: what the batch holds; images: uint8 [B, 3, H, W], channels_last memory, content top left, the rest 0;
+    sizes: int64 [B, 2], height and width of the content."""
+
+    views: list[View]
+    images: Tensor
+    sizes: Tensor
+
+
+def plan_views(
+    images: Sequence[SourceImage], settings: ChipSettings, max_side: int, overlaps: Sequence[float]
+) -> list[View]:
+    """All views of all images.
+
+    Args:
+        max_side: view pixels; a larger view is split.
+        overlaps: per scale, source pixels that neighbouring tiles share: the largest object looked for there.
+    """
+    widths, heights = np.array([i.width for i in images]), np.array([i.height for i in images])
+    views = []
+    for m, factors in enumerate(scale_factors(settings, widths, heights).tolist()):
+        for s, scale in enumerate(factors):
+            side = max_side / scale
+            for y1, y2 in _tiles(int(heights[m]), side, overlaps[s]):
+                for x1, x2 in _tiles(int(widths[m]), side, overlaps[s]):
+                    window = np.array([[x1, y1, x2, y2]])
+                    width, height = content_size(window, np.array([scale]), max_side).tolist()[0]
+                    views.append(View(m, s, scale, (x1, y1, x2, y2), width, height))
+    return views
+
+
+def _tiles(extent: int, side: float, overlap: float) -> list[tuple[float, float]]:
+    """Windows of `side` that cover [0, extent], neighbours sharing at least `overlap` (at most half a side)."""
+    if extent <= side:
+        return [(0.0, float(extent))]
+    step = side - min(overlap, side / 2)
+    count = math.ceil((extent - side) / step) + 1
+    starts = np.linspace(0, extent - side, count)
+    return [(float(start), min(float(start + side), float(extent))) for start in starts]
+
+
+def compose(views: list[View], max_pixels: int) -> list[list[View]]:
+    """Batches of views of one shape and scale, at most `max_pixels` each (but at least one view), in a fixed order.
+
+    Composed before they are shared among ranks, so that ranks change no batch and with it no rounding.
+    """
+    groups: dict[tuple[int, tuple[int, int]], list[View]] = {}
+    for view in views:
+        groups.setdefault((view.scale_index, view.shape), []).append(view)
+    batches = []
+    for (_, (height, width)), group in sorted(groups.items()):
+        count = max(1, max_pixels // (height * width))
+        batches += [group[i : i + count] for i in range(0, len(group), count)]
+    return batches
+
+
+def read_batches(
+    batches: Sequence[list[View]],
+    images: Sequence[SourceImage],
+    root: Path,
+    max_pixels: int,
+    rejects: list[Reject],
+    *,
+    threads: int,
+    pin: bool,
+    ahead: int = 2,
+) -> Iterator[ViewBatch]:
+    """Decode and resize in threads, `ahead` batches before they are asked for. Views of refused images are left out.
+
+    Args:
+        max_pixels: an image file with more is refused; rejects: takes a row for each refused image, once.
+    """
+    refused: dict[int, list[Reject]] = {}
+
+    @lru_cache(maxsize=2)  # the tiles of one image follow each other; more would cost memory where images are huge
+    def decoded(image: int) -> Image.Image | None:
+        found: list[Reject] = []
+        _, pixels = open_source(root, images[image], max_pixels, found)
+        if found:
+            refused[image] = found
+        return pixels
+
+    def fill(view: View, target: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:
+        image = decoded(view.image)
+        if image is None:
+            return False
+        pixels = cut_chip(image, view.window, view.scale, view.width, view.height)
+        target[: view.height, : view.width] = pixels[:, :, :3]
+        return True
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def begin(views: list[View]) -> tuple[list[View], Tensor, list[Future[bool]]]:
+            height, width = views[0].shape
+            buffer = torch.zeros((len(views), height, width, 3), dtype=torch.uint8, pin_memory=pin)
+            slots = buffer.numpy()
+            return views, buffer, [pool.submit(fill, view, slots[i]) for i, view in enumerate(views)]
+
+        waiting: deque[tuple[list[View], Tensor, list[Future[bool]]]] = deque()
+        remaining = iter(batches)
+        while True:
+            while len(waiting) <= ahead and (views := next(remaining, None)) is not None:
+                waiting.append(begin(views))
+            if not waiting:
+                break
+            views, buffer, tasks = waiting.popleft()
+            good = [task.result() for task in tasks]
+            kept = [view for view, is_good in zip(views, good, strict=True) if is_good]
+            if not all(good):
+                buffer = buffer[torch.tensor(good)]
+            sizes = torch.tensor([(view.height, view.width) for view in kept], dtype=torch.int64).view(-1, 2)
+            yield ViewBatch(kept, buffer.permute(0, 3, 1, 2), sizes)
+    rejects += [reject for image in sorted(refused) for reject in refused[image]]

@@ -1,0 +1,193 @@
+"""`sniper train`: the loop, and what stands before it. Read top to bottom; nothing hooks in from elsewhere."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import torch
+import torchvision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from schemas.errors import DataError, SniperError, UsageError
+from schemas.settings import Settings
+from trainer.batch import Batch
+from trainer.checkpoint import check_resumable, find_checkpoints, read_checkpoint, save_checkpoint
+from trainer.dataset import ChipDataset
+from trainer.journal import PICTURED, Journal, Meter, draw_batch, progress_line
+from trainer.loader import Epoch, Step
+from trainer.model import Detections, predict, training_losses
+from trainer.optim import learning_rate, total
+from trainer.ranks import joined, sum_over_ranks, wait_for_all
+from trainer.report import anchor_report, pool_report
+from trainer.run import Run
+
+PARTS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
+
+
+class StoppedError(SniperError):
+    """SIGTERM came: the run is checkpointed and can be resumed."""
+
+
+def train(data: Path, out: Path, settings: Settings, *, resume: bool = False, rpn_only: bool = False) -> Path:
+    """Train a detector on a chip data set; under torchrun, as one of its processes.
+
+    Args:
+        data: what `sniper chips` (and `negatives`) wrote.
+        out: folder of the run: checkpoints, log, pictures. Must hold no other run unless `resume`.
+        resume: go on from the last checkpoint in `out`, at the very next batch.
+        rpn_only: train what proposes, on positive chips alone.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        DataError, UsageError: the data, the weights or the run to resume do not serve.
+        StoppedError: stopped by SIGTERM, after writing a checkpoint.
+    """
+    with joined() as rank:
+        torch.manual_seed(settings.train.seed)
+        checkpoints = find_checkpoints(out)
+        if checkpoints and not resume:
+            raise UsageError(
+                f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        dataset = ChipDataset(data, pool=not rpn_only)
+        run = Run(dataset, out, settings, rank, rpn_only=rpn_only)
+        if checkpoints:
+            last = read_checkpoint(checkpoints[-1])
+            check_resumable(last, checkpoints[-1], run.settings_tree(), run.fingerprint)
+            run.restore(last)
+        else:
+            run.tell(f"{pool_report(dataset)}, {len(run.categories)} classes")
+            run.tell(anchor_report(dataset, settings))
+        # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
+        signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
+        return _loop(run)
+
+
+def train_step(run: Run, step: Step) -> dict[str, float]:
+    """One optimiser step over all micro-batches of all ranks; the loss parts of the global batch.
+
+    Raises:
+        DataError: a loss is not finite, on any rank; nothing has been changed then.
+    """
+    device, ranks = run.rank.device, run.rank.count
+    names = PARTS[:2] if run.model.rpn_only else PARTS
+    parts = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+    parts[-1] = float(run.terminated)
+    batches: list[Batch] = []
+    for index, micro in enumerate(step.micros):
+        batch = micro.to(device)
+        batches.append(batch)
+        is_last = index == len(step.micros) - 1
+        # ranks exchange gradients once, with the last micro-batch's backward
+        alone = (
+            run.forward.no_sync()
+            if isinstance(run.forward, DistributedDataParallel) and not is_last
+            else nullcontext()
+        )
+        with alone:
+            with run.autocast():
+                losses = training_losses(
+                    run.forward, batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
+                )
+            # DDP takes the mean over ranks; our losses are parts of one sum
+            torch.autograd.backward(run.scaler.scale(total(losses) * ranks))
+        parts[:-1] += torch.stack([losses[name].detach() for name in names])
+    *values, stop = sum_over_ranks(parts).tolist()  # the step's one wait for the device, before anything is changed
+    losses_now = dict(zip(names, values, strict=True))
+    if not all(map(math.isfinite, values)):
+        _report_non_finite(run, batches, losses_now)
+    run.stopping = stop > 0
+    if run.settings.train.clip_gradient is not None:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.train.clip_gradient)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, run.state.epoch, run.settings.train)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.update(run.model)
+    return losses_now
+
+
+def _loop(run: Run) -> Path:
+    options, rank, out = run.settings.train, run.rank, run.out
+    journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
+    meter = Meter(_steps_left(run), rank.device)
+    while run.state.epoch < options.epochs:
+        for step, waited in _timed(run.loader.epoch(run.state)):
+            epoch = run.state.epoch
+            losses = train_step(run, step)
+            run.state, run.step = step.after, run.step + 1
+            epoch_ends = run.state.epoch > epoch
+            meter.add(losses, step.num_chips, waited)
+            if journal and (run.step % options.log_every == 0 or epoch_ends):
+                values = {**meter.take(), "lr": run.optimizer.param_groups[0]["lr"]}
+                journal.record(run.step, {"epoch": epoch, **values})
+                run.tell(progress_line(epoch, run.step, values))
+            if rank.is_first and run.step % options.picture_every == 0 and not run.model.rpn_only:
+                _picture(run, step.micros[0].to(rank.device))
+            if run.stopping or epoch_ends or run.step % options.save_every == 0:
+                if rank.is_first:
+                    save_checkpoint(out, run.checkpoint(), options.keep)
+                wait_for_all()
+            if run.stopping:
+                raise StoppedError(f"stopped at step {run.step}; `--resume` goes on from {find_checkpoints(out)[-1]}")
+    return find_checkpoints(out)[-1]
+
+
+def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
+    """Each step with the seconds that were spent waiting for it."""
+    steps = iter(epoch)
+    while True:
+        asked = time.perf_counter()
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step, time.perf_counter() - asked
+
+
+def _steps_left(run: Run) -> int:
+    """Of the whole run, epochs being as long as this one."""
+    epoch = run.state.epoch
+    whole = math.ceil(len(run.loader.epoch(run.state).order) / run.loader.batch_size)
+    return (run.settings.train.epochs - epoch) * whole - run.state.position // run.loader.batch_size
+
+
+def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float]) -> NoReturn:
+    """Save what the failing step of this rank was made of, and stop."""
+    path = run.out / f"non-finite-rank{run.rank.index}.json"
+    chips = [
+        {"key": key, "boxes": batch.boxes[a:b].tolist(), "status": batch.status[a:b].tolist()}
+        for batch in batches
+        for key, a, b in zip(batch.keys, batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)
+    ]
+    written = {"step": run.step, "losses": {name: str(value) for name, value in losses.items()}, "chips": chips}
+    path.write_bytes(msgspec.json.encode(written))
+    raise DataError(
+        f"step {run.step}: the loss is not finite ({losses}); no weight was changed by it. Its chips are in {path}. "
+        "A lower train.learning_rate, more train.warmup_steps or train.clip_gradient helps most often"
+    )
+
+
+@torch.no_grad()
+def _picture(run: Run, batch: Batch) -> None:
+    """Draw the batch's first chips with their targets and what the model finds in them now."""
+    run.model.eval()
+    with run.autocast():
+        found = predict(run.model, batch.images[:PICTURED], batch.sizes[:PICTURED])
+    run.model.train()
+    distinct = []
+    for boxes, scores, labels in found:
+        keep = torchvision.ops.batched_nms(boxes, scores, labels, 0.5)
+        distinct.append(Detections(boxes[keep], scores[keep], labels[keep]))
+    draw_batch(run.out / f"pictures/step-{run.step:08d}.png", batch, distinct)
