@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from schemas.errors import SniperError
+from schemas.errors import SniperError, UsageError
 from schemas.settings import Settings, load_settings
 
 PATH = click.Path(path_type=Path)
@@ -213,8 +213,18 @@ def negatives(
 @click.option("--epochs", type=click.IntRange(1), help="passes over the chips  [default: 12]")
 @click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="[default: bf16 on a GPU, else fp32]")
 @click.option("--resume", is_flag=True, help="go on from the last checkpoint in --out")
+@click.option("--val-annotations", type=PATH, help="COCO JSON file to score on every train.evaluate_every epochs")
+@click.option("--val-images", type=PATH, help="its images")
 @_settings_options
-def train(data: Path, out: Path, resume: bool, settings: Settings, **options: Any) -> None:
+def train(
+    data: Path,
+    out: Path,
+    resume: bool,
+    val_annotations: Path | None,
+    val_images: Path | None,
+    settings: Settings,
+    **options: Any,
+) -> None:
     """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
     from pipeline.extras import needed
 
@@ -222,7 +232,61 @@ def train(data: Path, out: Path, resume: bool, settings: Settings, **options: An
         from trainer.train import train as run
     given = {name: value for name, value in options.items() if value is not None}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
-    click.echo(run(data, out, settings, resume=resume))
+    if (val_annotations is None) != (val_images is None):
+        raise UsageError("train: give --val-annotations and --val-images together")
+    validation = (val_annotations, val_images) if val_annotations and val_images else None
+    click.echo(run(data, out, settings, resume=resume, validation=validation))
+
+
+@cli.command()
+@click.option(
+    "--checkpoint", type=PATH, required=True, help="file that `sniper train` wrote, or the folder of its run"
+)
+@_annotations
+@click.option("--images", type=PATH, required=True, help="folder that file_name is relative to")
+@click.option("--out", type=PATH, help="detections as COCO results JSON; the summary goes beside it")
+@click.option("--max-dets", type=click.IntRange(1), default=100, help="detections per image and class, for every line")
+@_settings_options
+def evaluate(
+    checkpoint: Path, annotations: Path, images: Path, out: Path | None, max_dets: int, settings: Settings
+) -> None:
+    """Score a checkpoint on whole, original images with COCO's AP and AR."""
+    from pipeline.coco import describe_rejects
+    from pipeline.extras import needed
+
+    with needed("train"):
+        from trainer.evaluate import describe
+        from trainer.evaluate import evaluate as run
+    report = run(checkpoint, annotations, images, settings.detect, out=out, max_dets=max_dets)
+    if report is None:
+        return  # under torchrun the first process reports
+    for line in describe_rejects(report.rejects):
+        click.echo(line)
+    click.echo(describe(report, max_dets))
+
+
+@cli.command()
+@click.option(
+    "--checkpoint", type=PATH, required=True, help="file that `sniper train` wrote, or the folder of its run"
+)
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, default=Path("detections"), help="folder for detections.json and the pictures")
+@click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
+@_settings_options
+def detect(checkpoint: Path, images: tuple[Path, ...], out: Path, min_drawn: float, settings: Settings) -> None:
+    """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
+    from pipeline.extras import needed
+
+    with needed("train"):
+        from trainer.detect import detect as run
+    results = run(checkpoint, images, settings.detect, out=out, min_drawn=min_drawn)
+    bad = [result for result in results if "error" in result]
+    for result in bad:
+        click.echo(f"{result['file']}: {result['error']}")
+    number = sum(len(result.get("detections", ())) for result in results)
+    click.echo(f"{out}: {number:,} detections on {len(results) - len(bad)} images")
+    if bad:
+        sys.exit(1)
 
 
 def main() -> None:

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
-from pipeline.storage import atomic_file
+from pipeline.storage import atomic_file, start_writeback
 from schemas.errors import DataError
 from schemas.tables import MANIFEST
 
 BLOCK = 512  # tar's unit
+WRITEBACK = 4 << 20  # bytes between requests to the system to write to disk, so that the final flush finds little left
 METADATA_KEY = b"sniper"
 
 
@@ -37,6 +38,7 @@ class TarWriter:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
+        self._next_writeback = WRITEBACK
         self.size = 0
 
     def add(self, name: str, data: bytes) -> Member:
@@ -45,6 +47,9 @@ class TarWriter:
         self._write(_tar_header(name, len(data)))
         self._write(data)
         self._write(bytes(-len(data) % BLOCK))
+        if self.size >= self._next_writeback:
+            self._next_writeback += WRITEBACK
+            start_writeback(self._file)
         return member
 
     def close(self) -> str:

@@ -1,9 +1,10 @@
 """Where files live. Every stage reads and writes through these functions, so that fsspec stands in one place."""
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +44,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def start_writeback(file: IO[bytes]) -> None:
+    """Let the system begin to write what it holds of a file to disk, without waiting for it."""
+    file.flush()
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError, io.UnsupportedOperation):  # advice; a file in memory has no descriptor
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -34,6 +34,7 @@ class TrainSettings(Section):
     log_every: int = Field(20, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps; also at the end of every epoch")
     keep: int = Field(3, ge=1, description="checkpoints")
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations, where validation data are given")
     picture_every: int = Field(500, ge=1, description="steps")
     tensorboard: bool = False
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +24,19 @@ from schemas.settings import ChipSettings
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-real"
 PEER = Path(__file__).resolve().parents[1] / ".venv-peers/bin/python"
-IMAGES_PER_JOB = 16  # small, so that two workers end together
+IMAGES_PER_JOB = 64  # half the default, so that two workers end nearly together
+REPEATS = 3  # of the data set, so that a round lasts some seconds
 SAHI_SLICE = 307  # source pixels: our 512 px chip at the middle scale
 SAHI_IMAGES = 60  # it is slow; a rate needs no more
+
+RATIOS = [
+    ("one_worker", "kernels"),
+    ("two_workers", "kernels_two_processes"),
+    ("two_workers", "one_worker"),
+    ("kernels_two_processes", "kernels"),
+    ("one_worker", "sahi"),
+    ("two_workers", "sahi"),
+]
 
 SAHI_SCRIPT = """
 import json, sys, time
@@ -56,39 +66,37 @@ def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
     settings = ChipSettings()
     (out / "positives").mkdir(parents=True)
     jobs = []
-    for start in range(0, source.num_images, IMAGES_PER_JOB):
-        stop = min(start + IMAGES_PER_JOB, source.num_images)
+    starts = range(0, source.num_images // IMAGES_PER_JOB * IMAGES_PER_JOB, IMAGES_PER_JOB)  # jobs of equal size
+    for number, start in enumerate(REPEATS * list(starts)):
+        stop = start + IMAGES_PER_JOB
         chips = plan_run(source, start, stop, settings).chips
-        name = f"chips-{start:05d}"
+        name = f"chips-{number:05d}"
         jobs.append(ShardJob(out, "positives", name, images, source.images(start, stop), chips, settings, ""))
     return jobs
 
 
-def kernels_rate(jobs: list[ShardJob]) -> float:
-    """Chips/s of decode + crop-resize + encode alone, on the same work: the limit."""
+def timed_kernels(job: ShardJob) -> Timed:
+    """Decode + crop-resize + encode alone, on the same work: the limit. Files are read before the clock starts."""
+    rows = job.chips.to_pylist()
     work = []
-    for job in jobs:
-        rows = job.chips.to_pylist()
-        for image in job.images:
-            mine = [row for row in rows if row["image_id"] == image.image_id]
-            work.append(((job.image_root / image.file_name).read_bytes(), image, mine))
-    settings = jobs[0].settings
-    count = 0
-    started = time.perf_counter()
-    for data, source, rows in work:
-        pixels_src = read_image(data, source.width, source.height, settings.max_pixels)
-        for row in rows:
+    for image in job.images:
+        mine = [row for row in rows if row["image_id"] == image.image_id]
+        work.append(((job.image_root / image.file_name).read_bytes(), image, mine))
+    settings = job.settings
+    started = time.monotonic()
+    for data, source, chips in work:
+        decoded = read_image(data, source.width, source.height, settings.max_pixels)
+        for row in chips:
             window = (row["x1"], row["y1"], row["x2"], row["y2"])
-            pixels = cut_chip(pixels_src, window, row["scale"], row["width"], row["height"])
+            pixels = cut_chip(decoded, window, row["scale"], row["width"], row["height"])
             encode_jpeg(pixels, settings.quality, settings.subsampling)
-            count += 1
-    return count / (time.perf_counter() - started)
+    return Timed(os.getpid(), started, time.monotonic(), len(rows))
 
 
-def our_rate(jobs: list[ShardJob], workers: int) -> tuple[float, float]:
+def rate(work: Callable[[ShardJob], Timed], jobs: list[ShardJob], workers: int) -> tuple[float, float]:
     """Chips/s once every worker has finished its first shard, and the seconds until the first shard began."""
     started = time.monotonic()
-    done = sorted(run_local(timed_cut, iter(jobs), workers), key=lambda shard: shard.started)
+    done = sorted(run_local(work, iter(jobs), workers), key=lambda shard: shard.started)
     firsts = {shard.process: shard for shard in reversed(done)}
     warm = max(shard.ended for shard in firsts.values())
     steady = [shard for shard in done if shard.started >= warm]
@@ -118,10 +126,11 @@ def measure(annotations: Path, images: Path, rounds: int) -> Iterator[dict[str, 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             jobs = make_jobs(source, images, folder / "ours")
-            one, _ = our_rate(jobs, 1)
-            two, start_up = our_rate(jobs, 2)
+            one, _ = rate(timed_cut, jobs, 1)
+            two, start_up = rate(timed_cut, jobs, 2)
             yield {
-                "kernels": kernels_rate(jobs),
+                "kernels": rate(timed_kernels, jobs, 1)[0],
+                "kernels_two_processes": rate(timed_kernels, jobs, 2)[0],
                 "one_worker": one,
                 "two_workers": two,
                 "sahi": sahi_rate(annotations, images, folder),
@@ -142,8 +151,8 @@ def main(annotations: Path, images: Path, rounds: int, json_file: Path | None) -
         values = [value for result in results if (value := result[name]) is not None]
         medians[name] = statistics.median(values) if values else None
     for name, value in medians.items():
-        click.echo(f"{name:<18}{'not measured' if value is None else f'{value:10.1f}'}")
-    for top, bottom in (("one_worker", "kernels"), ("two_workers", "one_worker"), ("one_worker", "sahi")):
+        click.echo(f"{name:<24}{'not measured' if value is None else f'{value:10.1f}'}")
+    for top, bottom in RATIOS:
         ratios = [a / b for r in results if (a := r[top]) is not None and (b := r[bottom]) is not None]
         click.echo(f"{top} / {bottom}: {f'{statistics.median(ratios):.2f}' if ratios else 'not measured'}")
     if json_file:

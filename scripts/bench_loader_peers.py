@@ -38,7 +38,10 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     images = torch.zeros(len(samples), SIDE, SIDE, 3, dtype=torch.uint8)
     boxes: list[dict[str, Any]] = []
     for slot, (pixels, row) in zip(images, samples, strict=True):
-        image = pixels.permute(1, 2, 0) if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
+        if isinstance(pixels, Tensor):
+            image = pixels.permute(1, 2, 0)
+        else:  # only an image of Pillow's needs the copy
+            image = torch.from_numpy(pixels if isinstance(pixels, np.ndarray) else np.array(pixels))
         slot[: row["height"], : row["width"]] = image
         boxes += row["boxes"]
     rows = [row for _, row in samples]

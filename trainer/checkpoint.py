@@ -11,6 +11,9 @@ from schemas.errors import DataError, UsageError
 from trainer.loader import State
 
 FORMAT = 1
+BEST = "best.pt"
+"""The checkpoint with the highest AP of a run that validates."""
+
 MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no step, or only later ones
     "train.epochs",
     "train.decay_epochs",
@@ -18,6 +21,7 @@ MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no
     "train.log_every",
     "train.save_every",
     "train.keep",
+    "train.evaluate_every",
     "train.picture_every",
     "train.tensorboard",
     "train.compile",
@@ -48,6 +52,7 @@ class Checkpoint(NamedTuple):
     categories: list[tuple[int, str]]
     chips: dict[str, Any]
     data: str
+    best_ap: float = -1.0  # highest validation AP so far
 
     @property
     def state(self) -> State:
@@ -57,11 +62,15 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write folder/step-N.pt by rename, then delete all but the last `keep`."""
     path = folder / f"step-{checkpoint.step:08d}.pt"
-    with atomic_file(path) as file:
-        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
+    write_checkpoint(path, checkpoint)
     for old in find_checkpoints(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -70,11 +79,13 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; nothing in it is executed.
+    """Read a checkpoint, of a run's folder the best or else the last one; nothing in it is executed.
 
     Raises:
         DataError: there is none, or it is no checkpoint of ours.
     """
+    if path.is_dir():
+        path = next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if p.is_file()), path / "step-*.pt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:

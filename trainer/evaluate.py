@@ -34,6 +34,7 @@ class Evaluation(NamedTuple):
     summary: dict[str, float | None]
     detections: Results
     rejects: list[Reject]
+    num_crowded: int  # images that hold more boxes than the detections taken into account
 
 
 def evaluate(
@@ -101,7 +102,7 @@ def score_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, json.dumps(results).encode())
         write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
-    return Evaluation(summary, results, rejects)
+    return Evaluation(summary, results, rejects, crowded(truth, max_dets))
 
 
 def as_results(image: SourceImage, found: Found, categories: list[tuple[int, str]]) -> Results:
@@ -227,3 +228,14 @@ def crowded(truth: dict[str, Any], max_dets: int) -> int:
     for box in truth["annotations"]:
         counts[box["image_id"]] = counts.get(box["image_id"], 0) + 1
     return sum(count > max_dets for count in counts.values())
+
+
+def describe(report: Evaluation, max_dets: int) -> str:
+    """The summary in text, one line each."""
+    lines = [f"{name:<28}{'n/a' if value is None else f'{value:.3f}'}" for name, value in report.summary.items()]
+    if report.num_crowded:
+        lines.append(
+            f"WARNING: {report.num_crowded} images hold more boxes than the {max_dets} detections that count; "
+            "see --max-dets and detect.max_detections"
+        )
+    return "\n".join(lines)

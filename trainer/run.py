@@ -72,7 +72,7 @@ class Run:
             accumulation=math.ceil(options.batch_size / (rank.count * per_rank)),
             pin=rank.device.type == "cuda",
         )
-        self.state, self.step = State(options.seed), 0
+        self.state, self.step, self.best_ap = State(options.seed), 0, -1.0
 
     def tell(self, text: str) -> None:
         if self.rank.is_first:
@@ -101,6 +101,7 @@ class Run:
             categories=self.categories,
             chips=self.chips,
             data=self.fingerprint,
+            best_ap=self.best_ap,
         )
 
     def restore(self, last: Checkpoint) -> None:
@@ -112,7 +113,7 @@ class Run:
         torch.set_rng_state(last.random["cpu"])
         if self.rank.device.type == "cuda" and "cuda" in last.random:
             torch.cuda.set_rng_state(last.random["cuda"])
-        self.state, self.step = last.state, last.step
+        self.state, self.step, self.best_ap = last.state, last.step, last.best_ap
         self.tell(f"resumed: epoch {self.state.epoch}, step {self.step}")
 
 

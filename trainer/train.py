@@ -15,17 +15,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from schemas.errors import DataError, SniperError, UsageError
-from schemas.settings import Settings
+from schemas.settings import ChipSettings, Settings
 from trainer.batch import Batch
-from trainer.checkpoint import check_resumable, find_checkpoints, read_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    BEST,
+    check_resumable,
+    find_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
 from trainer.dataset import ChipDataset
+from trainer.evaluate import score_model
 from trainer.journal import PICTURED, Journal, Meter, draw_batch, progress_line
 from trainer.loader import Epoch, Step
 from trainer.model import Detections, predict, training_losses
 from trainer.optim import learning_rate, total
 from trainer.ranks import joined, sum_over_ranks, wait_for_all
 from trainer.report import anchor_report, pool_report
-from trainer.run import Run
+from trainer.run import Run, make_detector
 
 PARTS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
 
@@ -34,7 +42,15 @@ class StoppedError(SniperError):
     """SIGTERM came: the run is checkpointed and can be resumed."""
 
 
-def train(data: Path, out: Path, settings: Settings, *, resume: bool = False, rpn_only: bool = False) -> Path:
+def train(
+    data: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    rpn_only: bool = False,
+    validation: tuple[Path, Path] | None = None,
+) -> Path:
     """Train a detector on a chip data set; under torchrun, as one of its processes.
 
     Args:
@@ -42,6 +58,7 @@ def train(data: Path, out: Path, settings: Settings, *, resume: bool = False, rp
         out: folder of the run: checkpoints, log, pictures. Must hold no other run unless `resume`.
         resume: go on from the last checkpoint in `out`, at the very next batch.
         rpn_only: train what proposes, on positive chips alone.
+        validation: annotation file and image folder to score on; the best checkpoint stays as RUN/best.pt.
 
     Returns:
         The last checkpoint.
@@ -69,7 +86,7 @@ def train(data: Path, out: Path, settings: Settings, *, resume: bool = False, rp
             run.tell(anchor_report(dataset, settings))
         # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
         signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
-        return _loop(run)
+        return _loop(run, validation)
 
 
 def train_step(run: Run, step: Step) -> dict[str, float]:
@@ -119,7 +136,7 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
     return losses_now
 
 
-def _loop(run: Run) -> Path:
+def _loop(run: Run, validation: tuple[Path, Path] | None) -> Path:
     options, rank, out = run.settings.train, run.rank, run.out
     journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
     meter = Meter(_steps_left(run), rank.device)
@@ -136,6 +153,10 @@ def _loop(run: Run) -> Path:
                 run.tell(progress_line(epoch, run.step, values))
             if rank.is_first and run.step % options.picture_every == 0 and not run.model.rpn_only:
                 _picture(run, step.micros[0].to(rank.device))
+            if validation and epoch_ends and run.state.epoch % options.evaluate_every == 0:
+                values = _validate(run, *validation)
+                if journal:
+                    journal.record(run.step, {"epoch": epoch, **values})
             if run.stopping or epoch_ends or run.step % options.save_every == 0:
                 if rank.is_first:
                     save_checkpoint(out, run.checkpoint(), options.keep)
@@ -177,6 +198,24 @@ def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float])
         f"step {run.step}: the loss is not finite ({losses}); no weight was changed by it. Its chips are in {path}. "
         "A lower train.learning_rate, more train.warmup_steps or train.clip_gradient helps most often"
     )
+
+
+def _validate(run: Run, annotations: Path, images: Path) -> dict[str, float]:
+    """Score the network, or its average of weights, on whole images; all ranks take part. AP values on the first."""
+    model = make_detector(run.checkpoint()).to(run.rank.device).eval()
+    chips = ChipSettings.model_validate(run.chips)
+    detect = run.settings.detect
+    report = score_model(model, run.categories, chips, annotations, images, detect, run.rank, None, 100)
+    if report is None:
+        return {}
+    values = {name: value for name, value in report.summary.items() if value is not None}
+    run.tell(
+        "validation: " + ", ".join(f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values)
+    )
+    if values.get("AP", -1.0) > run.best_ap:
+        run.best_ap = values["AP"]
+        write_checkpoint(run.out / BEST, run.checkpoint())
+    return values
 
 
 @torch.no_grad()
