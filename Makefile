@@ -16,6 +16,7 @@ OUT ?=
 WORKERS ?=
 DATA ?=
 RUN ?=
+CHECKPOINT ?=
 GPUS ?= 1
 ARGS ?=
 
@@ -45,32 +46,49 @@ else
 	$(SNIPER) chips --annotations "$(ANNOTATIONS)" --images "$(IMAGES)" --out "$(OUT)" $(WORKERS_OPTION) $(ARGS)
 endif
 
-negatives: setup ## mine negative chips (not built yet)
-	@echo 'make negatives: not built yet (see README, "State")' >&2; exit 1
+negatives: setup ## mine negative chips: DATA=<chips> [IMAGES=<folder>] [GPUS=N]; for the demo chips without them
+ifeq ($(strip $(DATA)),)
+	@$(MAKE) --no-print-directory chips ARGS=
+	$(LAUNCH) negatives --data $(DEMO)/chips $(DEMO_CONFIG) $(WORKERS_OPTION) $(ARGS)
+else
+	$(LAUNCH) negatives --data "$(DATA)" $(if $(IMAGES),--images "$(IMAGES)") $(WORKERS_OPTION) $(ARGS)
+endif
 
 train: setup ## train the detector: DATA=<chips> RUN=<folder> [GPUS=N]; on the demo chips without them
 ifeq ($(strip $(DATA)),)
 	@$(MAKE) --no-print-directory chips ARGS=
-	$(LAUNCH) train --data $(DEMO)/chips --out "$(or $(RUN),$(DEMO)/run)" $(DEMO_CONFIG) $(ARGS)
+	$(LAUNCH) train --data $(DEMO)/chips --out "$(or $(RUN),$(DEMO)/run)" --resume $(DEMO_CONFIG) $(ARGS)
 else
 	@if [ -z "$(RUN)" ]; then echo "make train: DATA needs RUN=<folder> beside it" >&2; exit 2; fi
 	$(LAUNCH) train --data "$(DATA)" --out "$(RUN)" $(ARGS)
 endif
 
-evaluate: setup ## score a checkpoint on whole images (not built yet)
-	@echo 'make evaluate: not built yet (see README, "State")' >&2; exit 1
+evaluate: setup ## score on whole images: CHECKPOINT=F ANNOTATIONS=F IMAGES=D [OUT=F] [GPUS=N]; the demo's without them
+ifeq ($(strip $(CHECKPOINT)),)
+	@$(MAKE) --no-print-directory train ARGS=
+	$(LAUNCH) evaluate --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json --images $(DEMO)/data/val \
+	    --out "$(or $(OUT),$(DEMO)/report/detections.json)" $(ARGS)
+else
+	$(LAUNCH) evaluate --checkpoint "$(CHECKPOINT)" --annotations "$(ANNOTATIONS)" --images "$(IMAGES)" \
+	    $(if $(OUT),--out "$(OUT)") $(ARGS)
+endif
 
-demo: setup demo-data ## run the pipeline on generated data and leave a picture to look at
+demo: setup demo-data ## the whole chain on generated data: chips, negatives, training, AP, pictures (CPU, minutes)
 	$(SNIPER) check --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train
-	$(SNIPER) chips --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train \
-	    --out $(DEMO)/chips $(DEMO_CONFIG) $(WORKERS_OPTION) $(ARGS)
+	@$(MAKE) --no-print-directory chips
+	@$(MAKE) --no-print-directory negatives
 	$(SNIPER) verify $(DEMO)/chips
-	@mkdir -p $(DEMO)/report
 	$(SNIPER) show $(DEMO)/chips --out $(DEMO)/report/chips.png
+	$(SNIPER) show $(DEMO)/chips --kind negative --out $(DEMO)/report/negatives.png
+	@$(MAKE) --no-print-directory evaluate
+	$(BIN)/python scripts/plot_losses.py $(DEMO)/run $(DEMO)/report/losses.png
+	$(SNIPER) detect --checkpoint $(DEMO)/run $(DEMO)/data/val --out $(DEMO)/report/detections
 	@echo
-	@echo "The chips:          $(DEMO)/chips (shards and manifest under positives/)"
-	@echo "A sheet of them:    $(DEMO)/report/chips.png"
-	@echo "The source images:  $(DEMO)/data"
+	@echo "What to look at:  $(DEMO)/report/chips.png        positive chips, boxes coloured by status"
+	@echo "                  $(DEMO)/report/negatives.png    mined background, with the proposals that led there"
+	@echo "                  $(DEMO)/report/losses.png       the training"
+	@echo "                  $(DEMO)/report/detections/      what the detector finds on validation images"
+	@echo "                  $(DEMO)/run/pictures/           training batches with targets and detections"
 
 demo-data: setup
 	@[ -e $(DEMO)/data/train.json ] && [ -e $(DEMO)/data/val.json ] || \
@@ -88,10 +106,14 @@ format: setup ## put the code into ruff's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup peers ## measure planning and cutting, and SAHI beside them; figures under bench-results/
+bench: setup peers ## measure every stage, the peers beside them; figures under bench-results/
 	@mkdir -p bench-results
 	$(BIN)/python scripts/bench_plan.py --json bench-results/plan.json
 	$(BIN)/python scripts/bench_cut.py --json bench-results/cut.json
+	$(BIN)/python scripts/bench_loader.py --json bench-results/loader.json
+	$(BIN)/python scripts/bench_train.py --json bench-results/train.json
+	$(BIN)/python scripts/bench_negatives.py --json bench-results/negatives.json
+	$(BIN)/python scripts/bench_detect.py --json bench-results/detect.json
 
 peers: ## make .venv-peers, the programs that benchmarks compare with
 	@scripts/setup.sh --peers

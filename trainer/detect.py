@@ -73,7 +73,9 @@ def merge(
     parts: list[Found] = []
     for view, found in sorted(viewed.views, key=lambda item: item[0]):
         in_source = to_source(found.boxes, view).numpy()
-        kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(in_source, view.window, image)
+        kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(
+            in_source, view.window, image, ranges[view.scale_index][1]
+        )
         parts.append(Found(in_source[kept], found.scores.numpy()[kept], found.labels.numpy()[kept]))
     boxes = np.concatenate([part.boxes for part in parts])
     labels = np.concatenate([part.labels for part in parts])
@@ -98,19 +100,21 @@ def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt
 
 
 def _cut_by_tile(
-    boxes: npt.NDArray[np.float32], window: tuple[float, float, float, float], image: SourceImage
+    boxes: npt.NDArray[np.float32], window: tuple[float, float, float, float], image: SourceImage, overlap: float
 ) -> npt.NDArray[np.bool_]:
-    """bool [N]: touches an edge of the window that is not the image's; the neighbouring tile has it whole."""
-    x1, y1, x2, y2 = window
+    """bool [N]: touches an edge of the window that is not the image's, and the neighbouring tile has it whole.
+
+    What is at least as long as tiles share, on that axis, no tile has whole: it stays.
+    """
     cut = np.zeros(len(boxes), np.bool_)
-    if x1 > 0:
-        cut |= boxes[:, 0] < x1 + EDGE
-    if y1 > 0:
-        cut |= boxes[:, 1] < y1 + EDGE
-    if x2 < image.width:
-        cut |= boxes[:, 2] > x2 - EDGE
-    if y2 < image.height:
-        cut |= boxes[:, 3] > y2 - EDGE
+    for axis, extent in ((0, image.width), (1, image.height)):
+        low, high = boxes[:, axis], boxes[:, axis + 2]
+        touches = np.zeros(len(boxes), np.bool_)
+        if window[axis] > 0:
+            touches |= low < window[axis] + EDGE
+        if window[axis + 2] < extent:
+            touches |= high > window[axis + 2] - EDGE
+        cut |= touches & (high - low < overlap)
     return cut
 
 

@@ -1,0 +1,114 @@
+"""Negatives from end to end: the RPN's run, its proposals, the pool; each step kept when it is done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.chips import chips
+from pipeline.negatives import negatives
+from pipeline.proposals import COLUMNS
+from pipeline.verify import verify
+from schemas.errors import UsageError
+from schemas.settings import Settings, load_settings
+from scripts.make_demo_data import make_demo_data
+from tests.trainer.runs import TINY, TINY_CHIPS
+from trainer.checkpoint import find_checkpoints, read_checkpoint
+from trainer.dataset import ChipDataset
+from trainer.rpn import make_proposals
+from trainer.train import train
+
+OPTIONS = (*TINY, *TINY_CHIPS, "negatives.rpn_epochs=1", "negatives.min_finest=3", "negatives.min_others=3")
+
+
+def settings(*more: str) -> Settings:
+    return load_settings(None, (*OPTIONS, *more))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("rpn")
+    make_demo_data(folder, num_train=8, num_val=1)
+    chips(folder / "train.json", folder / "train", folder / "chips", settings().chips)
+    return folder / "chips"
+
+
+@pytest.fixture(scope="module")
+def proposals(data: Path) -> Path:
+    return make_proposals(data, data.parent / "train", settings())
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {
+        str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_make_proposals__all_images_at_all_scales_inside_them(data: Path, proposals: Path) -> None:
+    table = pl.read_parquet(proposals / "part-*.parquet")
+    assert set(COLUMNS) <= set(table.columns)
+    images = pl.read_parquet(data / "images.parquet")
+    joined = table.join(images, on="image_id")
+    assert len(joined) == len(table) > 100
+    assert set(table["image_id"]) == set(images["image_id"])  # images without objects too
+    assert set(table["scale_index"]) == {0, 1}
+    assert joined.filter((pl.col("x1") < 0) | (pl.col("y1") < 0) | (pl.col("x2") > pl.col("width") + 0.01)).is_empty()
+    assert table.filter(~pl.col("score").is_between(0, 1)).is_empty()
+    checkpoint = read_checkpoint(find_checkpoints(proposals / "rpn")[-1])
+    assert checkpoint.loader[1] == 1
+
+
+def test_make_proposals__a_second_call_does_nothing_and_a_lost_part_is_made_again(data: Path, proposals: Path) -> None:
+    before = stamps(proposals)
+    make_proposals(data, data.parent / "train", settings())
+    after = stamps(proposals)
+    assert {path for path in before if "log.jsonl" not in path and before[path] != after[path]} == set()
+    part = proposals / "part-00000.parquet"
+    content = pq.read_table(part)
+    part.unlink()
+    make_proposals(data, data.parent / "train", settings())
+    assert pq.read_table(part).equals(content)
+
+
+def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Path, proposals: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.momentum"):
+        make_proposals(data, data.parent / "train", settings("train.momentum=0.5"))
+
+
+def test_negatives__then_training_uses_the_pool(data: Path, proposals: Path, tmp_path: Path) -> None:
+    options = settings()
+    report = negatives(data, proposals=proposals, settings=options.negatives)
+    assert report.num_made == report.num_shards
+    assert verify(data).problems == []
+    dataset = ChipDataset(data)
+    pool = len(dataset) - dataset.manifest.num_positives
+    assert pool > 0
+    run = json.loads((data / "negatives/run.json").read_bytes())
+    assert run["positives"] == json.loads((data / "run.json").read_bytes())["fingerprint"]
+    train(data, tmp_path / "run", options)
+    kept = read_checkpoint(find_checkpoints(tmp_path / "run")[-1])
+    assert kept.step > -(-dataset.manifest.num_positives // options.train.batch_size)  # more than the positives alone
+
+
+def test_make_proposals__two_ranks_write_the_same_parts(data: Path, proposals: Path, tmp_path: Path) -> None:
+    """Extraction only: with another number of ranks the RPN's own training differs in rounding."""
+    script = tmp_path / "extract.py"
+    script.write_text(
+        "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
+        "from schemas.detect import DetectSettings\nfrom trainer.extract import extract_proposals\n"
+        "extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
+    )
+    content = pq.read_table(proposals / "part-00000.parquet")
+    (proposals / "part-00000.parquet").unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    arguments = [data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, timeout=100, capture_output=True)
+    assert pq.read_table(proposals / "part-00000.parquet").equals(content)
