@@ -21,7 +21,7 @@ from trainer.detect import detect_images
 from trainer.model import Detector, predict
 from trainer.pyramid import compose, plan_views, read_batches
 from trainer.soft_nms import soft_nms
-from trainer.views import RUN, Clock, widened_ranges
+from trainer.views import RUN, Clock, tile_overlaps
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT / "../shared/data/coco-real"
@@ -41,7 +41,7 @@ def pipeline_rate(
 def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, device: torch.device) -> float:
     """Images/s of the network alone: the same batches, read before the clock starts."""
     chips, options = ChipSettings(), DetectSettings()
-    overlaps = [hi for _, hi in widened_ranges(chips.bounds())]
+    overlaps = tile_overlaps(chips.bounds())
     batches = compose(plan_views(images, chips, options.max_side, overlaps), options.batch_pixels)
     reader = read_batches(batches, images, root, chips.max_pixels, [], threads=2, pin=device.type == "cuda")
     ready = [(batch.images.to(device), batch.sizes.to(device)) for batch in reader]

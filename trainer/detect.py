@@ -18,13 +18,13 @@ from schemas.errors import UsageError
 from schemas.settings import ChipSettings
 from trainer.checkpoint import Checkpoint, read_checkpoint
 from trainer.model import Detections, Detector, predict
+from trainer.pyramid import EDGE
 from trainer.run import make_detector
 from trainer.soft_nms import soft_nms
-from trainer.views import Clock, Viewed, run_views, to_source, widened_ranges
+from trainer.views import Clock, Viewed, run_views, tile_overlaps, to_source, widened_ranges
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
-EDGE = 1.0  # source pixels: a detection this near to an inner edge of a tile is cut by it
 
 
 class Found(NamedTuple):
@@ -53,7 +53,6 @@ def detect_images(
     Args:
         model: in eval mode, on `device`; chips: the settings it was trained with; the rest as of run_views.
     """
-    ranges = widened_ranges(chips.bounds())
 
     def forward(pixels: Tensor, sizes: Tensor) -> list[Detections]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -63,18 +62,23 @@ def detect_images(
     with torch.inference_mode():
         for viewed in run_views(forward, runs, images, root, chips, options, device, clock):
             if viewed.views:
-                yield viewed.image, merge(viewed, images[viewed.image], ranges, options)
+                yield viewed.image, merge(viewed, images[viewed.image], chips.bounds(), options)
 
 
 def merge(
-    viewed: Viewed[Detections], image: SourceImage, ranges: Sequence[tuple[float, float]], options: DetectSettings
+    viewed: Viewed[Detections], image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings
 ) -> Found:
-    """Keep of each scale what its range admits and no tile's inner edge cuts; soft-NMS per class over the rest."""
+    """Keep of each scale what its range admits and no tile's inner edge cuts; soft-NMS per class over the rest.
+
+    Args:
+        bounds: the training ranges, per scale [lo, hi).
+    """
+    ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
     parts: list[Found] = []
     for view, found in sorted(viewed.views, key=lambda item: item[0]):
         in_source = to_source(found.boxes, view).numpy()
         kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(
-            in_source, view.window, image, ranges[view.scale_index][1]
+            in_source, view.window, image, overlaps[view.scale_index]
         )
         parts.append(Found(in_source[kept], found.scores.numpy()[kept], found.labels.numpy()[kept]))
     boxes = np.concatenate([part.boxes for part in parts])

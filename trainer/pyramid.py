@@ -28,6 +28,10 @@ ALIGN = 32
 padding there is: on average 16 px per side, 3 % of a 512 px side, at most 31 px."""
 
 
+EDGE = 1.0
+"""Source pixels: what is found this near to an inner edge of a tile counts as cut by it."""
+
+
 class View(NamedTuple):
     """A window of an image at a scale."""
 
@@ -76,10 +80,11 @@ def plan_views(
 
 
 def _tiles(extent: int, side: float, overlap: float) -> list[tuple[float, float]]:
-    """Windows of `side` that cover [0, extent], neighbours sharing at least `overlap` (at most half a side)."""
+    """Windows of `side` that cover [0, extent]. What is no longer than `overlap` (at most half a side, less the edges)
+    lies in one of them, clear of its inner edges."""
     if extent <= side:
         return [(0.0, float(extent))]
-    step = side - min(overlap, side / 2)
+    step = side - min(overlap + 2 * EDGE, side / 2)
     count = math.ceil((extent - side) / step) + 1
     starts = np.linspace(0, extent - side, count)
     return [(float(start), min(float(start + side), float(extent))) for start in starts]

@@ -16,6 +16,7 @@ from trainer.loader import available_cores
 from trainer.pyramid import View, compose, plan_views, read_batches
 
 Output = TypeVar("Output")
+ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
 RUN = 64
 """Images whose views share batches. Runs are dealt out to ranks whole, so ranks change no batch and no rounding."""
 
@@ -47,6 +48,11 @@ def widened_ranges(bounds: Sequence[tuple[float, float]]) -> list[tuple[float, f
     return [(lo * 0.625 if s == last else lo, hi * (1.125 if s == 0 else 1.2)) for s, (lo, hi) in enumerate(bounds)]
 
 
+def tile_overlaps(bounds: Sequence[tuple[float, float]]) -> list[float]:
+    """Per scale, what neighbouring tiles share, source pixels: the longest object looked for there."""
+    return [ELONGATION * hi for _, hi in widened_ranges(bounds)]
+
+
 def run_views(
     forward: Callable[[Tensor, Tensor], list[Output]],
     runs: Sequence[range],
@@ -63,13 +69,13 @@ def run_views(
         forward: (images uint8 [B, 3, H, W], sizes int64 [B, 2]), on the device -> one output per view.
         runs: positions among `images`; each run's views share batches.
         root: folder that file names are relative to.
-        chips: scales and ranges; a tile shares with its neighbour what the largest object looked for there takes.
+        chips: scales and ranges.
     """
-    ranges = widened_ranges(chips.bounds())
+    overlaps = tile_overlaps(chips.bounds())
     batches: list[list[View]] = []
     missing: dict[int, int] = {}
     for run in runs:
-        views = plan_views([images[i] for i in run], chips, options.max_side, [hi for _, hi in ranges])
+        views = plan_views([images[i] for i in run], chips, options.max_side, overlaps)
         views = [view._replace(image=run[view.image]) for view in views]
         batches += compose(views, options.batch_pixels)
         for view in views:
