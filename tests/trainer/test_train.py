@@ -134,9 +134,12 @@ def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_train__half_precision_runs(data: Path, tmp_path: Path, precision: str) -> None:
-    train(data, tmp_path, tiny_settings(f"train.precision={precision}"))
-    assert all(torch.isfinite(value).all() for value in last(tmp_path).model.values())
+def test_train__half_precision_runs(tmp_path: Path, precision: str) -> None:
+    make_demo_data(tmp_path, num_train=1, num_val=1)  # few chips: a CPU is slow at fp16
+    options = load_settings(None, TINY_CHIPS).chips
+    chips(tmp_path / "train.json", tmp_path / "train", tmp_path / "chips", options)
+    train(tmp_path / "chips", tmp_path / "run", tiny_settings(f"train.precision={precision}", "train.batch_size=4"))
+    assert all(torch.isfinite(value).all() for value in last(tmp_path / "run").model.values())
 
 
 def test_train__a_loss_that_is_not_finite_stops_before_the_weights_change(data: Path, tmp_path: Path) -> None:
