@@ -1,7 +1,7 @@
 """Mining speed: milliseconds per image in one thread, on COCO val2017's images with made-up proposals.
 
 The proposals stand for those of a weak RPN after each scale's own NMS: half lie around the image's objects, half
-anywhere, up to 300 per scale with sizes that the scale favours. Scripts of the GPU part fill in the other figures.
+anywhere, up to 300 per scale with sizes that the scale favours. Then the share of the whole RPN stage.
 """
 
 import json
@@ -12,13 +12,23 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
+import torch
+from bench_train import plausible_batch
+from torch import Tensor
 
 from pipeline.coco import Source, read_coco
 from pipeline.mine import Pool, mine_run, pool_scales
 from pipeline.plan import plan_run, run_columns
-from schemas.settings import ChipSettings, NegativeSettings
+from schemas.detect import DetectSettings
+from schemas.settings import ChipSettings, NegativeSettings, Settings, load_settings
+from trainer.batch import Batch
+from trainer.model import Detector, propose, training_losses
+from trainer.views import Clock, run_views
 
-SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-val2017-boxes/val.json"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT / "../shared/data/coco-val2017-boxes/val.json"
+IMAGES = ROOT / "../shared/data/coco-real"
+COCO_CHIPS = 3.75  # positive chips per image of COCO val2017 (docs/benchmarks.md)
 PER_SCALE = 300
 SIZES = ((8, 80), (24, 160), (80, 480))  # source pixels, per scale: those that its anchors fit, more or less
 
@@ -82,18 +92,70 @@ def measure(source: Source, rounds: int) -> dict[str, float | None]:
         "pool_ms_per_image": ms["pool"],
         "pooled_per_image": len(pooled.score) / source.num_images,
         "chips_per_image": len(mined.image) / source.num_images,
-        "data_wait_share": None,  # not measured: needs the trainer's extraction
-        "rpn_share": None,  # not measured: needs the trainer's rates
+    }
+
+
+def seconds_per_chip(model: Detector, batch: Batch) -> float:
+    """Of a training step without the loader: the best of three."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    times = []
+    for epoch in range(4):
+        started = time.perf_counter()
+        losses = training_losses(model, batch, seed=0, epoch=epoch, global_chips=len(batch))
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - started)
+    return min(times[1:]) / len(batch)
+
+
+def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int) -> dict[str, float | None]:
+    """Share of the RPN's run and its extraction in all training time at the default schedule, one network for both.
+
+    The network is the demo's slim one on full-size chips; extraction runs on real COCO images at all scales.
+    """
+    if not (IMAGES / "train.json").is_file():
+        return {"data_wait_share": None, "rpn_share": None}
+    settings = Settings()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Detector(load_settings(ROOT / "scripts/demo.yaml").model, 80, 512).to(device).train()
+    batch = plausible_batch(4, device)
+    full = seconds_per_chip(model, batch)
+    model.keep_rpn_only()
+    rpn = seconds_per_chip(model, batch)
+    images = read_coco(IMAGES / "train.json").images(0, num_images)
+    clock, options, runs = Clock(), DetectSettings(), [range(num_images)]
+    model.eval()
+
+    def forward(pixels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(boxes.cpu(), scores.cpu()) for boxes, scores in propose(model, pixels, sizes)]
+
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for _ in run_views(forward, runs, images, IMAGES / "images", settings.chips, options, device, clock):
+            pass
+    extraction = (time.perf_counter() - started) / num_images
+    stage = settings.negatives.rpn_epochs * chips_per_image * rpn + extraction
+    drawn = min(settings.loader.negatives_per_image, pool_per_image)
+    rest = settings.train.epochs * (chips_per_image + drawn) * full
+    return {
+        "full_ms_per_chip": full * 1e3,
+        "rpn_ms_per_chip": rpn * 1e3,
+        "extraction_ms_per_image": extraction * 1e3,
+        "data_wait_share": clock.data_wait,
+        "rpn_share": stage / (stage + rest),
     }
 
 
 @click.command()
 @click.option("--annotations", type=click.Path(path_type=Path), default=SHARED)
 @click.option("--rounds", default=5)
+@click.option("--num-images", default=8, help="of the extraction")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(annotations: Path, rounds: int, json_file: Path | None) -> None:
+def main(annotations: Path, rounds: int, num_images: int, json_file: Path | None) -> None:
     """Print medians over the rounds."""
     results = measure(read_coco(annotations), rounds)
+    results |= measure_stage(COCO_CHIPS, results["chips_per_image"] or 0.0, num_images)
     for key, value in results.items():
         click.echo(f"{key:<26}" + ("not measured" if value is None else f"{value:10.4f}"))
     if json_file:
