@@ -6,11 +6,13 @@ torchvision gets its images as floats on the device beforehand; ours starts from
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,14 +22,21 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
+from pipeline.chips import chips
 from schemas.codes import Status
+from schemas.loader import LoaderSettings
 from schemas.model import ModelSettings
+from schemas.settings import ChipSettings
 from trainer.backbone import normalise
 from trainer.batch import Batch
+from trainer.dataset import ChipDataset
+from trainer.loader import BatchLoader, State
 from trainer.model import Detector, training_losses
 from trainer.weights import set_norm_policy
 
 SIDE, CLASSES = 512, 80
+SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-real"
+NUM_IMAGES = 40
 STATUSES = torch.tensor([Status.VALID] * 6 + [Status.CUT] * 2 + [Status.OUT_OF_RANGE, Status.IGNORE])
 
 
@@ -106,7 +115,27 @@ def stepper(model: nn.Module, losses: Callable[[], dict[str, Tensor]], precision
     return step
 
 
+def loaded_batches(batch_size: int, folder: Path, device: torch.device) -> Iterator[Batch]:
+    """Batches of real chips through the loader, epoch after epoch, on the device."""
+    coco = json.loads((SHARED / "train.json").read_bytes())
+    coco["images"] = sorted(coco["images"], key=lambda image: int(image["id"]))[:NUM_IMAGES]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [box for box in coco["annotations"] if box["image_id"] in kept]
+    (folder / "few.json").write_text(json.dumps(coco))
+    chips(folder / "few.json", SHARED / "images", folder / "chips", ChipSettings())
+    loader = BatchLoader(ChipDataset(folder / "chips"), LoaderSettings(), batch_size, pin=device.type == "cuda")
+    for epoch in itertools.count():
+        for step in loader.epoch(State(0, epoch)):
+            if step.num_chips == batch_size:
+                yield step.micros[0].to(device)
+
+
 def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder))
+
+
+def measure(folder: Path) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -122,7 +151,7 @@ def main() -> None:
     rois = ours.settings.proposals
     same = their_model(state, box_batch_size_per_image=rois).to(device)
     batch = batch.to(device)
-    chips = list(images.to(device))
+    floats = list(images.to(device))
     ends = batch.offsets.tolist()
     targets = [
         {"boxes": batch.boxes[a:b], "labels": batch.labels[a:b]} for a, b in zip(ends[:-1], ends[1:], strict=True)
@@ -132,9 +161,16 @@ def main() -> None:
         "ours_fixed_batch": stepper(
             ours, lambda: training_losses(ours, batch, seed=0, epoch=0, global_chips=len(batch)), args.precision
         ),
-        "torchvision": stepper(theirs, lambda: theirs(chips, targets), args.precision),
-        "torchvision_same_rois": stepper(same, lambda: same(chips, targets), args.precision),
+        "torchvision": stepper(theirs, lambda: theirs(floats, targets), args.precision),
+        "torchvision_same_rois": stepper(same, lambda: same(floats, targets), args.precision),
     }
+    if SHARED.is_dir():
+        batches = loaded_batches(args.batch_size, folder, device)
+        steps["ours"] = stepper(
+            ours,
+            lambda: training_losses(ours, next(batches), seed=0, epoch=0, global_chips=args.batch_size),
+            args.precision,
+        )
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(args.rounds + 1):
         for name, step in steps.items():
@@ -145,7 +181,7 @@ def main() -> None:
     result: dict[str, object] = {
         name: round(args.batch_size / statistics.median(values), 3) for name, values in seconds.items()
     }
-    result["ours"] = None  # with the loader; not measured here yet
+    result.setdefault("ours", None)  # no real chips to load here
     for name in ("torchvision", "torchvision_same_rois"):
         ratios = [a / b for a, b in zip(seconds[name], seconds["ours_fixed_batch"], strict=True)]
         result[f"ratio_{name}"] = round(statistics.median(ratios), 3)

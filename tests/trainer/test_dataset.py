@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -98,23 +99,28 @@ def test_threads__share_one(dataset: ChipDataset) -> None:
         assert set(pool.map(digest, [dataset] * 16, [range(len(dataset))] * 16)) == {expected}
 
 
-def num_open() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def num_open(folder: Path) -> int:
+    """Tar files below a folder that this process holds open."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the one that lists them
+            target = descriptor.readlink()
+            count += target.suffix == ".tar" and target.is_relative_to(folder)
+    return count
 
 
-def test_descriptors__bounded_and_given_back(pool_folder: Path) -> None:
-    gc.collect()  # other tests' data sets
-    dataset = ChipDataset(pool_folder)
-    before = num_open()
+def test_descriptors__bounded_and_given_back(own_folder: Path) -> None:
+    dataset = ChipDataset(own_folder)
     dataset._max_files = 1
     digest(dataset, range(len(dataset)))
-    assert num_open() == before + 1
+    assert num_open(own_folder) == 1
     dataset._max_files = 100
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(digest, [dataset] * 8, [range(len(dataset))] * 8))
-    assert num_open() == before + len(dataset.manifest.shards)
+    assert num_open(own_folder) == len(dataset.manifest.shards)
     del dataset
-    assert num_open() <= before
+    gc.collect()
+    assert num_open(own_folder) == 0
 
 
 def row_of(dataset: ChipDataset, shard: str) -> int:
