@@ -8,7 +8,7 @@ from pipeline.coco import Reject, Source, SourceImage, read_coco
 from pipeline.cut import open_source
 from pipeline.engines import run_local
 from pipeline.progress import Progress
-from schemas.errors import UsageError
+from pipeline.storage import image_folder
 
 BATCH = 64  # images per work item
 
@@ -32,8 +32,8 @@ def check(annotations: Path, images: Path | None, *, max_pixels: int, workers: i
         DataError: the annotation file as a whole cannot be trusted.
         UsageError: there is no such image folder.
     """
-    if images is not None and not images.is_dir():
-        raise UsageError(f"{images}: no such image folder; give the folder that file_name is relative to as --images")
+    if images is not None:
+        image_folder(images)
     source = read_coco(annotations, max_pixels)
     if images is None:
         return CheckReport(source, source.rejects, 0)

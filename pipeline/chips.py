@@ -19,7 +19,7 @@ from pipeline.ledger import ledger_files
 from pipeline.plan import Plan, plan_run
 from pipeline.progress import Progress
 from pipeline.shards import Record, read_record
-from pipeline.storage import atomic_file, locked, remove_temporary, write_atomic
+from pipeline.storage import atomic_file, image_folder, locked, remove_temporary, write_atomic
 from pipeline.summary import Summary
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
@@ -66,8 +66,8 @@ def chips(
         DataError: the annotation file cannot be trusted, or the output cannot be written.
         UsageError: `out` holds something else or is in use, or the image folder is missing.
     """
-    if not plan_only and (images is None or not images.is_dir()):
-        raise UsageError(f"{images}: no such image folder; give the folder that file_name is relative to as --images")
+    if not plan_only:
+        images = image_folder(images)
     source = read_coco(annotations, settings.max_pixels)
     with locked(out):
         if overwrite:

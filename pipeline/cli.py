@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
+from pipeline.extras import needed
 from schemas.errors import SniperError, UsageError
 from schemas.settings import Settings, load_settings
 
@@ -185,8 +186,6 @@ def negatives(
     from pipeline.negatives import negatives as run
 
     if proposals is None and random is None:
-        from pipeline.extras import needed
-
         with needed("train"):
             from trainer.rpn import make_proposals
         proposals = make_proposals(data, image_root(data, images), settings, overwrite=overwrite)
@@ -226,7 +225,6 @@ def train(
     **options: Any,
 ) -> None:
     """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
-    from pipeline.extras import needed
 
     with needed("train"):
         from trainer.train import train as run
@@ -252,7 +250,6 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on whole, original images with COCO's AP and AR."""
     from pipeline.coco import describe_rejects
-    from pipeline.extras import needed
 
     with needed("train"):
         from trainer.evaluate import describe
@@ -275,7 +272,6 @@ def evaluate(
 @_settings_options
 def detect(checkpoint: Path, images: tuple[Path, ...], out: Path, min_drawn: float, settings: Settings) -> None:
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
-    from pipeline.extras import needed
 
     with needed("train"):
         from trainer.detect import detect as run

@@ -24,7 +24,6 @@ PROPOSAL = "proposal"
 PROPOSAL_COLOR = "#ff5c6c"
 PAPER, INK, FAINT = "#16181d", "#f2f2f2", "#9aa0aa"
 GAP, LINE, HEADER = 10, 16, 30  # pixels
-SEPARATOR = "  ·  "
 
 
 def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, tile: int = 320, seed: int = 0) -> int:

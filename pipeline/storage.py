@@ -22,6 +22,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def image_folder(path: Path | None) -> Path:
+    """The folder, if it is one.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if path is None or not path.is_dir():
+        raise UsageError(f"{path}: no such image folder; give the folder that file_name is relative to as --images")
+    return path
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes its name only when the block ends well and the bytes are on disk.

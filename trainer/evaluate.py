@@ -14,9 +14,9 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline.coco import Reject, SourceImage, read_coco
 from pipeline.progress import Progress
-from pipeline.storage import write_atomic
+from pipeline.storage import image_folder, write_atomic
 from schemas.detect import DetectSettings
-from schemas.errors import DataError, UsageError
+from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from trainer.detect import Found, detect_images, open_model
 from trainer.model import Detector
@@ -56,8 +56,7 @@ def evaluate(
         DataError: the checkpoint or the annotation file cannot be read, or no category of it is one the model knows.
         UsageError: there is no such image folder.
     """
-    if not images.is_dir():
-        raise UsageError(f"{images}: no such image folder; give the folder that file_name is relative to as --images")
+    image_folder(images)
     options = options or DetectSettings()
     with joined() as rank:
         state, model, chips = open_model(checkpoint, rank.device)
