@@ -1,9 +1,7 @@
 """`sniper chips`: an annotation file and an image folder become shards of chips, resumable and reproducible."""
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,14 +10,28 @@ import pyarrow.parquet as pq
 
 from pipeline import __version__
 from pipeline.coco import Reject, Source, SourceImage, read_coco
-from pipeline.cut import ShardJob, cut_shard
-from pipeline.engines import run_local
+from pipeline.cut import ShardJob, make_shard
+from pipeline.engines import DEFAULT_MEMORY, Engine, Task, run
 from pipeline.images import codec
-from pipeline.ledger import ledger_files
+from pipeline.ledger import write_ledger
 from pipeline.plan import Plan, plan_run
 from pipeline.progress import Progress
-from pipeline.shards import Record, read_record
-from pipeline.storage import atomic_file, image_folder, locked, remove_temporary, write_atomic
+from pipeline.run_file import read_run
+from pipeline.shards import read_record
+from pipeline.storage import (
+    Location,
+    atomic_file,
+    files_in,
+    image_folder,
+    is_file,
+    locked,
+    make_folder,
+    read_bytes,
+    remove,
+    remove_folder,
+    remove_temporary,
+    write_atomic,
+)
 from pipeline.summary import Summary
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
@@ -27,7 +39,7 @@ from schemas.settings import ChipSettings
 from schemas.tables import FORMAT_VERSION, PLAN
 
 FOLDER = "positives"
-PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
+PLAN_FILE_CHIPS, PLAN_GROUP_CHIPS = 200_000, 4096  # chips per file of plan/, and per row group of one
 
 
 class Report(NamedTuple):
@@ -42,12 +54,14 @@ class Report(NamedTuple):
 
 
 def chips(
-    annotations: Path,
-    images: Path | None,
-    out: Path,
+    annotations: Location,
+    images: Location | None,
+    out: Location,
     settings: ChipSettings,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
+    engine: str = "local",
+    address: str | None = None,
     plan_only: bool = False,
     overwrite: bool = False,
     max_bad: float = 0.001,
@@ -57,7 +71,7 @@ def chips(
     Args:
         annotations: COCO JSON file.
         images: folder that its file names are relative to; not needed with plan_only.
-        workers: processes; changes nothing but the time.
+        workers, engine, address: where the work runs, as engines.Engine says; they change nothing but the time.
         plan_only: write out/plan/ and no chips.
         overwrite: replace what an earlier build with other settings left.
         max_bad: largest share of refused images that still counts as success; everything good is written anyway.
@@ -77,7 +91,7 @@ def chips(
         if plan_only:
             return _write_plan(source, out, settings, runs, max_bad)
         assert images is not None
-        return _build(source, images, out, settings, runs, workers, max_bad)
+        return _build(source, images, out, settings, runs, Engine(engine, workers, address), max_bad)
 
 
 def _runs(num_images: int, length: int) -> dict[str, tuple[int, int]]:
@@ -88,41 +102,43 @@ def _runs(num_images: int, length: int) -> dict[str, tuple[int, int]]:
 
 def _build(
     source: Source,
-    images: Path,
-    out: Path,
+    image_root: Location,
+    out: Location,
     settings: ChipSettings,
     runs: dict[str, tuple[int, int]],
-    workers: int,
+    engine: Engine,
     max_bad: float,
 ) -> Report:
-    shutil.rmtree(out / "plan", ignore_errors=True)
-    target = Target(out, FOLDER, out / "run.json", images, settings, settings.model_dump(mode="json"))
-    done = committed(target, runs.keys(), "chips")
+    remove_folder(out / "plan")
+    target = Target(out, FOLDER, out / "run.json", image_root, settings, settings.model_dump(mode="json"))
+    prepare(target, runs.keys(), "chips")
+    ledgers = _recorded_ledgers(out)
     summary = Summary(source, settings)
-    records: dict[str, Record] = {}
+    made: dict[str, tuple[str, list[Reject]]] = {}  # of each finished shard: fingerprint and rejects
     plans: dict[str, Plan] = {}
 
-    def planned() -> Iterator[PlannedShard]:
+    num_made = 0
+
+    def tasks() -> Iterator[Task[ShardJob]]:
         for name, (start, stop) in runs.items():
             plans[name] = plan_run(source, start, stop, settings)
-            yield PlannedShard(name, source.images(start, stop), plans[name].chips)
-
-    def finish(name: str, record: Record) -> None:
-        refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
-        start, stop = runs[name]
-        summary.add(plans.pop(name), start, stop, refused)
-        records[name] = record
-        progress.add(stop - start)
+            images = source.images(start, stop)
+            yield Task(name, shard_job(target, name, images, plans[name].chips), task_memory(images))
 
     with Progress("chips", source.num_images, "images") as progress:
-        num_made = make_shards(target, planned(), done, finish, workers)
+        for name, record, was_there in run(make_shard, tasks(), engine):
+            refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
+            start, stop = runs[name]
+            summary.add(plans.pop(name), start, stop, refused, [image.hash for image in record.images])
+            made[name] = record.fingerprint, record.rejects
+            num_made += not was_there
+            progress.add(stop - start)
 
-    in_order = [records[name] for name in runs]
-    rejects = [reject for record in in_order for reject in record.rejects]
-    hashes = {image.image_id: image.hash for record in in_order for image in record.images}
-    files = ledger_files(summary, hashes, rejects)
+    rejects = [reject for name in runs for reject in made[name][1]]
+    ledgers = write_ledger(out, summary, rejects, ledgers)
     counts = summary.counts()
-    finish_run(target, {"chips": target.recorded}, files, counts, in_order, images=str(images))
+    fingerprints = [made[name][0] for name in runs]
+    finish_run(target, {"chips": target.recorded}, ledgers, counts, fingerprints, images=str(image_root))
     return Report(
         counts,
         [*source.rejects, *rejects],
@@ -133,188 +149,158 @@ def _build(
     )
 
 
+def _recorded_ledgers(out: Location) -> dict[str, str]:
+    """Name -> SHA-256 of the ledgers, as a finished build's run.json has them; none where there is no such build."""
+    try:
+        digests = read_run(out, "sniper chips")["files"]
+    except DataError:
+        return {}
+    return digests if isinstance(digests, dict) else {}
+
+
 class Target(NamedTuple):
     """Where a build's shards go, and what all of them share."""
 
-    out: Path  # the data set
+    out: Location  # the data set
     folder: str  # positives or negatives
-    run_file: Path  # says, written last, that the build is finished
-    image_root: Path
+    run_file: Location  # says, written last, that the build is finished
+    image_root: Location
     settings: ChipSettings
     recorded: dict[str, Any]  # settings that every shard names; shards that name others are not of this build
 
 
-class PlannedShard(NamedTuple):
-    name: str
-    images: list[SourceImage]
-    chips: pa.Table  # schema PLAN, ordered by image
-
-
-def committed(target: Target, names: Iterable[str], section: str) -> dict[str, Record]:
-    """Records of a build's finished shards, by name; those not among `names` are deleted (the data set has shrunk).
+def prepare(target: Target, names: Iterable[str], section: str) -> None:
+    """Delete the shards that are not among `names` (the data set has shrunk), unless all were made otherwise.
 
     Raises:
         UsageError: they were made with other settings, all differences named, with the name of their section.
     """
     folder = target.out / target.folder
-    folder.mkdir(exist_ok=True)
-    done: dict[str, Record] = {}
-    now = target.recorded
-    for path in sorted(folder.glob("chips-*.parquet")):
+    make_folder(folder)
+    there = files_in(folder, "chips-*.parquet")
+    _refuse_other_settings(target, there, section)
+    wanted = set(names)
+    for path in there:
+        if path.stem not in wanted:
+            remove(path)
+            remove(path.with_suffix(".tar"))
+
+
+def _refuse_other_settings(target: Target, records: Sequence[Location], section: str) -> None:
+    """By the first sound record: builds with other settings are refused, so all have the same."""
+    for path in records:
         try:
-            record = read_record(path)
+            then, now = read_record(path).settings, target.recorded
         except DataError:
             continue  # damaged: made again
-        if record.settings != now:
+        if then != now:
             changed = [
-                f"{section}.{key}: {record.settings.get(key)!r} there, {now.get(key)!r} now"
-                for key in sorted(record.settings.keys() | now.keys())
-                if record.settings.get(key) != now.get(key)
+                f"{section}.{key}: {then.get(key)!r} there, {now.get(key)!r} now"
+                for key in sorted(then.keys() | now.keys())
+                if then.get(key) != now.get(key)
             ]
             raise UsageError(
                 f"{target.run_file.parent}: holds chips made with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nReplace them with --overwrite, or build in another folder"
             )
-        tar = path.with_suffix(".tar")
-        if tar.is_file() and tar.stat().st_size == record.tar_bytes:
-            done[path.stem] = record
-    for name in done.keys() - set(names):
-        (folder / f"{name}.parquet").unlink()
-        (folder / f"{name}.tar").unlink(missing_ok=True)
-        del done[name]
-    return done
+        return
 
 
-def make_shards(
-    target: Target,
-    planned: Iterable[PlannedShard],
-    done: dict[str, Record],
-    finish: Callable[[str, Record], None],
-    workers: int,
-) -> int:
-    """Cut the planned shards, but for those of `done` that were made from the same; returns how many were cut.
-
-    Args:
-        planned: drawn from as workers become free.
-        finish: called once per shard, in any order, with its name and record.
-    """
-
-    def jobs() -> Iterator[ShardJob]:
-        for name, sources, chips in planned:
-            fingerprint = _shard_fingerprint(chips, sources, target.image_root, target.settings)
-            if name in done and done[name].fingerprint == fingerprint:
-                finish(name, done[name])
-                continue
-            target.run_file.unlink(missing_ok=True)  # no longer a finished build
-            yield ShardJob(
-                target.out,
-                target.folder,
-                name,
-                target.image_root,
-                sources,
-                chips,
-                target.settings,
-                fingerprint,
-                target.recorded,
-            )
-
-    num_made = 0
-    for result in run_local(cut_shard, jobs(), workers):
-        finish(result.name, result.record)
-        num_made += 1
-    return num_made
+def shard_job(target: Target, name: str, images: list[SourceImage], chips: pa.Table) -> ShardJob:
+    """The job of a planned shard; `chips` as schema PLAN, ordered by image."""
+    out, folder, run_file, root, settings, recorded = target
+    return ShardJob(out, folder, name, root, images, chips, settings, recorded, run_file)
 
 
-def _shard_fingerprint(chips: pa.Table, sources: list[SourceImage], images: Path, settings: ChipSettings) -> str:
-    """SHA-256 over the planned rows, the image files' sizes, the settings and the versions that decide the bytes."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, PLAN) as stream:
-        stream.write_table(chips)
-    digest = hashlib.sha256(sink.getvalue())
-    sizes = [_file_size(images / image.file_name) for image in sources]
-    versions = [FORMAT_VERSION, *codec()]
-    digest.update(msgspec.json.encode([sources, sizes, settings.model_dump(mode="json"), versions]))
-    return digest.hexdigest()
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1  # refused when it is read
+def task_memory(images: Sequence[SourceImage]) -> int:
+    """Bytes that cutting takes: the libraries and, of the largest image, its pixels as decoded and as converted."""
+    return DEFAULT_MEMORY + 8 * max((image.width * image.height for image in images), default=0)
 
 
 def finish_run(
     target: Target,
     settings: dict[str, Any],
-    files: dict[str, bytes],
+    ledgers: dict[str, str],
     counts: dict[str, Any],
-    records: list[Record],
+    shards: list[str],
     *,
     made_from: dict[str, Any] | None = None,
     **places: str | None,
 ) -> None:
-    """Write the ledgers and, last, run.json; nothing is written that is there already.
+    """Write run.json, last of all, unless it is there already.
 
     Args:
         settings: by section.
-        files: ledgers, name -> content.
+        ledgers: name -> SHA-256 of those that stand beside it.
+        shards: their fingerprints.
         made_from: further content of run.json; its fingerprint covers all but the `places`.
     """
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     content: dict[str, Any] = {
         **(made_from or {}),
         "settings": settings,
         "versions": {"sniper-chips": __version__, "format": FORMAT_VERSION, **codec()._asdict()},
-        "num_shards": len(records),
-        "shards": [record.fingerprint for record in records],
-        "files": digests,
+        "num_shards": len(shards),
+        "shards": shards,
+        "files": ledgers,
         "counts": counts,
     }
     fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
     del content["shards"]  # each shard carries its own
     run = {"fingerprint": fingerprint, **content, **places}
     data = msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
-    out, path = target.run_file.parent, target.run_file
-    if path.is_file() and path.read_bytes() == data and all((out / name).is_file() for name in files):
-        return
-    path.unlink(missing_ok=True)
-    for name, file in files.items():
-        write_atomic(out / name, file)
-    write_atomic(path, data)
+    path = target.run_file
+    if not is_file(path) or read_bytes(path) != data:
+        write_atomic(path, data)
 
 
 def _write_plan(
-    source: Source, out: Path, settings: ChipSettings, runs: dict[str, tuple[int, int]], max_bad: float
+    source: Source, out: Location, settings: ChipSettings, runs: dict[str, tuple[int, int]], max_bad: float
 ) -> Report:
-    if any((out / FOLDER).glob("chips-*")):
+    if files_in(out / FOLDER, "chips-*"):
         raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
     folder = out / "plan"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    remove_folder(folder)
+    make_folder(folder)
     summary = Summary(source, settings)
-    waiting: list[pa.Table] = []
-    num_files = 0
 
-    def flush() -> None:
-        nonlocal num_files
-        with atomic_file(folder / f"plan-{num_files:05d}.parquet") as file:
-            pq.write_table(pa.concat_tables(waiting), file, compression="zstd")
-        num_files += 1
-        waiting.clear()
+    def planned() -> Iterator[pa.Table]:
+        for start, stop in runs.values():
+            plan = plan_run(source, start, stop, settings)
+            summary.add(plan, start, stop, {}, None)
+            yield plan.chips
 
-    for start, stop in runs.values():
-        plan = plan_run(source, start, stop, settings)
-        summary.add(plan, start, stop, {})
-        waiting.append(plan.chips)
-        if sum(table.num_rows for table in waiting) >= PLAN_FILE_CHIPS:
-            flush()
-    if waiting or not num_files:
-        waiting.append(PLAN.empty_table())
-        flush()
+    _write_plan_files(folder, planned())
     counts = summary.counts()
     return Report(counts, source.rejects, source.notes, len(runs), 0, _too_many_bad(counts, max_bad))
+
+
+def _write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
+    """Write plan-00000.parquet and so on, at least one; memory holds a row group."""
+    groups = _row_groups(plans)
+    group: pa.Table | None = next(groups, PLAN.empty_table())
+    number = 0
+    while group is not None:
+        place = folder / f"plan-{number:05d}.parquet"
+        with atomic_file(place) as file, pq.ParquetWriter(file, PLAN, compression="zstd") as writer:
+            num_chips = 0
+            while group is not None and num_chips < PLAN_FILE_CHIPS:
+                writer.write_table(group)
+                num_chips += group.num_rows
+                group = next(groups, None)
+        number += 1
+
+
+def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of PLAN_GROUP_CHIPS or a few more."""
+    waiting: list[pa.Table] = []
+    for chips in plans:
+        waiting.append(chips)
+        if sum(table.num_rows for table in waiting) >= PLAN_GROUP_CHIPS:
+            yield pa.concat_tables(waiting)
+            waiting.clear()
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _too_many_bad(counts: dict[str, Any], max_bad: float) -> str | None:
@@ -327,9 +313,9 @@ def _too_many_bad(counts: dict[str, Any], max_bad: float) -> str | None:
     )
 
 
-def _clear(out: Path) -> None:
+def _clear(out: Location) -> None:
     """Delete what builds write, and nothing else a user may keep there."""
     for name in ("run.json", *(f"{n}.parquet" for n in ("images", "annotations", "categories", "rejects"))):
-        (out / name).unlink(missing_ok=True)
+        remove(out / name)
     for name in (FOLDER, "negatives", "proposals", "plan"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        remove_folder(out / name)

@@ -12,10 +12,10 @@ import click
 
 from pipeline import __version__
 from pipeline.extras import needed
+from pipeline.storage import Location, location
 from schemas.errors import SniperError, UsageError
 from schemas.settings import Settings, load_settings
 
-PATH = click.Path(path_type=Path)
 COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
 
 
@@ -39,7 +39,9 @@ def cli() -> None:
 def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --config and --set; the command receives `settings`."""
 
-    @click.option("--config", type=PATH, help="YAML file of settings, in sections such as chips:")
+    @click.option(
+        "--config", type=click.Path(path_type=Path), help="YAML file of settings, in sections such as chips:"
+    )
     @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="one setting; may be repeated")
     @functools.wraps(command)
     def wrapped(config: Path | None, assignments: tuple[str, ...], **options: Any) -> None:
@@ -48,7 +50,7 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-_annotations = click.option("--annotations", type=PATH, required=True, help="COCO JSON file")
+_annotations = click.option("--annotations", type=location, required=True, help="COCO JSON file")
 _workers = click.option(
     "--workers",
     type=click.IntRange(1),
@@ -58,12 +60,25 @@ _workers = click.option(
 )
 
 
+def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --workers, --engine and --address."""
+    command = click.option("--address", help="of the Ray cluster; default: RAY_ADDRESS, else this machine")(command)
+    command = click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", help="processes of this machine, or Ray"
+    )(command)
+    return click.option(
+        "--workers", type=click.IntRange(1), show_default="all cores", help="processes, or Ray tasks at a time"
+    )(command)
+
+
 @cli.command()
 @_annotations
-@click.option("--images", type=PATH, help="folder that file_name is relative to; without it only the file is checked")
+@click.option(
+    "--images", type=location, help="folder that file_name is relative to; without it only the file is checked"
+)
 @_workers
 @_settings_options
-def check(annotations: Path, images: Path | None, workers: int, settings: Settings) -> None:
+def check(annotations: Location, images: Location | None, workers: int, settings: Settings) -> None:
     """List everything that is wrong with the data, before any work."""
     from pipeline.check import check as run
     from pipeline.coco import describe_rejects
@@ -84,9 +99,11 @@ def check(annotations: Path, images: Path | None, workers: int, settings: Settin
 
 @cli.command()
 @_annotations
-@click.option("--images", type=PATH, help="folder that file_name is relative to; not needed with --plan-only")
-@click.option("--out", type=PATH, required=True, help="folder to write; resumed when it holds part of the same build")
-@_workers
+@click.option("--images", type=location, help="folder that file_name is relative to; not needed with --plan-only")
+@click.option(
+    "--out", type=location, required=True, help="folder to write; resumed when it holds part of the same build"
+)
+@_engine_options
 @click.option("--plan-only", is_flag=True, help="write the manifest without chips, and say what they would cost")
 @click.option("--overwrite", is_flag=True, help="replace a build made with other settings")
 @click.option(
@@ -97,10 +114,12 @@ def check(annotations: Path, images: Path | None, workers: int, settings: Settin
 )
 @_settings_options
 def chips(
-    annotations: Path,
-    images: Path | None,
-    out: Path,
-    workers: int,
+    annotations: Location,
+    images: Location | None,
+    out: Location,
+    workers: int | None,
+    engine: str,
+    address: str | None,
     plan_only: bool,
     overwrite: bool,
     max_bad: float,
@@ -117,13 +136,15 @@ def chips(
         out,
         settings.chips,
         workers=workers,
+        engine=engine,
+        address=address,
         plan_only=plan_only,
         overwrite=overwrite,
         max_bad=max_bad,
     )
     for line in (*report.notes, *describe_rejects(report.rejects)):
         click.echo(line)
-    click.echo(describe(report.counts, workers if plan_only else None))
+    click.echo(describe(report.counts, (workers or os.cpu_count() or 1) if plan_only else None))
     if plan_only:
         click.echo(f"{out}/plan: planned {report.num_shards} shards; no image was read")
     elif report.num_made:
@@ -136,9 +157,9 @@ def chips(
 
 
 @cli.command()
-@click.argument("data", type=PATH)
+@click.argument("data", type=location)
 @_workers
-def verify(data: Path, workers: int) -> None:
+def verify(data: Location, workers: int) -> None:
     """Re-hash a chip data set; name every bad shard and chip."""
     from pipeline.verify import verify as run
 
@@ -151,12 +172,12 @@ def verify(data: Path, workers: int) -> None:
 
 
 @cli.command()
-@click.argument("data", type=PATH)
-@click.option("--out", type=PATH, required=True, help="picture to write")
+@click.argument("data", type=location)
+@click.option("--out", type=location, required=True, help="picture to write")
 @click.option("--kind", type=click.Choice(["positive", "negative"]), default="positive")
 @click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips per scale")
 @click.option("--seed", type=int, default=0, help="another seed draws other chips")
-def show(data: Path, out: Path, kind: str, columns: int, seed: int) -> None:
+def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> None:
     """Draw a contact sheet of chips with their boxes, read back from the shards."""
     from pipeline.show import show as run
 
@@ -165,19 +186,23 @@ def show(data: Path, out: Path, kind: str, columns: int, seed: int) -> None:
 
 
 @cli.command()
-@click.option("--data", type=PATH, required=True, help="folder that `sniper chips` wrote")
-@click.option("--images", type=PATH, help="folder the positives were cut from; default: as run.json records it")
-@click.option("--proposals", type=PATH, help="ready ones, Parquet or COCO results JSON; without, an RPN is trained")
+@click.option("--data", type=location, required=True, help="folder that `sniper chips` wrote")
+@click.option("--images", type=location, help="folder the positives were cut from; default: as run.json records it")
+@click.option(
+    "--proposals", type=location, help="ready ones, Parquet or COCO results JSON; without, an RPN is trained"
+)
 @click.option("--random", type=click.IntRange(1), help="draw this many background chips per image instead")
-@_workers
+@_engine_options
 @click.option("--overwrite", is_flag=True, help="replace a pool made with other settings")
 @_settings_options
 def negatives(
-    data: Path,
-    images: Path | None,
-    proposals: Path | None,
+    data: Location,
+    images: Location | None,
+    proposals: Location | None,
     random: int | None,
-    workers: int,
+    workers: int | None,
+    engine: str,
+    address: str | None,
     overwrite: bool,
     settings: Settings,
 ) -> None:
@@ -198,6 +223,8 @@ def negatives(
         random=random,
         settings=settings.negatives,
         workers=workers,
+        engine=engine,
+        address=address,
         overwrite=overwrite,
     )
     click.echo(describe(report.counts))
@@ -206,21 +233,21 @@ def negatives(
 
 
 @cli.command()
-@click.option("--data", type=PATH, required=True, help="chip data set, as `sniper chips` wrote it")
-@click.option("--out", type=PATH, required=True, help="folder of the run: checkpoints, log, pictures")
+@click.option("--data", type=location, required=True, help="chip data set, as `sniper chips` wrote it")
+@click.option("--out", type=location, required=True, help="folder of the run: checkpoints, log, pictures")
 @click.option("--batch-size", type=click.IntRange(1), help="chips of the global batch  [default: 128]")
 @click.option("--epochs", type=click.IntRange(1), help="passes over the chips  [default: 12]")
 @click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="[default: bf16 on a GPU, else fp32]")
 @click.option("--resume", is_flag=True, help="go on from the last checkpoint in --out")
-@click.option("--val-annotations", type=PATH, help="COCO JSON file to score on every train.evaluate_every epochs")
-@click.option("--val-images", type=PATH, help="its images")
+@click.option("--val-annotations", type=location, help="COCO JSON file to score on every train.evaluate_every epochs")
+@click.option("--val-images", type=location, help="its images")
 @_settings_options
 def train(
-    data: Path,
-    out: Path,
+    data: Location,
+    out: Location,
     resume: bool,
-    val_annotations: Path | None,
-    val_images: Path | None,
+    val_annotations: Location | None,
+    val_images: Location | None,
     settings: Settings,
     **options: Any,
 ) -> None:
@@ -238,22 +265,39 @@ def train(
 
 @cli.command()
 @click.option(
-    "--checkpoint", type=PATH, required=True, help="file that `sniper train` wrote, or the folder of its run"
+    "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
 )
 @_annotations
-@click.option("--images", type=PATH, required=True, help="folder that file_name is relative to")
-@click.option("--out", type=PATH, help="detections as COCO results JSON; the summary goes beside it")
-@click.option("--max-dets", type=click.IntRange(1), default=100, help="detections per image and class, for every line")
+@click.option("--images", type=location, required=True, help="folder that file_name is relative to")
+@click.option("--out", type=location, help="what is found as COCO results JSON; the summary goes beside it")
+@click.option(
+    "--proposals", is_flag=True, help="score the RPN's proposals alone: recall by size, as the paper's Table 1"
+)
+@click.option(
+    "--max-dets",
+    type=click.IntRange(1),
+    show_default="100, with --proposals 300",
+    help="detections per image and class, or proposals per image, for every line",
+)
 @_settings_options
 def evaluate(
-    checkpoint: Path, annotations: Path, images: Path, out: Path | None, max_dets: int, settings: Settings
+    checkpoint: Location,
+    annotations: Location,
+    images: Location,
+    out: Location | None,
+    proposals: bool,
+    max_dets: int | None,
+    settings: Settings,
 ) -> None:
     """Score a checkpoint on whole, original images with COCO's AP and AR."""
     from pipeline.coco import describe_rejects
 
     with needed("train"):
         from trainer.evaluate import describe
-        from trainer.evaluate import evaluate as run
+        from trainer.evaluate import evaluate as score_detections
+        from trainer.recall import evaluate_proposals
+    run = evaluate_proposals if proposals else score_detections
+    max_dets = max_dets or (300 if proposals else 100)
     report = run(checkpoint, annotations, images, settings.detect, out=out, max_dets=max_dets)
     if report is None:
         return  # under torchrun the first process reports
@@ -264,13 +308,15 @@ def evaluate(
 
 @cli.command()
 @click.option(
-    "--checkpoint", type=PATH, required=True, help="file that `sniper train` wrote, or the folder of its run"
+    "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
 )
-@click.argument("images", type=PATH, nargs=-1, required=True)
-@click.option("--out", type=PATH, default=Path("detections"), help="folder for detections.json and the pictures")
+@click.argument("images", type=location, nargs=-1, required=True)
+@click.option("--out", type=location, default=Path("detections"), help="folder for detections.json and the pictures")
 @click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
 @_settings_options
-def detect(checkpoint: Path, images: tuple[Path, ...], out: Path, min_drawn: float, settings: Settings) -> None:
+def detect(
+    checkpoint: Location, images: tuple[Location, ...], out: Location, min_drawn: float, settings: Settings
+) -> None:
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
 
     with needed("train"):

@@ -1,5 +1,6 @@
-"""Cuts the chips of one shard: reads its images, writes its tar and its record. Knows nothing of processes."""
+"""Makes one shard: reads its images, cuts its chips, writes its tar and its record. Knows nothing of processes."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -11,54 +12,103 @@ import xxhash
 from PIL import Image
 
 from pipeline.coco import Reject, SourceImage
-from pipeline.images import ImageRefusedError, cut_chip, encode_jpeg, read_image
-from pipeline.shards import ImageHash, Member, Record, TarWriter, commit_shard
-from pipeline.storage import atomic_file
+from pipeline.images import ImageRefusedError, codec, cut_chip, encode_jpeg, read_image
+from pipeline.shards import ImageHash, Member, Record, TarWriter, commit_shard, read_record
+from pipeline.storage import Location, ahead, atomic_file, read_each, remove, size_of
 from schemas.codes import Reason
+from schemas.errors import DataError
 from schemas.settings import ChipSettings
-from schemas.tables import STORAGE
+from schemas.tables import FORMAT_VERSION, PLAN, STORAGE
 
 
 class ShardJob(NamedTuple):
     """Everything one shard needs, decided before any worker starts."""
 
-    out: Path
+    out: Location
     folder: str  # positives or negatives
     name: str  # such as chips-00000
-    image_root: Path
+    image_root: Location
     images: list[SourceImage]
     chips: pa.Table  # schema PLAN, ordered by image
     settings: ChipSettings
-    fingerprint: str
-    recorded: dict[str, Any] | None = None  # settings that the record names, where they are not those above
+    recorded: dict[str, Any]  # settings that the record names
+    run_file: Location  # says that the build is finished; goes when a shard of it is made anew
+    hashes: list[str] | None = None  # what the image files must be, where chips of them exist already
 
 
 class ShardResult(NamedTuple):
     name: str
     record: Record
-    num_chips: int
+    was_there: bool
 
 
-def cut_shard(job: ShardJob) -> ShardResult:
+def make_shard(job: ShardJob) -> ShardResult:
+    """Cut and commit one shard, unless it is there already, made from the same.
+
+    Raises:
+        DataError: the output cannot be written, or the store with the images gives no answer.
+    """
+    fingerprint = shard_fingerprint(job)
+    record_path = job.out / job.folder / f"{job.name}.parquet"
+    record = _standing(record_path, job, fingerprint)
+    if record is not None:
+        return ShardResult(job.name, record, True)
+    remove(job.run_file)  # no longer a finished build
+    remove(record_path)  # from here to the end the shard does not exist
+    return ShardResult(job.name, cut_shard(job, fingerprint), False)
+
+
+def _standing(record_path: Location, job: ShardJob, fingerprint: str) -> Record | None:
+    """The record of the shard as it is, where it is what would be made now."""
+    try:
+        record = read_record(record_path)
+    except DataError:
+        return None
+    if record.fingerprint != fingerprint or record.settings != job.recorded:
+        return None
+    if size_of(record_path.with_suffix(".tar")) != record.tar_bytes:
+        return None
+    if job.hashes is not None and [image.hash for image in record.images] != job.hashes:
+        return None
+    return record
+
+
+def shard_fingerprint(job: ShardJob) -> str:
+    """SHA-256 over the planned rows, the image files' sizes, the settings and the versions that decide the bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, PLAN) as stream:
+        stream.write_table(job.chips)
+    digest = hashlib.sha256(sink.getvalue())
+    sizes = list(ahead(_file_size, [job.image_root / image.file_name for image in job.images]))
+    versions = [FORMAT_VERSION, *codec()]
+    digest.update(msgspec.json.encode([job.images, sizes, job.settings.model_dump(mode="json"), versions]))
+    return digest.hexdigest()
+
+
+def _file_size(place: Location) -> int:
+    try:
+        size = size_of(place)
+    except OSError:
+        size = None
+    return -1 if size is None else size  # refused when it is read
+
+
+def cut_shard(job: ShardJob, fingerprint: str) -> Record:
     """Cut and commit one shard. An image that cannot be used costs its own chips and a row in the record.
 
     Raises:
-        DataError: the output cannot be written.
+        DataError: as make_shard.
     """
-    folder = job.out / job.folder
-    record_path = folder / f"{job.name}.parquet"
-    record_path.unlink(missing_ok=True)  # from here to the end the shard does not exist
     rows = job.chips.to_pylist()
     chips_of = {image_id: list(group) for image_id, group in groupby(enumerate(rows), lambda r: r[1]["image_id"])}
-    tar_path = folder / f"{job.name}.tar"
+    tar_path = job.out / job.folder / f"{job.name}.tar"
     written: list[int] = []
     members: list[Member] = []
     hashes: list[ImageHash] = []
     rejects: list[Reject] = []
     with atomic_file(tar_path) as file:
         tar = TarWriter(file)
-        for source in job.images:
-            image_hash, image = open_source(job.image_root, source, job.settings.max_pixels, rejects)
+        for source, image_hash, image in open_sources(job.image_root, job.images, job.settings.max_pixels, rejects):
             hashes.append(ImageHash(source.image_id, image_hash))
             if image is None:
                 continue
@@ -67,10 +117,10 @@ def cut_shard(job: ShardJob) -> ShardResult:
                 written.append(index)
         sha256 = tar.close()
     record = Record(
-        fingerprint=job.fingerprint,
+        fingerprint=fingerprint,
         tar_bytes=tar.size,
         tar_sha256=sha256,
-        settings=job.settings.model_dump(mode="json") if job.recorded is None else job.recorded,
+        settings=job.recorded,
         images=hashes,
         rejects=rejects,
     )
@@ -78,8 +128,8 @@ def cut_shard(job: ShardJob) -> ShardResult:
     chips = job.chips.take(pa.array(written, pa.int64()))
     for field, column in zip(STORAGE, _columns(storage, len(STORAGE)), strict=True):
         chips = chips.append_column(field, pa.array(column, field.type))
-    commit_shard(record_path, chips, record)
-    return ShardResult(job.name, record, len(written))
+    commit_shard(tar_path.with_suffix(".parquet"), chips, record)
+    return record
 
 
 def _columns(rows: Iterator[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
@@ -87,31 +137,37 @@ def _columns(rows: Iterator[tuple[Any, ...]], width: int) -> list[tuple[Any, ...
     return columns or [()] * width
 
 
-def open_source(
-    image_root: Path, source: SourceImage, max_pixels: int, rejects: list[Reject]
-) -> tuple[str | None, Image.Image | None]:
-    """Hash of the file's bytes (None when it cannot be read) and the decoded image.
+def open_sources(
+    image_root: Location, sources: list[SourceImage], max_pixels: int, rejects: list[Reject]
+) -> Iterator[tuple[SourceImage, str | None, Image.Image | None]]:
+    """Of each image: the hash of its file's bytes (None when they cannot be read) and the decoded image.
 
     An image that cannot be used is None, and a row is added to `rejects`.
+
+    Raises:
+        DataError: a store does not answer; that is no fault of the image.
     """
-    image_hash = None
-    try:
-        data = _read_file(image_root / source.file_name)
-        image_hash = xxhash.xxh3_128_hexdigest(data)
-        return image_hash, read_image(data, source.width, source.height, max_pixels)
-    except ImageRefusedError as refused:
-        message = f"{source.file_name}: {refused.message}"
-        rejects.append(Reject("image", source.image_id, source.file_name, refused.reason, message))
-        return image_hash, None
+    contents = read_each([image_root / source.file_name for source in sources])
+    for source, content in zip(sources, contents, strict=True):
+        image_hash, image = None, None
+        try:
+            data = _checked(content, image_root)
+            image_hash = xxhash.xxh3_128_hexdigest(data)
+            image = read_image(data, source.width, source.height, max_pixels)
+        except ImageRefusedError as refused:
+            message = f"{source.file_name}: {refused.message}"
+            rejects.append(Reject("image", source.image_id, source.file_name, refused.reason, message))
+        yield source, image_hash, image
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageRefusedError(Reason.MISSING_FILE, "no such file in the image folder") from error
-    except OSError as error:
-        raise ImageRefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
+def _checked(content: bytes | OSError, image_root: Location) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, FileNotFoundError):
+        raise ImageRefusedError(Reason.MISSING_FILE, "no such file in the image folder") from content
+    if not isinstance(image_root, Path):
+        raise DataError(f"{content}; run the same command again: what is finished is kept") from content
+    raise ImageRefusedError(Reason.UNREADABLE_FILE, content.strerror or str(content)) from content
 
 
 def _add_chip(tar: TarWriter, image: Image.Image, row: dict[str, Any], settings: ChipSettings) -> Member:

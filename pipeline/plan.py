@@ -130,11 +130,12 @@ def chip_rows(source: Source, run: RunColumns, placed: Placed, settings: ChipSet
         settings.min_visible,
         settings.min_side,
     )
+    label = source.label[run.rows][cut.source]
     struct = pa.StructArray.from_arrays(
         [
             pa.array(source.annotation_id[run.rows][cut.source]),
-            pa.array(source.category_id[run.rows][cut.source]),
-            pa.array(source.label[run.rows][cut.source]),
+            pa.array(source.category_of_label[label]),
+            pa.array(label),
             *(pa.array(np.ascontiguousarray(cut.box[:, i])) for i in range(4)),
             pa.array(cut.visible),
             pa.DictionaryArray.from_arrays(cut.status, STATUS_NAMES).cast(pa.string()),

@@ -6,7 +6,6 @@ whole is refused, with the rows named. Proposals of images that were refused whe
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,8 +16,12 @@ import pyarrow.parquet as pq
 
 from pipeline.mine import Float32Array, Pool
 from pipeline.scales import IntArray
+from pipeline.storage import Location, files_in, is_file, is_folder, local_copy, read_bytes
 from schemas.errors import DataError, UsageError
 from schemas.tables import PROPOSALS
+
+PARTS_KEY = b"sniper-parts"
+"""In the metadata of files that the RPN stage wrote: JSON, `positives` and `length` as of Parts."""
 
 FAULT_LIMIT = 20  # lines of an error message
 BATCH_ROWS = 1 << 20
@@ -35,12 +38,12 @@ class Extents(NamedTuple):
 
     Attributes:
         image_id: int64 [n]; size: float64 [n, 2], width and height, source pixels.
-        others: int64 [r], ids of images whose proposals are left out and are no fault: the refused ones.
+        others: int64 [r], ids of images whose proposals are left out and are no fault: the refused ones; None: all.
     """
 
     image_id: IntArray
     size: npt.NDArray[np.float64]
-    others: IntArray
+    others: IntArray | None
 
 
 class _Batch(NamedTuple):
@@ -59,7 +62,7 @@ class _Batch(NamedTuple):
     faults: dict[int, str]
 
 
-def read_proposals(path: Path, extents: Extents) -> Pool:
+def read_proposals(path: Location, extents: Extents) -> Pool:
     """Read a Parquet file, a folder of them (schema PROPOSALS; scale_index may be missing) or COCO results JSON.
 
     Keeps 20 bytes per proposal; at the peak, while joining and sorting, about 50.
@@ -71,10 +74,47 @@ def read_proposals(path: Path, extents: Extents) -> Pool:
         UsageError: there is no such file, or no Parquet file in the folder.
         DataError: wrong columns or malformed rows, named with their numbers (from 0), up to a limit.
     """
+    return _read(path, _files(path), extents)
+
+
+class Parts(NamedTuple):
+    """Files that the RPN stage wrote: part i holds the images [i * length, (i + 1) * length), sorted by id."""
+
+    files: list[Location]
+    length: int
+
+    def of(self, start: int, stop: int) -> list[Location]:
+        """The files that hold images [start, stop)."""
+        return self.files[start // self.length : -(-stop // self.length)]
+
+
+def find_parts(folder: Location, positives: str) -> Parts | None:
+    """The parts in a folder, if it holds such; None where they are others' files, or of other positives.
+
+    Args:
+        positives: fingerprint of the chips that the RPN was trained on.
+    """
+    files = files_in(folder, "part-*.parquet")
+    if not files:
+        return None
+    with local_copy(files[0]) as path:
+        try:
+            about = json.loads((pq.read_metadata(path).metadata or {})[PARTS_KEY])
+        except (OSError, pa.ArrowInvalid, KeyError):
+            return None
+    return Parts(files, about["length"]) if about["positives"] == positives else None
+
+
+def read_parts(files: list[Location], extents: Extents) -> Pool:
+    """As read_proposals, of some parts; extents.others is None, since parts hold the images of other shards too."""
+    return _read(", ".join(map(str, files)), files, extents)
+
+
+def _read(path: object, files: list[Location], extents: Extents) -> Pool:
     position, boxes, score = [np.empty(0, np.int32)], [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
     faults: list[str] = []
     num_faults = 0
-    for file in _files(path):
+    for file in files:
         for batch in _batches(file):
             found = _faults(batch, extents)
             faults += [f"{file}: row {row}: {found[row]}" for row in sorted(found)[: FAULT_LIMIT - len(faults)]]
@@ -101,7 +141,7 @@ def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def _by_image(
-    path: Path, extents: Extents, position: npt.NDArray[np.int32], boxes: Float32Array, score: Float32Array
+    path: object, extents: Extents, position: npt.NDArray[np.int32], boxes: Float32Array, score: Float32Array
 ) -> Pool:
     counts = np.bincount(position, minlength=len(extents.image_id))
     if counts.max(initial=0) > MOST_PER_IMAGE:
@@ -124,26 +164,31 @@ def slice_pool(pool: Pool, start: int, stop: int) -> Pool:
     return Pool(offsets - offsets[0], pool.boxes[rows], pool.score[rows])
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
+def _files(path: Location) -> list[Location]:
+    if is_folder(path):
+        files = [file for file in files_in(path, "*.parquet") if not file.name.startswith(".")]
         if not files:
             raise UsageError(f"{path}: holds no *.parquet; expected proposals in the columns {', '.join(COLUMNS)}")
         return files
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"{path}: no such file of proposals")
     return [path]
 
 
-def _batches(file: Path) -> Iterator[_Batch]:
+def _batches(file: Location) -> Iterator[_Batch]:
     if file.suffix.lower() == ".json":
         yield _json_batch(file)
         return
-    try:
-        reader = pq.ParquetFile(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file}: is not Parquet, nor named *.json: {error}") from error
-    _check_columns(file, reader.schema_arrow)
+    with local_copy(file) as path:
+        try:
+            reader = pq.ParquetFile(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{file}: is not Parquet, nor named *.json: {error}") from error
+        _check_columns(file, reader.schema_arrow)
+        yield from _parquet_batches(reader, file)
+
+
+def _parquet_batches(reader: Any, file: Location) -> Iterator[_Batch]:
     row = 0
     try:
         for batch in reader.iter_batches(BATCH_ROWS, columns=COLUMNS):
@@ -158,7 +203,7 @@ def _batches(file: Path) -> Iterator[_Batch]:
         raise DataError(f"{file}: cannot be read beyond row {row}: {error}") from error
 
 
-def _check_columns(file: Path, schema: pa.Schema) -> None:
+def _check_columns(file: Location, schema: pa.Schema) -> None:
     faults = []
     for name in COLUMNS:
         kind = schema.field(name).type if name in schema.names else None
@@ -182,7 +227,7 @@ class _Result(msgspec.Struct, gc=False):
     score: Any = None
 
 
-def _json_batch(file: Path) -> _Batch:
+def _json_batch(file: Location) -> _Batch:
     records = _parse(file)
     image_id = np.zeros(len(records), np.int64)
     numbers = np.zeros((len(records), 5))
@@ -207,9 +252,9 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**1000)
 
 
-def _parse(file: Path) -> list[Any]:
+def _parse(file: Location) -> list[Any]:
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
         try:
             return msgspec.json.decode(data, type=list[_Result | bool | int | float | str | list[Any] | None])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -229,7 +274,7 @@ def _faults(batch: _Batch, extents: Extents) -> dict[int, str]:
     """What is wrong with each malformed row, by its number; the first thing that is."""
     found = dict(batch.faults)
     known = _position(batch.image_id, extents.image_id)
-    left_out = (known < 0) & np.isin(batch.image_id, extents.others)
+    left_out = (known < 0) & (extents.others is None or np.isin(batch.image_id, extents.others))
     limit = np.zeros((len(known), 2))
     limit[known >= 0] = extents.size[known[known >= 0]]
     low, high = batch.box[:, :2], batch.box[:, 2:]

@@ -5,8 +5,8 @@ count and SHA-256, the fingerprint of what the shard was made from, the settings
 """
 
 import hashlib
+import io
 import zlib
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
-from pipeline.storage import atomic_file, start_writeback
+from pipeline.storage import Location, atomic_file, read_bytes, start_writeback
 from schemas.errors import DataError
 from schemas.tables import MANIFEST
 
@@ -94,33 +94,33 @@ class Record(msgspec.Struct, frozen=True):
     rejects: list[Reject]
 
 
-def commit_shard(path: Path, rows: pa.Table, record: Record) -> None:
+def commit_shard(path: Location, rows: pa.Table, record: Record) -> None:
     """Write a finished tar's manifest rows (schema MANIFEST) and record; from then on the shard exists."""
     table = rows.cast(MANIFEST).replace_schema_metadata({METADATA_KEY: msgspec.json.encode(record)})
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Location) -> Record:
     """The record of a committed shard.
 
     Raises:
         DataError: not a Parquet file of ours.
     """
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        metadata = pq.read_metadata(io.BytesIO(read_bytes(path))).metadata or {}
         return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
     except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
 
 
-def read_rows(path: Path) -> pa.Table:
+def read_rows(path: Location) -> pa.Table:
     """The manifest rows of a committed shard, schema MANIFEST.
 
     Raises:
         DataError: not a Parquet file of ours, or damaged.
     """
     try:
-        return pq.read_table(path).cast(MANIFEST)
+        return pq.read_table(io.BytesIO(read_bytes(path))).cast(MANIFEST)
     except (OSError, pa.ArrowInvalid, ValueError) as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error

@@ -1,7 +1,6 @@
 """`sniper show`: a contact sheet of chips, read back from the shards, so that the eye can check them."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,19 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.run_file import read_run
+from pipeline.storage import (
+    Location,
+    files_in,
+    is_file,
+    is_folder,
+    location,
+    make_folder,
+    read_all,
+    read_bytes,
+    read_range,
+    write_atomic,
+)
 from schemas.errors import DataError, UsageError
 
 STATUS_COLORS = {
@@ -26,7 +38,9 @@ PAPER, INK, FAINT = "#16181d", "#f2f2f2", "#9aa0aa"
 GAP, LINE, HEADER = 10, 16, 30  # pixels
 
 
-def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, tile: int = 320, seed: int = 0) -> int:
+def show(
+    data: Location, out: Location, *, kind: str = "positive", columns: int = 6, tile: int = 320, seed: int = 0
+) -> int:
     """Draw sampled chips, one row per scale, boxes coloured by status, with source image id and scale.
 
     Negative chips are drawn with the proposals of their scale's range that lie whole in them, where the file that
@@ -47,14 +61,16 @@ def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, til
         DataError: a chip's bytes cannot be read.
     """
     folder = f"{kind}s"
-    if not any((data / folder).glob("chips-*.parquet")):
+    manifests = files_in(data / folder, "chips-*.parquet")
+    if not manifests:
         command = f"sniper chips --out {data}" if kind == "positive" else f"sniper negatives --data {data}"
         raise UsageError(f"{data}: holds no {kind} chips; `{command}` writes them")
-    chips = pl.scan_parquet(data / folder / "chips-*.parquet")
+    # bytes, since Polars would read an object store with settings of its own
+    chips = pl.scan_parquet(data / folder / "chips-*.parquet" if isinstance(data, Path) else [*read_all(manifests)])
     counts = dict(chips.group_by("scale_index").len().collect().iter_rows())
     if not counts:
         raise UsageError(f"{data}: its shards hold no {kind} chips at all; see rejects.parquet")
-    names = dict(pl.read_parquet(data / "categories.parquet").select("id", "name").iter_rows())
+    names = dict(pl.read_parquet(read_bytes(data / "categories.parquet")).select("id", "name").iter_rows())
     sheet = Image.new("RGB", _sheet_size(len(counts), columns, tile), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = _font(12)
@@ -73,28 +89,30 @@ def show(data: Path, out: Path, *, kind: str = "positive", columns: int = 6, til
                 draw.text((left, top), _row_title(chip, counts[scale_index]), INK, font)
             sheet.paste(_draw_chip(_read_chip(data, chip), chip, names, tile, font), (left, top + LINE))
             draw.text((left, top + LINE + tile + 1), _caption(chip), FAINT, font)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    make_folder(out.parent)
+    picture = io.BytesIO()
+    sheet.save(picture, Image.registered_extensions().get(out.suffix.lower(), "PNG"))
+    write_atomic(out, picture.getvalue())
     return len(drawn)
 
 
-def _add_proposals(data: Path, chips: list[dict[str, Any]]) -> bool:
+def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     """Give each negative chip its `proposals`, float64 [n, 4], chip pixels; false where there are none to read."""
     from pipeline.mine import pool_scales  # compiled code, which sheets of positives do without
     from pipeline.proposals import Extents, read_proposals
 
     try:
-        run = json.loads((data / "negatives/run.json").read_bytes())
-        path, threshold = run["proposals"], run["settings"]["negatives"]["nms"]
-    except (OSError, ValueError, KeyError):  # unfinished
+        run = read_run(data / "negatives", "sniper negatives")
+    except DataError:  # unfinished
         return False
-    if path is None or not Path(path).exists():
+    path, threshold = run.get("proposals"), run["settings"]["negatives"]["nms"]
+    if path is None or not (is_file(place := location(path)) or is_folder(place)):
         return False
-    images = pl.read_parquet(data / "images.parquet").drop_nulls("image_id")
+    images = pl.read_parquet(read_bytes(data / "images.parquet")).drop_nulls("image_id")
     wanted = images.filter(pl.col("image_id").is_in({chip["image_id"] for chip in chips})).sort("image_id")
     size = wanted.select("width", "height").to_numpy().astype(np.float64)
     ids = wanted["image_id"].to_numpy()
-    pool = pool_scales(read_proposals(Path(path), Extents(ids, size, images["image_id"].to_numpy())), threshold)
+    pool = pool_scales(read_proposals(place, Extents(ids, size, images["image_id"].to_numpy())), threshold)
     for chip in chips:
         m = int(np.searchsorted(ids, chip["image_id"]))
         boxes = pool.boxes[pool.offsets[m] : pool.offsets[m + 1]].astype(np.float64)
@@ -130,10 +148,8 @@ def _sample(chips: pl.LazyFrame, count: int, number: int, seed: int) -> list[dic
     )
 
 
-def _read_chip(data: Path, chip: dict[str, Any]) -> Image.Image:
-    with (data / chip["shard"]).open("rb") as file:
-        file.seek(chip["offset"])
-        content = file.read(chip["size"])
+def _read_chip(data: Location, chip: dict[str, Any]) -> Image.Image:
+    content = read_range(data / chip["shard"], chip["offset"], chip["size"])
     try:
         return Image.open(io.BytesIO(content)).convert("RGB")
     except OSError as error:

@@ -1,45 +1,400 @@
-"""Where files live. Every stage reads and writes through these functions, so that fsspec stands in one place."""
+"""Where files live: a folder of this machine or any fsspec URL (s3://bucket/folder). All reading and writing of data
+sets and runs goes through these functions.
 
+On a local disk a file takes its name by rename; on an object store by one final put, which is whole or does not
+happen. What a store answers badly (500, throttling, a time-out, a truncated body) is asked for again, with growing
+waits. Credentials come from the environment alone; a URL that carries some is refused.
+
+A location may be pickled, used by many threads at a time, and used on both sides of a fork.
+"""
+
+import errno
 import fcntl
+import fnmatch
 import io
 import os
-from collections.abc import Iterator
+import random
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
+from upath import UPath
 
 from schemas.errors import DataError, UsageError
 
+Location = Path | UPath
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 BUFFER = 1 << 20  # bytes; many small writes become few
+AHEAD = 16  # requests to an object store at a time: each waits some ten milliseconds, mostly for nothing
+ATTEMPTS = 5
+FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0  # seconds
 
 TEMPORARY = ".tmp-"
 """Start of every unfinished file's name; no reader or glob for chips-* sees one."""
 
+S3: dict[str, Any] = {
+    "use_listings_cache": False,  # listings must show what other machines have written
+    # A file goes through one connection, 50 MB at a time: with more, s3fs holds as many parts in memory, and asks for
+    # the size of each file before it reads it.
+    "max_concurrency": 1,
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 20,
+        # Retries multiply, so those below ours are few: they save the parts of a large file that have arrived.
+        "retries": {"total_max_attempts": 2, "mode": "standard"},
+        "max_pool_connections": 4 * AHEAD,
+    },
+}
+OPTIONS = {"s3": S3, "s3a": S3}
+PUT_PATIENCE, SLOWEST_PUT = 30.0, 1 << 19  # seconds, and bytes per second on top: nobody below sets a put a limit
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put a file under its name whole, or not at all."""
-    with atomic_file(path) as file:
-        file.write(data)
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound")
+MISUSE = ("ParamValidationError", "NoRegionError", "InvalidRegionError")
+"""Of botocore, which need not be installed. None of these passes."""
+
+SIGNED = re.compile(r"[?&](x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig)=", re.IGNORECASE)
 
 
-def image_folder(path: Path | None) -> Path:
+def location(text: str | Location) -> Location:
+    """A path of this machine, or an fsspec URL such as s3://bucket/folder.
+
+    Raises:
+        UsageError: an unknown protocol, one whose package is missing, no bucket, or a URL with credentials in it.
+    """
+    if not isinstance(text, str):
+        return text
+    protocol, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if protocol in ("file", "local"):
+        return Path(rest)
+    if _has_credentials(rest):
+        raise UsageError(
+            f"a {protocol}:// URL has credentials in it (before an @, or as a signature); leave them to the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if protocol in OPTIONS and not rest.split("/")[0]:
+        raise UsageError(f"{text}: no bucket; expected an URL such as {protocol}://bucket/folder")
+    try:
+        found = UPath(text, **OPTIONS.get(protocol, {}))
+        found.fs  # noqa: B018 (imports the protocol's package)
+    except ImportError as error:
+        extra = "'sniper-chips[s3]'" if protocol in OPTIONS else "the package it names"
+        raise UsageError(f"{text}: {error}; pip install {extra}") from error
+    except ValueError as error:
+        raise UsageError(f"{text}: expected a path or an fsspec URL such as s3://bucket/folder: {error}") from error
+    return cast(UPath, found)
+
+
+def _has_credentials(rest: str) -> bool:
+    """Whether there are some in a URL, less its protocol. A secret key may have slashes in it."""
+    host = rest.split("/")[0]
+    user_and_secret = ":" in host and not re.search(r"^arn:|:\d+$", host)
+    return "@" in (rest if user_and_secret else host) or bool(SIGNED.search(rest))
+
+
+def _store(place: UPath) -> Any:
+    """The fsspec file system of a remote place, as this process may use it."""
+    store = place.fs
+    if getattr(store, "_pid", os.getpid()) != os.getpid():  # made before a fork, whose threads did not come along
+        store = fsspec.filesystem(place.protocol, **place.storage_options)
+    if place.protocol in OPTIONS:
+        store.retries = 1  # of 5, twice over where a file is read; no option sets it
+    return store
+
+
+def _insist(ask: Callable[[], Result], what: object) -> Result:
+    """The answer of an object store, asked again after errors that may pass.
+
+    Raises:
+        FileNotFoundError, PermissionError: as the store says, or no credentials.
+        OSError: no answer after ATTEMPTS, or none to be had.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask()
+        except (IsADirectoryError, NotADirectoryError, TypeError, MemoryError):
+            raise
+        except Exception as error:  # each store's library has exceptions of its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # this machine's disk is full
+            name = type(error).__name__
+            reason = str(getattr(error, "strerror", None) or error) or name
+            reason = re.sub(r"//[^/@\s]+@", "//", reason)  # what an endpoint's URL has before its @
+            if isinstance(error, FileNotFoundError):
+                no_bucket = reason.startswith("The specified bucket")
+                raise _os_error(errno.ENOENT, reason if no_bucket else os.strerror(errno.ENOENT), what) from error
+            if isinstance(error, PermissionError):
+                raise _os_error(errno.EACCES, reason, what) from error
+            if name in NO_CREDENTIALS:
+                raise _os_error(errno.EACCES, f"{reason}; set the credentials in the environment", what) from error
+            if isinstance(error, ValueError) or name in MISUSE:
+                raise _os_error(errno.EINVAL, reason, what) from error
+            if attempt == ATTEMPTS - 1:
+                raise _os_error(
+                    errno.EIO, f"no good answer in {ATTEMPTS} attempts, the last: {reason}", what
+                ) from error
+        longest = min(FIRST_WAIT * 3**attempt, LONGEST_WAIT)
+        time.sleep(random.uniform(longest / 2, longest))  # so that many workers do not come back all at once
+    raise AssertionError
+
+
+def _os_error(number: int, reason: str, what: object) -> OSError:
+    """As the system raises it for a local file, with a class of its own where the number has one."""
+    return OSError(number, reason, str(what))
+
+
+def read_bytes(place: Location) -> bytes:
+    """A whole file.
+
+    Raises:
+        FileNotFoundError: there is none; OSError: it cannot be read.
+    """
+    if isinstance(place, Path):
+        return place.read_bytes()
+
+    def ask() -> bytes:
+        data: bytes = _store(place).cat_file(place.path)
+        return data
+
+    return _insist(ask, place)
+
+
+def read_range(place: Location, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size) of a file; fewer where it ends before.
+
+    Raises:
+        FileNotFoundError: there is none; OSError: it cannot be read.
+    """
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    if size <= 0:
+        return b""  # a store takes an empty range for the whole file
+
+    def ask() -> bytes:
+        store = _store(place)
+        try:
+            data: bytes = store.cat_file(place.path, start=offset, end=offset + size)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if store.info(place.path)["size"] <= offset:  # which a store takes for an error
+                return b""
+            raise
+        return data
+
+    return _insist(ask, place)
+
+
+def read_each(places: Sequence[Location]) -> Iterator[bytes | OSError]:
+    """The files' contents in order, or why one cannot be read; from an object store some are fetched ahead."""
+
+    def read(place: Location) -> bytes | OSError:
+        try:
+            return read_bytes(place)
+        except OSError as error:
+            return error
+
+    return ahead(read, places)
+
+
+def read_all(places: Sequence[Location]) -> Iterator[bytes]:
+    """As read_each, where each file must be there.
+
+    Raises:
+        FileNotFoundError, OSError: as read_bytes.
+    """
+    for content in read_each(places):
+        if isinstance(content, OSError):
+            raise content
+        yield content
+
+
+def ahead(function: Callable[[Item], Result], places: Sequence[Item]) -> Iterator[Result]:
+    """function(place) of each in order; where they are remote, AHEAD at a time."""
+    if len(places) < 2 or isinstance(places[0], Path):
+        yield from map(function, places)
+        return
+    rest = iter(places)
+    pool = ThreadPoolExecutor(AHEAD)
+    try:
+        waiting = deque(pool.submit(function, place) for place in islice(rest, AHEAD))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, place) for place in islice(rest, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def size_of(place: Location) -> int | None:
+    """Bytes of a file; None where there is none.
+
+    Raises:
+        OSError: whether there is one cannot be found out.
+    """
+    try:
+        if isinstance(place, Path):
+            status = place.stat()
+            return None if stat.S_ISDIR(status.st_mode) else status.st_size
+        info = _insist(lambda: _store(place).info(place.path), place)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if info["type"] == "directory" else int(info["size"])
+
+
+def is_file(place: Location) -> bool:
+    return size_of(place) is not None
+
+
+def is_folder(place: Location) -> bool:
+    """Whether there is such a folder; on an object store, whether any key begins so."""
+    if isinstance(place, Path):
+        return place.is_dir()
+    try:
+        return bool(_insist(lambda: _store(place).info(place.path), place)["type"] == "directory")
+    except FileNotFoundError:
+        return False
+
+
+def files_in(folder: Location, pattern: str) -> list[Location]:
+    """The files directly in a folder whose names match, sorted; none where there is no such folder."""
+    if isinstance(folder, Path):
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    if not is_folder(folder):  # s3fs would list what is beside it
+        return []
+    try:
+        entries = _insist(lambda: _store(folder).ls(folder.path, detail=True), folder)
+    except FileNotFoundError:
+        return []
+    files = sorted(entry["name"] for entry in entries if entry["type"] == "file")
+    names = (file.rsplit("/", 1)[-1] for file in files)
+    return [folder / name for name in names if name and fnmatch.fnmatchcase(name, pattern)]
+
+
+def make_folder(folder: Location) -> None:
+    """Make a folder and those above it; object stores have none."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove(place: Location) -> None:
+    """Delete a file, if it is there."""
+    with suppress(FileNotFoundError):
+        if isinstance(place, Path):
+            place.unlink()
+        else:
+            _insist(lambda: _store(place).rm_file(place.path), place)
+
+
+def remove_folder(folder: Location) -> None:
+    """Delete a folder with all that is in it, if it is there; of a bucket, all that is in it."""
+    if isinstance(folder, Path):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+        return
+    # Not by rm: it takes * ? [ in the folder's name for a pattern, and keeps quiet about files that it cannot delete.
+    start = folder.path.rstrip("/") + "/"
+    found = _insist(lambda: _store(folder).find(folder.path, withdirs=True, detail=True), folder)
+    inside = {name: entry["type"] for name, entry in found.items() if name.startswith(start)}
+
+    def delete(file: str) -> None:
+        with suppress(FileNotFoundError):
+            _insist(lambda: _store(folder).rm_file(file), file)
+
+    for _ in ahead(delete, [name for name, kind in inside.items() if kind == "file"]):
+        pass
+    if folder.protocol not in OPTIONS:  # a store that may have folders, empty ones too
+        for name in [*sorted((name for name, kind in inside.items() if kind != "file"), reverse=True), folder.path]:
+            with suppress(OSError, NotImplementedError):
+                _store(folder).rmdir(name)
+
+
+@contextmanager
+def local_copy(place: Location) -> Iterator[Path]:
+    """A file under a path of this machine: itself, or a temporary copy.
+
+    Raises:
+        FileNotFoundError, OSError: as read_bytes.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="sniper-") as folder:
+        copy = Path(folder) / place.name
+        download(place, copy)
+        yield copy
+
+
+def download(place: UPath, path: Path) -> None:
+    """Copy a remote file to a path of this machine; not atomic.
+
+    Raises:
+        FileNotFoundError: there is none; OSError: it cannot be read.
+    """
+
+    def ask() -> None:
+        store = _store(place)
+        store.get_file(place.path, str(path))
+        found, expected = path.stat().st_size, store.info(place.path)["size"]
+        if found != expected:  # the connection ended early
+            raise OSError(f"{found} bytes came of {expected}")
+
+    _insist(ask, place)
+
+
+def image_folder(folder: Location | None) -> Location:
     """The folder, if it is one.
 
     Raises:
         UsageError: it is not.
     """
-    if path is None or not path.is_dir():
-        raise UsageError(f"{path}: no such image folder; give the folder that file_name is relative to as --images")
-    return path
+    if folder is None or not is_folder(folder):
+        raise UsageError(f"{folder}: no such image folder; give the folder that file_name is relative to as --images")
+    return folder
+
+
+def write_atomic(place: Location, data: bytes) -> None:
+    """Put a file under its name whole, or not at all."""
+    with atomic_file(place) as file:
+        file.write(data)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name only when the block ends well and the bytes are on disk.
+def atomic_file(place: Location) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only when the block ends well and the bytes are on disk, or in the store.
 
     Raises:
-        DataError: the system refuses to write (disk full, read-only).
+        DataError: the system refuses to write (disk full, read-only), or the store does.
     """
+    try:
+        with _renamed(place) if isinstance(place, Path) else _put(place) as file:
+            yield file
+    except OSError as error:
+        remedy = "Make room" if isinstance(place, Path) else "See to the store"
+        raise DataError(
+            f"{place}: cannot be written: {error.strerror or error}. {remedy}, or choose another folder, and run "
+            "the same command again: what is finished is kept"
+        ) from error
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb", buffering=BUFFER) as file:
@@ -48,13 +403,23 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}. Make room, or choose another folder, and run "
-            "the same command again: what is finished is kept"
-        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _put(place: UPath) -> Iterator[IO[bytes]]:
+    """Through a temporary file here, so that a put which fails can be repeated whole."""
+    with tempfile.NamedTemporaryFile(prefix="sniper-", buffering=BUFFER) as file:
+        yield file
+        file.flush()
+        limit = PUT_PATIENCE + os.fstat(file.fileno()).st_size / SLOWEST_PUT
+
+        def ask() -> None:
+            store = _store(place)
+            store.put_file(file.name, place.path, **({"timeout": limit} if store.async_impl else {}))
+
+        _insist(ask, place)
 
 
 def start_writeback(file: IO[bytes]) -> None:
@@ -74,19 +439,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporary(folder: Path) -> None:
+def remove_temporary(folder: Location) -> None:
     """Delete what an interrupted run left unfinished. Call only while holding the folder's lock."""
-    for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+    if isinstance(folder, Path):  # a put leaves nothing behind
+        for path in folder.rglob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Location) -> Iterator[None]:
     """Hold a folder against other builds; the system lets go when the process ends, however it ends.
 
+    Object stores have no locks: there, two builds of the same settings write the same bytes, and two of different
+    settings are the user's to keep apart.
+
     Raises:
-        UsageError: another process holds it, or the folder cannot be written.
+        UsageError: another process holds it, or the folder cannot be written or locked.
     """
+    if not isinstance(folder, Path):
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
@@ -95,8 +467,10 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UsageError(
                 f"{folder}: another build is writing here; wait for it or choose another --out"
             ) from error
+        except OSError as error:  # some network file systems
+            raise UsageError(f"{folder}: cannot be locked: {error.strerror or error}; choose another --out") from error
         yield

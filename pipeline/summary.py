@@ -1,6 +1,7 @@
 """Counts that reconcile: every image and every box of the source is in exactly one of them. They are the report."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,19 @@ BYTES_PER_CHIP_PIXEL = 0.30
 DECODE_SECONDS_PER_PIXEL = 8e-9
 CHIP_SECONDS_PER_PIXEL = 6e-9
 
+CHUNK = 1 << 16  # images summed at a time: fixed, so that a sum's rounding depends on nothing
+
 
 class Summary:
     """Collects what a build does, run of images by run of images, in any order.
+
+    Holds 2 bytes per box and 21 per image.
 
     Attributes:
         fate: uint8 [N] over all boxes of the source in order, schemas.codes.Fate.
         scale_mask: uint8 [N], bit i set when covered, or rescued, at scale index i.
         num_chips: int32 [n], chips written per image.
+        hash: uint8 [n, 16], XXH3-128 of each image's file; has_hash: bool [n], whether there is one.
         reason: per refused image (position in the source), why.
     """
 
@@ -33,24 +39,39 @@ class Summary:
         self.fate = np.full(len(source.row), Fate.UNCOVERED, np.uint8)
         self.scale_mask = np.zeros(len(source.row), np.uint8)
         self.num_chips = np.zeros(source.num_images, np.int32)
+        self.hash = np.zeros((source.num_images, 16), np.uint8)
+        self.has_hash = np.zeros(source.num_images, np.bool_)
         self.reason: dict[int, Reason] = {}
         num_scales = len(settings.scales)
         self._chips = np.zeros(num_scales, np.int64)
         self._rescue_chips = np.zeros(num_scales, np.int64)
+        self._boxes = np.zeros((num_scales, 4), np.int64)  # in range, covered, too long, rescued
         self._chip_pixels = 0
         self._without_targets = 0
         self._statuses: Counter[str] = Counter()
 
-    def add(self, plan: Plan, start: int, stop: int, refused: dict[int, Reason]) -> None:
-        """Count the run of images [start, stop); `refused` maps image ids whose chips were not written to why."""
+    def add(
+        self, plan: Plan, start: int, stop: int, refused: dict[int, Reason], hashes: Sequence[str | None] | None
+    ) -> None:
+        """Count the run of images [start, stop), which must not have been counted before.
+
+        Args:
+            refused: image ids whose chips were not written, and why.
+            hashes: hex XXH3-128 of each image's file, None where it could not be read; None for plans.
+        """
         first, last = self.source.offsets[start], self.source.offsets[stop]
         image_ids = self.source.image_id[start:stop]
         is_refused = np.isin(image_ids, list(refused))
         for position in np.flatnonzero(is_refused).tolist():
             self.reason[start + position] = refused[int(image_ids[position])]
+        for position, text in enumerate(hashes or (), start):
+            if text is not None:
+                self.hash[position] = np.frombuffer(bytes.fromhex(text), np.uint8)
+                self.has_hash[position] = True
         lost = np.repeat(is_refused, np.diff(self.source.offsets[start : stop + 1]))
         self.fate[first:last] = np.where(lost, Fate.IMAGE_REFUSED, plan.fate)
         self.scale_mask[first:last] = np.where(lost, 0, plan.scale_mask)
+        self._count_boxes(slice(first, last))
 
         written = ~is_refused[plan.image]
         self.num_chips[start:stop] = np.bincount(plan.image[written], minlength=stop - start)
@@ -65,6 +86,18 @@ class Summary:
         for entry in chips["boxes"].combine_chunks().flatten().field("status").value_counts().to_pylist():
             self._statuses[entry["values"]] += entry["counts"]
 
+    def _count_boxes(self, boxes: slice) -> None:
+        """Count what became of some boxes at each scale."""
+        box, fate, mask = self.source.box[boxes], self.fate[boxes], self.scale_mask[boxes]
+        size = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
+        plain = (fate != Fate.CROWD) & (fate != Fate.IMAGE_REFUSED)
+        for index, (lo, hi) in enumerate(self.settings.bounds()):
+            here = (mask >> index & 1).astype(bool)
+            in_range = plain & (size >= lo) & (size < hi)
+            covered = here & (fate == Fate.COVERED)
+            rescued = here & (fate == Fate.RESCUED)
+            self._boxes[index] += [np.count_nonzero(k) for k in (in_range, covered, in_range & ~covered, rescued)]
+
     def counts(self) -> dict[str, Any]:
         """The counts for run.json, all integers but where named per image or share."""
         source = self.source
@@ -73,7 +106,7 @@ class Summary:
         images_refused = Counter(image.reason.value for image in source.refused_images)
         images_refused.update(reason.value for reason in self.reason.values())
         boxes: dict[str, Any] = {"total": num_boxes}
-        tally = np.bincount(self.fate, minlength=len(Fate))
+        tally = [np.count_nonzero(self.fate == fate) for fate in Fate]
         for fate in (Fate.COVERED, Fate.RESCUED, Fate.UNCOVERED, Fate.CROWD):
             boxes[FATE_NAMES[fate]] = int(tally[fate])
         boxes["image_refused"] = int(tally[Fate.IMAGE_REFUSED])
@@ -102,41 +135,43 @@ class Summary:
         }
 
     def _scale_counts(self) -> list[dict[str, Any]]:
-        box = self.source.box
-        size = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
-        plain = (self.fate != Fate.CROWD) & (self.fate != Fate.IMAGE_REFUSED)
         rows = []
         for index, ((lo, hi), scale) in enumerate(zip(self.settings.bounds(), self.settings.scales, strict=True)):
-            here = (self.scale_mask >> index & 1).astype(bool)
-            in_range = plain & (size >= lo) & (size < hi)
-            covered = here & (self.fate == Fate.COVERED)
+            in_range, covered, too_long, rescued = self._boxes[index].tolist()
             rows.append(
                 {
                     "scale": scale_name(scale),
                     "range": [lo, hi if np.isfinite(hi) else None],
                     "chips": int(self._chips[index]),
                     "chips_for_rescue": int(self._rescue_chips[index]),
-                    "boxes_in_range": int(in_range.sum()),
-                    "boxes_covered": int(covered.sum()),
-                    "boxes_too_long": int((in_range & ~covered).sum()),
-                    "boxes_rescued": int((here & (self.fate == Fate.RESCUED)).sum()),
+                    "boxes_in_range": in_range,
+                    "boxes_covered": covered,
+                    "boxes_too_long": too_long,
+                    "boxes_rescued": rescued,
                 }
             )
         return rows
 
     def _pixels(self) -> dict[str, int]:
         """Pixels a trainer reads per epoch: our chips, the common single scale, whole images at all scales."""
-        kept = np.ones(self.source.num_images, bool)
-        kept[list(self.reason)] = False
-        widths, heights = self.source.width[kept], self.source.height[kept]
-        area = widths * heights
-        single = np.minimum(800 / np.minimum(widths, heights), 1333 / np.maximum(widths, heights))
-        factors = scale_factors(self.settings, widths, heights)
+        refused = np.sort(np.fromiter(self.reason, np.int64, len(self.reason)))
+        source, single_scale, full_pyramid = 0, 0.0, 0.0
+        for start in range(0, self.source.num_images, CHUNK):
+            stop = min(start + CHUNK, self.source.num_images)
+            kept = np.ones(stop - start, bool)
+            kept[refused[slice(*np.searchsorted(refused, [start, stop]))] - start] = False
+            widths, heights = self.source.width[start:stop][kept], self.source.height[start:stop][kept]
+            area = widths * heights
+            single = np.minimum(800 / np.minimum(widths, heights), 1333 / np.maximum(widths, heights))
+            factors = scale_factors(self.settings, widths, heights)
+            source += int(area.sum())
+            single_scale += float((area * single**2).sum())
+            full_pyramid += float((area[:, None] * factors**2).sum())
         return {
-            "source": int(area.sum()),
+            "source": source,
             "chips": self._chip_pixels,
-            "single_scale_800x1333": int((area * single**2).sum()),
-            "full_pyramid": int((area[:, None] * factors**2).sum()),
+            "single_scale_800x1333": int(single_scale),
+            "full_pyramid": int(full_pyramid),
         }
 
 

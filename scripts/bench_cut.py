@@ -17,7 +17,7 @@ import click
 
 from pipeline.coco import Source, read_coco
 from pipeline.cut import ShardJob, cut_shard
-from pipeline.engines import run_local
+from pipeline.engines import Engine, Task, run
 from pipeline.images import cut_chip, encode_jpeg, read_image
 from pipeline.plan import plan_run
 from schemas.settings import ChipSettings
@@ -58,8 +58,8 @@ class Timed(NamedTuple):
 
 def timed_cut(job: ShardJob) -> Timed:
     started = time.monotonic()
-    result = cut_shard(job)
-    return Timed(os.getpid(), started, time.monotonic(), result.num_chips)
+    cut_shard(job, "")
+    return Timed(os.getpid(), started, time.monotonic(), job.chips.num_rows)
 
 
 def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
@@ -71,7 +71,8 @@ def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
         stop = start + IMAGES_PER_JOB
         chips = plan_run(source, start, stop, settings).chips
         name = f"chips-{number:05d}"
-        jobs.append(ShardJob(out, "positives", name, images, source.images(start, stop), chips, settings, ""))
+        sources = source.images(start, stop)
+        jobs.append(ShardJob(out, "positives", name, images, sources, chips, settings, {}, out / "run.json"))
     return jobs
 
 
@@ -96,7 +97,8 @@ def timed_kernels(job: ShardJob) -> Timed:
 def rate(work: Callable[[ShardJob], Timed], jobs: list[ShardJob], workers: int) -> tuple[float, float]:
     """Chips/s once every worker has finished its first shard, and the seconds until the first shard began."""
     started = time.monotonic()
-    done = sorted(run_local(work, iter(jobs), workers), key=lambda shard: shard.started)
+    tasks = (Task(job.name, job) for job in jobs)
+    done = sorted(run(work, tasks, Engine(workers=workers)), key=lambda shard: shard.started)
     firsts = {shard.process: shard for shard in reversed(done)}
     warm = max(shard.ended for shard in firsts.values())
     steady = [shard for shard in done if shard.started >= warm]

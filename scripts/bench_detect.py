@@ -21,7 +21,7 @@ from trainer.detect import detect_images
 from trainer.model import Detector, predict
 from trainer.pyramid import compose, plan_views, read_batches
 from trainer.soft_nms import soft_nms
-from trainer.views import RUN, Clock, tile_overlaps
+from trainer.views import Clock, split_runs, tile_overlaps
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT / "../shared/data/coco-real"
@@ -32,7 +32,7 @@ def pipeline_rate(
 ) -> tuple[float, float]:
     """Images/s of detection from files to merged boxes, and the share of time spent waiting for pixels."""
     clock = Clock()
-    runs = [range(start, min(start + RUN, len(images))) for start in range(0, len(images), RUN)]
+    runs = split_runs(len(images))
     started = time.perf_counter()
     count = sum(1 for _ in detect_images(model, ChipSettings(), runs, images, root, DetectSettings(), device, clock))
     return count / (time.perf_counter() - started), clock.data_wait

@@ -1,19 +1,27 @@
-"""Loading speed: our loader against the bare decoder and against four peers, interleaved in one run.
+"""Loading speed: our loader against the bare decoder and against four peers, interleaved in one run; and from a bucket
+against local files.
 
 The same chips (those of coco-real, repeated under new keys), the same tensors handed out, two threads or two worker
 processes each. A rate is taken from the first batch on; the time to it stands apart. Peers run in .venv-peers
 (`make peers`), everything in a process of its own. Ratios are medians over rounds, so that other load hits all alike;
 CPU time per chip, all processes together, tells what a loader costs whatever else runs.
+
+The bucket is moto's on this machine, in a process of its own: it has no latency, but takes its time from the same
+cores. An epoch with an empty cache and one with a full one, window by window, stand against one from the disk.
 """
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +33,7 @@ from simplejpeg import decode_jpeg
 
 from pipeline.chips import chips
 from pipeline.shards import Record, TarWriter, commit_shard, read_record, read_rows
+from pipeline.storage import download, files_in, location
 from schemas.loader import LoaderSettings
 from schemas.settings import ChipSettings
 
@@ -34,6 +43,8 @@ PEER_PYTHON = HERE.parents[1] / ".venv-peers/bin/python"
 PEERS = ["webdataset", "litdata", "streaming", "dataloader"]
 PEERS += [f"{name}_our_decoder" for name in PEERS]
 BATCH, THREADS, EPOCHS = 16, 2, 5
+WINDOW = 4
+BUCKET = "s3://chips"
 
 
 def repeat_chips(source: Path, out: Path, at_least: int) -> int:
@@ -101,20 +112,22 @@ def measure_both(data: Path) -> dict[str, Any]:
     cpu = time.process_time()
     before = measure_limit(jpegs[::2])
     cpu_us = 1e6 * (time.process_time() - cpu) / len(jpegs[::2])
-    ours = measure_ours(data, epochs=1)
+    ours = measure_ours(str(data), epochs=1)
     after = measure_limit(jpegs[1::2])
     return {**ours, "limit": statistics.harmonic_mean([before, after]), "limit_cpu_us": cpu_us}
 
 
-def measure_ours(data: Path, epochs: int) -> dict[str, Any]:
+def measure_ours(data: str, epochs: int, window: int | None = None, cache: str | None = None) -> dict[str, Any]:
+    from trainer.cache import cache_of
     from trainer.dataset import ChipDataset
     from trainer.loader import BatchLoader, State
 
     started = time.perf_counter()
-    loader = BatchLoader(ChipDataset(data), LoaderSettings(threads=THREADS), BATCH)
-    state, rates, pss_mb, first_batch_s = State(0), [], [], 0.0
+    settings = LoaderSettings(threads=THREADS, window=window, cache=cache)
+    loader = BatchLoader(ChipDataset(data, cache=cache_of(settings)), settings, BATCH)
+    state, rates, pss_mb, first_batch_s, whole_rates = State(0), [], [], 0.0, []
     for _ in range(epochs):
-        first, seen = 0.0, 0
+        began, first, seen = time.perf_counter(), 0.0, 0
         for step in loader.epoch(state):
             if not first:
                 first, cpu = time.perf_counter(), time.process_time()
@@ -124,10 +137,18 @@ def measure_ours(data: Path, epochs: int) -> dict[str, Any]:
             state = step.after
             del step  # as a trainer does: what it no longer needs is filled again
         rates.append((seen - num_first) / (time.perf_counter() - first))
+        whole_rates.append(seen / (time.perf_counter() - began))
         cpu_us = 1e6 * (time.process_time() - cpu) / (seen - num_first)
         pss_mb.append(_pss_mb())
     rate = statistics.median(rates)
-    return {"rate": rate, "first_batch_s": first_batch_s, "num_chips": seen, "pss_mb": pss_mb, "cpu_us": cpu_us}
+    return {
+        "rate": rate,
+        "whole_rates": whole_rates,
+        "first_batch_s": first_batch_s,
+        "num_chips": seen,
+        "pss_mb": pss_mb,
+        "cpu_us": cpu_us,
+    }
 
 
 def _pss_mb() -> float:
@@ -139,9 +160,9 @@ def _pss_mb() -> float:
 # --- The run ----------------------------------------------------------------------------------------------
 
 
-def run_one(what: str, data: Path, work: Path, epochs: int = 1) -> dict[str, Any]:
+def run_one(what: str, data: Path | str, work: Path, epochs: int = 1, *options: str) -> dict[str, Any]:
     if what == "ours":
-        command = [sys.executable, str(HERE), "--child", str(data), "--epochs", str(epochs)]
+        command = [sys.executable, str(HERE), "--child", str(data), "--epochs", str(epochs), *options]
     else:
         command = [str(PEER_PYTHON), str(HERE.with_name("bench_loader_peers.py")), what, str(data), str(work)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=_environment())
@@ -161,31 +182,48 @@ def _environment() -> dict[str, str]:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--num-chips", default=3000, show_default=True, help="At least so many.")
 @click.option("--work", "work_folder", type=click.Path(path_type=Path), help="Keep the data made here, or use it.")
-@click.option("--child", type=click.Path(path_type=Path), hidden=True)
+@click.option("--only-remote", is_flag=True, help="Only what is read from a bucket; needs no peers.")
+@click.option("--child", hidden=True)
 @click.option("--epochs", default=1, hidden=True)
+@click.option("--window", type=int, hidden=True)
+@click.option("--cache", hidden=True)
 def main(
     json_file: Path | None,
     data: Path,
     rounds: int,
     num_chips: int,
     work_folder: Path | None,
-    child: Path | None,
+    only_remote: bool,
+    child: str | None,
     epochs: int,
+    window: int | None,
+    cache: str | None,
 ) -> None:
     if child is not None:
-        print(json.dumps(measure_both(child) if epochs == 1 else measure_ours(child, epochs)))
+        alone = epochs > 1 or window
+        print(json.dumps(measure_ours(child, epochs, window, cache) if alone else measure_both(Path(child))))
         return
-    if not PEER_PYTHON.is_file():
+    if not only_remote and not PEER_PYTHON.is_file():
         raise click.ClickException("no .venv-peers; run `make peers`")
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
         work = work_folder or Path(folder)
-        if not (work / "peers").is_dir():
+        if not (work / "chips/run.json").is_file():
             chips(data / "train.json", data / "images", work / "once", ChipSettings(), workers=2)
             print(f"{repeat_chips(work / 'once', work / 'chips', num_chips)} chips", flush=True)
-            (work / "unfinished").mkdir()
-            run_one("prepare", work / "chips", work / "unfinished")
-            (work / "unfinished").rename(work / "peers")
-        figures = measure(work / "chips", work / "peers", rounds)
+        figures: dict[str, Any] = {}
+        if not only_remote:
+            if not (work / "peers").is_dir():
+                (work / "unfinished").mkdir()
+                run_one("prepare", work / "chips", work / "unfinished")
+                (work / "unfinished").rename(work / "peers")
+            figures = measure(work / "chips", work / "peers", rounds)
+        try:
+            import moto.server  # noqa: F401
+            import s3fs  # noqa: F401
+        except ImportError as error:
+            print(f"nothing measured from a bucket: {error}")
+        else:
+            figures["remote"] = measure_remote(work / "chips", work, rounds)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -217,6 +255,71 @@ def measure(data: Path, work: Path, rounds: int) -> dict[str, Any]:
         print(f"{name:26}{figures[name]:7.0f}{ratios[name]:9.2f}{cpu[name]:13.0f}{shown}")
     print(f"memory (PSS) after each of {EPOCHS} epochs, MB: {figures['pss_mb']}")
     return figures
+
+
+@contextmanager
+def bucket_with(data: Path) -> Iterator[None]:
+    """A bucket on this machine that holds a data set; the environment leads to it."""
+    import s3fs
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise click.ClickException("moto does not start")
+            time.sleep(0.1)
+        store = s3fs.S3FileSystem()
+        store.mkdir(BUCKET)
+        for path in (data / "run.json", *sorted((data / "positives").iterdir())):
+            store.put_file(str(path), f"{BUCKET}/{path.relative_to(data)}")
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure_remote(data: Path, work: Path, rounds: int) -> dict[str, Any]:
+    found: dict[str, list[float]] = {"local": [], "cold": [], "warm": [], "first_batch_s": [], "store_mb_s": []}
+    with bucket_with(data):
+        for number in range(rounds):
+            found["local"].append(run_one("ours", data, work, 2, "--window", str(WINDOW))["whole_rates"][1])
+            with tempfile.TemporaryDirectory(dir=work) as cache:
+                result = run_one("ours", BUCKET, work, 2, "--window", str(WINDOW), "--cache", cache)
+            found["cold"].append(result["whole_rates"][0])
+            found["warm"].append(result["whole_rates"][1])
+            found["first_batch_s"].append(result["first_batch_s"])
+            found["store_mb_s"].append(_store_mb_s(work))
+            print(f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.4g}" for n, v in found.items()), flush=True)
+    figures: dict[str, Any] = {name: round(statistics.median(values), 2) for name, values in found.items()}
+    for name in ("cold", "warm"):
+        ratio = statistics.median(np.divide(found[name], found["local"]).tolist())
+        figures[f"{name}_over_local"] = round(ratio, 3)
+        print(f"from a bucket, cache {name}: {figures[name]:.0f} chips/s, {ratio:.2f} of local files")
+    print(f"the bucket alone, nothing decoded: {figures['store_mb_s']:.0f} MB/s")
+    return figures
+
+
+def _store_mb_s(work: Path) -> float:
+    """What the bucket gives to as many downloads at a time as the loader has."""
+    from trainer.cache import FETCHERS
+
+    places = files_in(location(BUCKET) / "positives", "*.tar")
+    with tempfile.TemporaryDirectory(dir=work) as folder, ThreadPoolExecutor(FETCHERS) as pool:
+        started = time.perf_counter()
+        list(pool.map(download, places, [Path(folder) / place.name for place in places]))
+        seconds = time.perf_counter() - started
+        return sum(path.stat().st_size for path in Path(folder).iterdir()) / seconds / 1e6
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Planning speed: milliseconds per image in one thread, and whole `sniper chips --plan-only` runs."""
+"""Planning speed: milliseconds per image in one thread, and whole `sniper chips --plan-only` runs with their memory."""
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,66 +17,144 @@ from schemas.settings import ChipSettings
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-val2017-boxes/val.json"
 TRAIN_SIZE = 118_000  # images of COCO train2017, about
+BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale
+BYTES_PER_IMAGE, BYTES_PER_BOX = 200, 60
+"""What a run may hold beyond what one of BASE images holds."""
+SAMPLE_SECONDS = 0.01
 
 
-def repeat_records(annotations: Path, num_images: int, out: Path) -> None:
-    """Write the same images and boxes again under new ids until there are `num_images`."""
+def repeat_records(annotations: Path, num_images: int, out: Path) -> int:
+    """Write the same images and boxes again under new ids until there are `num_images`; returns the number of boxes.
+
+    Boxes are not in the order of their images, as in COCO's own files: first one of every image, then another.
+    """
     coco: dict[str, Any] = json.loads(annotations.read_bytes())
-    images, boxes = coco["images"], coco["annotations"]
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for box in boxes:
-        by_image.setdefault(box["image_id"], []).append(box)
-    coco["images"], coco["annotations"] = [], []
-    for index in range(num_images):
-        image = images[index % len(images)]
-        new_image = {**image, "id": index + 1, "file_name": f"{index + 1:012d}.jpg"}
-        coco["images"].append(new_image)
-        for box in by_image.get(image["id"], []):
-            new_id = len(coco["annotations"]) + 1
-            coco["annotations"].append({**box, "id": new_id, "image_id": index + 1})
-    out.write_text(json.dumps(coco))
+    templates = coco.pop("images")
+    place = {image["id"]: i for i, image in enumerate(templates)}
+    boxes: list[list[dict[str, Any]]] = [[] for _ in templates]
+    for box in coco.pop("annotations"):
+        boxes[place[box["image_id"]]].append(box)
+    num_boxes = 0
+    with out.open("w", buffering=1 << 20) as file:
+        file.write(json.dumps(coco)[:-1] + ', "images": [')
+        for index in range(num_images):
+            image = {**templates[index % len(templates)], "id": index + 1, "file_name": f"{index + 1:012d}.jpg"}
+            file.write(f"{', ' if index else ''}{json.dumps(image)}")
+        file.write('], "annotations": [')
+        for turn in range(max(map(len, boxes))):
+            with_box = [i for i, of_image in enumerate(boxes) if len(of_image) > turn]
+            tails = [
+                json.dumps({k: v for k, v in boxes[i][turn].items() if k not in ("id", "image_id")}) for i in with_box
+            ]
+            for first in range(0, num_images, len(templates)):
+                for i, tail in zip(with_box, tails, strict=True):
+                    if first + i < num_images:
+                        num_boxes += 1
+                        comma = ", " if num_boxes > 1 else ""
+                        file.write(f'{comma}{{"id": {num_boxes}, "image_id": {first + i + 1}, {tail[1:]}')
+        file.write("]}")
+    return num_boxes
 
 
-def plan_only(annotations: Path, folder: Path) -> tuple[float, float]:
-    """Seconds of a `sniper chips --plan-only` process, start and reading included, and the peak of its memory, MB."""
+class Measured(NamedTuple):
+    """A process: start to end; the most memory it held, and the most that no file lies behind."""
+
+    seconds: float
+    peak_mb: float
+    anonymous_mb: float
+
+
+def plan_only(annotations: Path, folder: Path) -> Measured:
+    """A `sniper chips --plan-only` process, start and reading included."""
     command = [sys.executable, "-c", "from pipeline.cli import main; main()"]
     arguments = ["chips", "--annotations", str(annotations), "--out", str(folder), "--plan-only"]
     started = time.perf_counter()
-    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    peak = anonymous = 0.0
+    while process.poll() is None:
+        # from outside, for its kernels hold the interpreter; and not ru_maxrss, which counts this process in
+        fields = dict(line.split(":", 1) for line in _status(process.pid).splitlines() if ":" in line)
+        peak = max(peak, _megabytes(fields.get("VmHWM")))
+        anonymous = max(anonymous, _megabytes(fields.get("RssAnon")))
+        time.sleep(SAMPLE_SECONDS)
     seconds = time.perf_counter() - started
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    if process.returncode:
+        assert process.stderr is not None
+        raise click.ClickException(process.stderr.read().decode())
+    return Measured(seconds, peak, anonymous)
+
+
+def _status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""  # it has ended
+
+
+def _megabytes(field: str | None) -> float:
+    """Of a line such as `VmHWM: 1024 kB`."""
+    return float(field.split()[0]) / 1024 if field else 0.0
+
+
+def scale(annotations: Path, folder: Path) -> dict[str, float]:
+    """Plan BASE and SIZES images; the memory beyond that of BASE, as a share of what is allowed."""
+    repeat_records(annotations, BASE, folder / "base.json")
+    base = min(plan_only(folder / "base.json", folder / f"base-{i}") for i in range(3))
+    results = {f"scale_base_{name}": value for name, value in base._asdict().items()}
+    for num_images in SIZES:
+        file = folder / f"{num_images}.json"
+        num_boxes = repeat_records(annotations, num_images, file)
+        run = plan_only(file, folder / str(num_images))
+        name = f"scale_{num_images // 1000}k"
+        allowed = (BYTES_PER_IMAGE * num_images + BYTES_PER_BOX * num_boxes) / 2**20
+        results |= {f"{name}_{field}": value for field, value in run._asdict().items()}
+        results[f"{name}_file_mb"] = file.stat().st_size / 2**20
+        results[f"{name}_boxes"] = num_boxes
+        results[f"{name}_ms_per_image"] = (run.seconds - base.seconds) * 1e3 / num_images
+        results[f"{name}_allowed_mb"] = allowed
+        results[f"{name}_over_base_mb"] = run.peak_mb - base.peak_mb
+        results[f"{name}_share_of_allowed"] = (run.peak_mb - base.peak_mb) / allowed
+        results[f"{name}_bytes_per_box"] = (run.peak_mb - base.peak_mb) * 2**20 / num_boxes
+        file.unlink()
+    return results
 
 
 @click.command()
 @click.option("--annotations", type=click.Path(path_type=Path), default=SHARED)
 @click.option("--rounds", default=7)
+@click.option("--scale", "with_scale", is_flag=True, help="also plan 100,000 and 1,000,000 images; some minutes, 2 GB")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(annotations: Path, rounds: int, json_file: Path | None) -> None:
+def main(annotations: Path, rounds: int, with_scale: bool, json_file: Path | None) -> None:
     """Print medians over the rounds."""
     source = read_coco(annotations)
     settings = ChipSettings()
     plan = plan_run(source, 0, source.num_images, settings)  # compiles, or loads what was compiled
-    times = []
+    times, reading = [], []
     for _ in range(rounds):
         started = time.perf_counter()
         for start in range(0, source.num_images, settings.images_per_shard):
             stop = min(start + settings.images_per_shard, source.num_images)
             plan_run(source, start, stop, settings)
         times.append((time.perf_counter() - started) * 1e3 / source.num_images)
+        started = time.perf_counter()
+        read_coco(annotations)
+        reading.append((time.perf_counter() - started) * 1e3 / source.num_images)
     results: dict[str, float] = {
         "ms_per_image": statistics.median(times),
+        "reading_ms_per_image": statistics.median(reading),
         "chips_per_image": float((~plan.for_rescue).sum()) / source.num_images,
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = [plan_only(annotations, folder / f"small-{i}") for i in range(3)]
-        results["plan_only_seconds"], results["plan_only_peak_mb"] = sorted(small)[1]
+        small = sorted(plan_only(annotations, folder / f"small-{i}") for i in range(3))[1]
         repeat_records(annotations, TRAIN_SIZE, folder / "large.json")
-        results["plan_only_118k_seconds"], results["plan_only_118k_peak_mb"] = plan_only(
-            folder / "large.json", folder / "large"
-        )
+        large = plan_only(folder / "large.json", folder / "large")
+        for key, run in (("plan_only", small), ("plan_only_118k", large)):
+            results |= {f"{key}_{field}": value for field, value in run._asdict().items()}
+        if with_scale:
+            results |= scale(annotations, folder)
     for key, value in results.items():
-        click.echo(f"{key:<26}{value:10.4f}")
+        click.echo(f"{key:<32}{value:14.4f}")
     if json_file:
         json_file.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,9 +1,14 @@
 """Fixtures that all packages' tests may use."""
 
-from collections.abc import Callable
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 import pytest
+
+from tests.s3 import S3, Server, serving
 
 
 class CommandResult(NamedTuple):
@@ -34,3 +39,39 @@ def sniper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return CommandResult(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """An S3 store on loopback, one per test process; use `s3`."""
+    for package in ("moto", "flask", "s3fs"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: no S3 store to test with")
+    with serving() as server:
+        yield server
+
+
+bucket_numbers = count()
+s3_clients: set[str] = set()
+"""Those of s3fs that tests with `s3` have left. They keep their endpoint, and are dear to make."""
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """An empty bucket, with the environment set so that s3fs and boto3 of this and of child processes find it."""
+    from s3fs import S3FileSystem
+
+    store = S3(s3_server, f"bucket-{next(bucket_numbers)}")
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    store.server.client.create_bucket(Bucket=store.bucket)
+    if not set(S3FileSystem._cache) <= s3_clients:
+        S3FileSystem.clear_instance_cache()
+    yield store
+    store.reset()
+    if any(os.environ.get(name) != value for name, value in store.environment.items()):  # the test has changed it
+        S3FileSystem.clear_instance_cache()
+    s3_clients.clear()
+    s3_clients.update(S3FileSystem._cache)

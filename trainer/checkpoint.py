@@ -1,12 +1,12 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped. Whole, or not there."""
 
+import io
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.storage import atomic_file
+from pipeline.storage import Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
 from schemas.errors import DataError, UsageError
 from trainer.loader import State
 
@@ -59,35 +59,35 @@ class Checkpoint(NamedTuple):
         return State(*self.loader)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write folder/step-N.pt by rename, then delete all but the last `keep`."""
+def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:
+    """Write folder/step-N.pt, whole or not at all, then delete all but the last `keep`."""
     path = folder / f"step-{checkpoint.step:08d}.pt"
     write_checkpoint(path, checkpoint)
     for old in find_checkpoints(folder)[:-keep]:
-        old.unlink()
+        remove(old)
     return path
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
     with atomic_file(path) as file:
         torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
 
 
-def find_checkpoints(folder: Path) -> list[Path]:
+def find_checkpoints(folder: Location) -> list[Location]:
     """A run's checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name))
+    return [path for path in files_in(folder, "step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name)]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Location) -> Checkpoint:
     """Read a checkpoint, of a run's folder the best or else the last one; nothing in it is executed.
 
     Raises:
         DataError: there is none, or it is no checkpoint of ours.
     """
-    if path.is_dir():
-        path = next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if p.is_file()), path / "step-*.pt")
+    if is_folder(path):
+        path = next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if is_file(p)), path / "step-*.pt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise ValueError("made by another version")
         return Checkpoint(**content)
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise DataError(f"{path}: is not a checkpoint of `sniper train`: {error}") from error
 
 
-def check_resumable(checkpoint: Checkpoint, path: Path, settings: dict[str, dict[str, Any]], data: str) -> None:
+def check_resumable(checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: str) -> None:
     """Refuse to go on with other data or settings.
 
     Raises:

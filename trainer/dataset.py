@@ -15,7 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.storage import Location, location
 from schemas.errors import DataError
+from schemas.loader import LoaderSettings
+from trainer.cache import Cache, OpenShards, cache_of
 from trainer.manifest import open_manifest
 
 Pixels = npt.NDArray[np.uint8]
@@ -50,20 +53,30 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
     Threads and forked processes may share one; pickled it is a path, opened again where it arrives.
     """
 
-    def __init__(self, data: Path | str, *, pool: bool = True) -> None:
-        """Open a data set; `pool` takes in its negatives where there are any.
+    def __init__(self, data: Location | str, *, pool: bool = True, cache: Cache | None = None) -> None:
+        """Open a data set.
+
+        Args:
+            data: a folder of this machine, or a URL such as s3://bucket/folder.
+            pool: take in its negatives where there are any.
+            cache: where the shards of a remote data set are kept; None is the settings' default.
 
         Raises:
-            DataError: as open_manifest.
+            DataError: as open_manifest. UsageError: as location.
         """
-        self.data = Path(data).absolute()
+        data = location(data) if isinstance(data, str) else data
+        self.data: Location = data.absolute() if isinstance(data, Path) else data
         self.pool = pool
-        self.manifest = open_manifest(self.data, pool=pool)
+        self.cache = cache or cache_of(LoaderSettings())
+        self.manifest = m = open_manifest(self.data, pool=pool, cache=self.cache.folder)
+        self.remote: OpenShards | None = None
+        if not isinstance(self.data, Path):
+            self.remote = OpenShards(self.cache, self.data, m.shards, m.shard_bytes, m.shard_sha256)
         self._files: dict[int, int] = {}  # shard -> descriptor
-        self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self.max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_dataset, (self.data, self.pool)
+        return _open_dataset, (self.data, self.pool, self.cache)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -116,8 +129,9 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
     def _read(self, row: int) -> bytes:
         m = self.manifest
         size, offset = int(m.jpeg_sizes[row]), int(m.jpeg_offsets[row])
+        shard = int(m.shard_indices[row])
         try:
-            with self._file(int(m.shard_indices[row])) as descriptor:
+            with self.remote.descriptor(shard) if self.remote else self._file(shard) as descriptor:
                 data = os.pread(descriptor, size, offset)
         except OSError as error:
             raise self._damaged(row, error.strerror or str(error)) from error
@@ -132,8 +146,8 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
         if descriptor is not None:
             yield descriptor
             return
-        descriptor = os.open(self.data / self.manifest.shards[shard], os.O_RDONLY)
-        kept = len(self._files) < self._max_files and self._files.setdefault(shard, descriptor) == descriptor
+        descriptor = os.open(f"{self.data}/{self.manifest.shards[shard]}", os.O_RDONLY)
+        kept = len(self._files) < self.max_files and self._files.setdefault(shard, descriptor) == descriptor
         try:
             yield descriptor
         finally:
@@ -141,9 +155,13 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
                 os.close(descriptor)
 
     def _damaged(self, row: int, what: str) -> DataError:
-        shard = self.data / self.manifest.shards[int(self.manifest.shard_indices[row])]
-        return DataError(f"{shard}: chip {self.key(row)}: {what}; `sniper verify` names all that is damaged")
+        shard = int(self.manifest.shard_indices[row])
+        place = self.data / self.manifest.shards[shard]
+        advice = "`sniper verify` names all that is damaged"
+        if self.remote:
+            advice = f"delete {self.remote.path(shard)}, a copy; if that does not help, {advice}"
+        return DataError(f"{place}: chip {self.key(row)}: {what}; {advice}")
 
 
-def _open_dataset(data: Path, pool: bool) -> ChipDataset:
-    return ChipDataset(data, pool=pool)
+def _open_dataset(data: Location, pool: bool, cache: Cache) -> ChipDataset:
+    return ChipDataset(data, pool=pool, cache=cache)

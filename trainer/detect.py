@@ -1,5 +1,6 @@
 """`sniper detect`: boxes on whole images of any size, from all scales, as one list per image."""
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pipeline.coco import SourceImage
 from pipeline.images import EXIF_ORIENTATION, SWAPS_SIDES, read_image
+from pipeline.storage import Location, make_folder, write_atomic
 from schemas.detect import DetectSettings
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings
@@ -43,7 +45,7 @@ def detect_images(
     chips: ChipSettings,
     runs: Sequence[range],
     images: Sequence[SourceImage],
-    root: Path,
+    root: Location,
     options: DetectSettings,
     device: torch.device,
     clock: Clock,
@@ -122,7 +124,7 @@ def _cut_by_tile(
     return cut
 
 
-def open_model(path: Path, device: torch.device) -> tuple[Checkpoint, Detector, ChipSettings]:
+def open_model(path: Location, device: torch.device) -> tuple[Checkpoint, Detector, ChipSettings]:
     """A checkpoint, its network ready to detect, and the settings of the chips it was trained on.
 
     Raises:
@@ -133,14 +135,14 @@ def open_model(path: Path, device: torch.device) -> tuple[Checkpoint, Detector, 
 
 
 def detect(
-    checkpoint: Path,
-    images: Sequence[Path],
+    checkpoint: Location,
+    images: Sequence[Location],
     options: DetectSettings | None = None,
     *,
-    out: Path | None = None,
+    out: Location | None = None,
     min_drawn: float = 0.3,
 ) -> list[dict[str, Any]]:
-    """Detect on image files, and folders of them.
+    """Detect on image files of this machine, and folders of them.
 
     Args:
         out: folder for detections.json and a picture of each image with the boxes that score `min_drawn` or more.
@@ -171,8 +173,8 @@ def detect(
         results[reject.file or ""] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
     in_order = [results[str(file)] for file in files]
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "detections.json").write_text(json.dumps(in_order, indent=1))
+        make_folder(out)
+        write_atomic(out / "detections.json", json.dumps(in_order, indent=1).encode())
         for index, result in enumerate(in_order):
             if "detections" in result:
                 _draw(result, out / f"{index:04d}-{Path(result['file']).stem}.jpg", min_drawn)
@@ -184,7 +186,9 @@ def _as_dict(box: list[float], score: float, category_id: int, category: str) ->
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, "category_id": category_id, "category": category}
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Location) -> list[Path]:
+    if not isinstance(path, Path):
+        raise UsageError(f"{path}: detect reads images of this machine; `sniper evaluate` reads them from a store")
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not found:
@@ -211,7 +215,7 @@ def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str]]:
     return sources, errors
 
 
-def _draw(result: dict[str, Any], path: Path, min_score: float) -> None:
+def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
     data = Path(result["file"]).read_bytes()
     picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
     draw = ImageDraw.Draw(picture)
@@ -222,4 +226,6 @@ def _draw(result: dict[str, Any], path: Path, min_score: float) -> None:
             color = COLORS[found["category_id"] % len(COLORS)]
             draw.rectangle((x, y, x + width, y + height), outline=color, width=line)
             draw.text((x + line, y + line), f"{found['category']} {found['score']:.2f}", fill=color)
-    picture.save(path, quality=90)
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    write_atomic(path, encoded.getvalue())

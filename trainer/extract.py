@@ -1,8 +1,9 @@
 """Proposals of the RPN alone on all training images at all scales, unflipped (facts §5.2): OUT/proposals."""
 
 import hashlib
+import io
 import json
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,22 +13,24 @@ import torch
 
 from pipeline.coco import SourceImage
 from pipeline.progress import Progress
-from pipeline.storage import atomic_file
+from pipeline.proposals import PARTS_KEY
+from pipeline.run_file import read_run
+from pipeline.storage import Location, atomic_file, files_in, make_folder, read_bytes, remove
 from schemas.detect import DetectSettings
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from schemas.tables import PROPOSALS
 from trainer.checkpoint import read_checkpoint
-from trainer.model import propose
+from trainer.model import Detector, propose
 from trainer.ranks import joined, wait_for_all
 from trainer.run import make_detector
-from trainer.views import RUN, Clock, Viewed, run_views, to_source
+from trainer.views import RUN, Clock, Viewed, run_views, split_runs, to_source
 
-PARTS_KEY = b"sniper-rpn"
+RPN_KEY = b"sniper-rpn"
 MOST = 300  # per view; the `proposals` setting of the network may give fewer (facts §5.2)
 
 
-def extract_proposals(data: Path, checkpoint: Path, images: Path, options: DetectSettings) -> float:
+def extract_proposals(data: Location, checkpoint: Location, images: Location, options: DetectSettings) -> float:
     """Write data/proposals/part-*.parquet, schema PROPOSALS, a part per run of images, doing only what is missing.
 
     Under torchrun the ranks share the parts. Each part names the checkpoint it was made with.
@@ -41,36 +44,35 @@ def extract_proposals(data: Path, checkpoint: Path, images: Path, options: Detec
     Raises:
         DataError: the checkpoint or the data set cannot be read.
     """
-    chips = ChipSettings.model_validate(json.loads((data / "run.json").read_bytes())["settings"]["chips"])
+    positives = read_run(data, "sniper chips")
+    chips = ChipSettings.model_validate(positives["settings"]["chips"])
     sources = kept_images(data)
     folder = data / "proposals"
-    folder.mkdir(exist_ok=True)
-    identity = hashlib.sha256(checkpoint.read_bytes()).hexdigest().encode()
-    runs = {i: range(start, min(start + RUN, len(sources))) for i, start in enumerate(range(0, len(sources), RUN))}
+    make_folder(folder)
+    identity = hashlib.sha256(read_bytes(checkpoint)).hexdigest().encode()
+    parts = json.dumps({"positives": positives["fingerprint"], "length": RUN}).encode()
+    about = {RPN_KEY: identity, PARTS_KEY: parts}
+    runs = dict(enumerate(split_runs(len(sources))))
     with joined() as rank:
         mine = {i: run for i, run in runs.items() if i % rank.count == rank.index}
         todo = {i: run for i, run in mine.items() if not _is_made(_part(folder, i), identity)}
         model = make_detector(read_checkpoint(checkpoint)).to(rank.device).eval()
         clock = Clock()
         collected: dict[int, list[pa.Table]] = {i: [] for i in todo}
-        with Progress("proposals", sum(map(len, todo.values())), "images") as progress, torch.inference_mode():
-
-            def forward(pixels: torch.Tensor, sizes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-                dtype = torch.bfloat16
-                with torch.autocast(rank.device.type, dtype, enabled=rank.device.type == "cuda"):
-                    return [(boxes.cpu(), scores.cpu()) for boxes, scores in propose(model, pixels, sizes)]
-
-            for viewed in run_views(forward, list(todo.values()), sources, images, chips, options, rank.device, clock):
-                part = viewed.image // RUN
-                collected[part].append(_rows(viewed, sources[viewed.image]))
+        with Progress("proposals", sum(map(len, todo.values())), "images") as progress:
+            for position, rows in propose_images(
+                model, chips, list(todo.values()), sources, images, options, rank.device, clock
+            ):
+                part = position // RUN
+                collected[part].append(rows)
                 progress.add(1)
                 if len(collected[part]) == len(todo[part]):
-                    _write(_part(folder, part), pa.concat_tables(collected.pop(part)), identity)
+                    _write(_part(folder, part), pa.concat_tables(collected.pop(part)), about)
         wait_for_all()
         if rank.is_first:
-            for path in folder.glob("part-*.parquet"):
+            for path in files_in(folder, "part-*.parquet"):
                 if int(path.stem.removeprefix("part-")) not in runs:
-                    path.unlink()
+                    remove(path)
         if clock.rejects:
             raise DataError(
                 f"{images}: {len(clock.rejects)} images that the chips were cut from cannot be read now, first "
@@ -79,7 +81,35 @@ def extract_proposals(data: Path, checkpoint: Path, images: Path, options: Detec
         return clock.data_wait
 
 
-def kept_images(data: Path) -> list[SourceImage]:
+def propose_images(
+    model: Detector,
+    chips: ChipSettings,
+    runs: Sequence[range],
+    images: Sequence[SourceImage],
+    root: Location,
+    options: DetectSettings,
+    device: torch.device,
+    clock: Clock,
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (position, proposals at all scales) for each image of the runs; a refused one has none.
+
+    Args:
+        model: in eval mode, on `device`; chips: the settings it was trained with; the rest as of run_views.
+
+    Returns:
+        Tables of schema PROPOSALS, by scale and tile, best first, MOST of each; every box has an area.
+    """
+
+    def forward(pixels: torch.Tensor, sizes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return [(boxes.cpu(), scores.cpu()) for boxes, scores in propose(model, pixels, sizes)]
+
+    with torch.inference_mode():
+        for viewed in run_views(forward, runs, images, root, chips, options, device, clock):
+            yield viewed.image, _rows(viewed, images[viewed.image])
+
+
+def kept_images(data: Location) -> list[SourceImage]:
     """The images of a data set that were not refused, by id.
 
     Raises:
@@ -87,19 +117,19 @@ def kept_images(data: Path) -> list[SourceImage]:
     """
     path = data / "images.parquet"
     try:
-        table = pl.read_parquet(path).filter(pl.col("state") == "kept").sort("image_id")
+        table = pl.read_parquet(io.BytesIO(read_bytes(path))).filter(pl.col("state") == "kept").sort("image_id")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path}: cannot be read: {error}; run `sniper chips` again") from error
     return [SourceImage(*row) for row in table.select("image_id", "file_name", "width", "height").iter_rows()]
 
 
-def _part(folder: Path, index: int) -> Path:
+def _part(folder: Location, index: int) -> Location:
     return folder / f"part-{index:05d}.parquet"
 
 
-def _is_made(path: Path, identity: bytes) -> bool:
+def _is_made(path: Location, identity: bytes) -> bool:
     try:
-        return (pq.read_metadata(path).metadata or {}).get(PARTS_KEY) == identity
+        return (pq.read_metadata(io.BytesIO(read_bytes(path))).metadata or {}).get(RPN_KEY) == identity
     except (OSError, pa.ArrowInvalid):
         return False
 
@@ -107,14 +137,17 @@ def _is_made(path: Path, identity: bytes) -> bool:
 def _rows(viewed: Viewed[tuple[torch.Tensor, torch.Tensor]], source: SourceImage) -> pa.Table:
     parts = []
     for view, (boxes, scores) in sorted(viewed.views, key=lambda item: (item[0].scale_index, item[0].window)):
-        in_source = to_source(boxes[:MOST], view).numpy()
+        in_source = to_source(boxes, view).numpy()
+        # the last pixel of a view may lie beyond the image (content_size rounds up): what is all in it vanishes
+        kept = np.flatnonzero((in_source[:, 2:] > in_source[:, :2]).all(axis=1))[:MOST]
+        in_source = in_source[kept]
         columns = [np.full(len(in_source), source.image_id), np.full(len(in_source), view.scale_index, np.int8)]
-        columns += [*np.ascontiguousarray(in_source.T), scores[:MOST].numpy()]
+        columns += [*np.ascontiguousarray(in_source.T), scores.numpy()[kept]]
         parts.append(pa.table(columns, schema=PROPOSALS))
     return pa.concat_tables(parts) if parts else PROPOSALS.empty_table()
 
 
-def _write(path: Path, rows: pa.Table, identity: bytes) -> None:
+def _write(path: Location, rows: pa.Table, about: dict[bytes, bytes]) -> None:
     table = rows.sort_by([("image_id", "ascending"), ("scale_index", "ascending")])
     with atomic_file(path) as file:
-        pq.write_table(table.replace_schema_metadata({PARTS_KEY: identity}), file, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(about), file, compression="zstd")

@@ -1,5 +1,6 @@
 """What a run tells while it goes: a progress line, JSON lines, TensorBoard, pictures. Rank 0 only."""
 
+import io
 import json
 import resource
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline.storage import Location, is_file, make_folder, read_bytes, write_atomic
 from schemas.codes import Status
 from schemas.errors import UsageError
 from trainer.batch import Batch
@@ -21,14 +23,17 @@ SHOWN_SCORE = 0.3
 class Journal:
     """Writes RUN/log.jsonl and prints a line for each record; with `tensorboard` also RUN/tensorboard/."""
 
-    def __init__(self, out: Path, first_step: int, *, tensorboard: bool) -> None:
+    def __init__(self, out: Location, first_step: int, *, tensorboard: bool) -> None:
         """Go on behind `first_step`: records of later steps, from before a crash, are dropped."""
         self._path = out / "log.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.is_file() else []
+        lines = read_bytes(self._path).decode().splitlines() if is_file(self._path) else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= first_step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        self._text = "".join(f"{line}\n" for line in kept)
+        write_atomic(self._path, self._text.encode())
         self._board: Any = None
         if tensorboard:
+            if not isinstance(out, Path):
+                raise UsageError(f"{out}: train.tensorboard writes to local folders alone; choose another --out")
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
@@ -36,8 +41,13 @@ class Journal:
             self._board = SummaryWriter(str(out / "tensorboard"))
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        line = json.dumps({"step": step, **values}) + "\n"
+        self._text += line
+        if isinstance(self._path, Path):
+            with self._path.open("a") as file:
+                file.write(line)
+        else:  # object stores do not append
+            write_atomic(self._path, self._text.encode())
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -95,7 +105,7 @@ def progress_line(epoch: int, step: int, values: dict[str, float]) -> str:
     )
 
 
-def draw_batch(path: Path, batch: Batch, found: list[Detections]) -> None:
+def draw_batch(path: Location, batch: Batch, found: list[Detections]) -> None:
     """Chips side by side: boxes that are targets in green, other boxes in grey, detections in orange with scores."""
     count = min(PICTURED, len(batch))
     side = batch.images.shape[2]
@@ -113,5 +123,7 @@ def draw_batch(path: Path, batch: Batch, found: list[Detections]) -> None:
                 draw.rectangle(box, outline="#ff8c1a")
                 draw.text((box[0] + 2, box[1]), f"{label} {score:.2f}", fill="#ff8c1a")
         sheet.paste(tile, (i % 4 * side, i // 4 * side))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_folder(path.parent)
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    write_atomic(path, picture.getvalue())

@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from schemas.codes import Status
 from schemas.errors import DataError, UsageError
 from schemas.loader import LoaderSettings
 from trainer.batch import Batch, flip
+from trainer.cache import Fetcher, gigabytes
 from trainer.dataset import ChipDataset, Pixels
 from trainer.order import I64, Purpose, epoch_order, mix, part, ragged_rows, repeat_factors
 
@@ -84,6 +85,7 @@ class BatchLoader:
 
         Raises:
             DataError: there is no chip to load.
+            UsageError: the cache of a remote data set cannot hold what is needed at a time.
         """
         assert batch_size > 0
         assert 0 <= rank < ranks
@@ -91,6 +93,8 @@ class BatchLoader:
         m = dataset.manifest
         if not m.num_positives:
             raise DataError(f"{dataset.data}: holds no positive chip; nothing to train on")
+        if dataset.remote:
+            _check_cache(dataset, settings.window)
         self.dataset, self.settings, self.batch_size = dataset, settings, batch_size
         self.rank, self.ranks, self.accumulation = rank, ranks, accumulation
         self.threads = settings.threads or available_cores()
@@ -108,16 +112,58 @@ class BatchLoader:
         Raises:
             UsageError: the state is of another data set or other settings.
         """
-        m = self.dataset.manifest
-        pool = m.image_ids[m.num_positives :]
-        per_image = self.settings.negatives_per_image
-        order = epoch_order(m.key_hashes, pool, state.seed, state.epoch, per_image, self._factors)
+        order = self._order(state)
         if not 0 <= state.position < len(order):
             raise UsageError(
                 f"{self.dataset.data}: position {state.position} of an epoch of {len(order)} chips: this state was "
                 "made with other data or settings; resume with those, or start anew"
             )
         return Epoch(self, state, order)
+
+    def _order(self, state: State) -> I64:
+        m = self.dataset.manifest
+        pool = m.image_ids[m.num_positives :]
+        per_image = self.settings.negatives_per_image
+        shards, window = m.shard_indices, self.settings.window
+        return epoch_order(
+            m.key_hashes, pool, state.seed, state.epoch, per_image, self._factors, shards=shards, window=window
+        )
+
+    def needs(self, state: State, order: I64) -> "_Needs":
+        """The shards that this rank reads in the rest of an epoch."""
+        rest = np.arange(len(order) - state.position)
+        step, place = np.divmod(rest, self.batch_size)
+        place %= self.accumulation * self.ranks  # as in `part`
+        own = place % self.ranks == self.rank
+        micro = (step * self.accumulation + place // self.ranks)[own]
+        shards, of_shard = np.unique(
+            self.dataset.manifest.shard_indices[order[state.position :][own]], return_inverse=True
+        )
+        first, last = np.full(len(shards), len(rest)), np.zeros(len(shards), np.int64)
+        np.minimum.at(first, of_shard, micro)
+        np.maximum.at(last, of_shard, micro)
+        past: dict[int, list[int]] = {}
+        for shard, number in zip(shards.tolist(), last.tolist(), strict=True):
+            past.setdefault(number, []).append(shard)
+        change = np.zeros(last.max(initial=0) + 2, np.int64)
+        np.add.at(change, np.maximum(first - self.settings.prefetch, 0), 1)
+        np.add.at(change, last + 1, -1)
+        return _Needs(shards[np.argsort(first, kind="stable")].tolist(), past, int(change.cumsum().max()))
+
+    def fetcher(self, state: State, order: I64) -> Fetcher | None:
+        """Begins to fetch what this rank reads in the rest of an epoch, and what the next one begins with."""
+        dataset, window = self.dataset, self.settings.window
+        if not dataset.remote:
+            return None
+        shards, past, at_once = self.needs(state, order)
+        if window is None:  # the cache holds all shards
+            return Fetcher(dataset.remote, shards, past, len(shards), dataset.max_files)
+
+        def beginning() -> list[int]:
+            following = State(state.seed, state.epoch + 1)
+            return self.needs(following, self._order(following)).shards[:window]
+
+        return Fetcher(dataset.remote, shards, past, max(2 * window, at_once), dataset.max_files, beginning)
 
     def begin(self, rows: I64, flips: Flags, pool: Executor) -> "_Making":
         """Queue the work for one micro-batch of the given chips."""
@@ -177,6 +223,8 @@ class Epoch:
         parts = iter(self._parts())
         ahead: deque[_Making] = deque()
         pool = ThreadPoolExecutor(loader.threads)
+        fetcher = loader.fetcher(self.state, self.order)
+        numbers = count()
         try:
             for start in self._starts:
                 micros = []
@@ -184,11 +232,15 @@ class Epoch:
                     for places in islice(parts, loader.settings.prefetch + 1 - len(ahead)):
                         ahead.append(loader.begin(self.order[places], self._flips[places].copy(), pool))
                     micros.append(ahead.popleft().wait())
+                    if fetcher:
+                        fetcher.passed(next(numbers))
                 stop = min(start + loader.batch_size, length)
                 seed, epoch, _ = self.state
                 yield Step(micros, stop - start, State(seed, epoch, stop) if stop < length else State(seed, epoch + 1))
         finally:
             pool.shutdown(cancel_futures=True)
+            if fetcher:
+                fetcher.close()
 
     def _parts(self) -> Iterator[slice]:
         """The positions of this rank's micro-batches, one after the other."""
@@ -200,9 +252,34 @@ class Epoch:
                 yield part(len(self.order), start, loader.batch_size, index, num_parts)
 
 
+def _check_cache(dataset: ChipDataset, window: int | None) -> None:
+    """Refuse a cache that would fetch the same shards again and again.
+
+    Raises:
+        UsageError: it cannot hold two windows, or without a window all shards.
+    """
+    sizes, limit = sorted(dataset.manifest.shard_bytes, reverse=True), dataset.cache.max_bytes
+    needed = sum(sizes if window is None else sizes[: 2 * window])
+    if needed <= limit:
+        return
+    largest = int(np.searchsorted(np.cumsum(sizes), limit, side="right")) // 2
+    instead = f"loader.window={largest} (or less), or a " if largest else "a "
+    held = "without loader.window all shards are" if window is None else f"loader.window={window} has two windows"
+    raise UsageError(
+        f"{dataset.data}: {held} in use at a time, {gigabytes(needed)}, but loader.cache_gb allows "
+        f"{gigabytes(limit)}; give {instead}larger loader.cache_gb"
+    )
+
+
 def available_cores() -> int:
     """The cores this process may use, shared evenly with the other ranks on its machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+class _Needs(NamedTuple):
+    shards: list[int]  # in the order of first need
+    past: dict[int, list[int]]  # micro-batch, counted from the state on -> shards that no later one needs
+    at_once: int  # most shards that `prefetch` + 1 micro-batches have together
 
 
 class _Making(NamedTuple):

@@ -1,14 +1,13 @@
 """The manifest as the loader needs it: flat columns in one Arrow file, memory-mapped, so that processes share them.
 
 The file is made from the Parquet manifests at the first opening and lies under OUT/.loader, or in the user's cache
-folder where OUT cannot be written. Its name holds the fingerprint of the runs it was made from; a changed data set
-has another fingerprint and gets another file.
+folder where OUT cannot be written; that of a remote data set lies in the cache folder. Its name holds the fingerprint
+of the runs it was made from; a changed data set has another fingerprint and gets another file.
 """
 
 import fcntl
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.shards import read_rows
-from pipeline.storage import atomic_file
+from pipeline.shards import Record, read_record, read_rows
+from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in, is_folder, read_bytes
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
+from trainer.cache import user_folder
 
-CACHE_FORMAT = 1  # part of the file's name: raised whenever the columns change
+CACHE_FORMAT = 2  # part of the file's name: raised whenever the columns change
 
 CACHE_BOX = pa.struct(
     [
@@ -57,6 +57,8 @@ class Manifest:
     chip_size: int  # side of the square that holds any chip
     num_positives: int
     shards: list[str]  # tar files, relative to the data folder
+    shard_bytes: list[int]
+    shard_sha256: list[str]  # hex
     keys: pa.Array  # strings [N]
     key_hashes: npt.NDArray[np.uint64]  # [N]
     image_ids: npt.NDArray[np.int64]  # [N]
@@ -73,12 +75,13 @@ class Manifest:
     status: npt.NDArray[np.uint8]  # [M], schemas.codes.Status
 
 
-def open_manifest(data: Path, *, pool: bool) -> Manifest:
-    """Open a data set's columns, making the cache file first where it is missing.
+def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> Manifest:
+    """Open a data set's columns, making their file first where it is missing.
 
     Args:
         data: the folder that `sniper chips` wrote.
         pool: take in the negative chips, where there are any.
+        cache: folder for the file where it cannot lie with the data; None is the user's.
 
     Raises:
         DataError: the data set or its pool is unfinished, they do not belong together, or a manifest is damaged.
@@ -87,20 +90,24 @@ def open_manifest(data: Path, *, pool: bool) -> Manifest:
     identity = json.dumps([CACHE_FORMAT, [(name, run["fingerprint"]) for name, run in runs.items()]])
     kind = "-".join(runs)
     name = f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sniper-chips"
-    folders = [data / ".loader", user_cache]
+    own = data / ".loader" if isinstance(data, Path) else None
+    folders = [*([own] if own else []), cache or user_folder()]
     for folder in folders:
         if manifest := _map(folder / name):
             return manifest
     writable = next((folder for folder in folders if _is_writable(folder)), None)
     if writable is None:
-        raise DataError(f"{folders[0]} and {folders[1]}: the loader's index can be written in neither; allow one")
+        tried = " and ".join(map(str, folders))
+        none = "can be written in neither; allow one" if own else "cannot be written; name another as loader.cache"
+        raise DataError(f"{tried}: the loader's index {none}")
     with (writable / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # this machine's other processes wait, and find the file made
         if manifest := _map(writable / name):
             return manifest
+        for path in writable.glob(f"{TEMPORARY}*"):  # of killed processes
+            path.unlink(missing_ok=True)
         _write(_gather(data, runs), writable / name)
-        if writable == folders[0]:
+        if writable == own:
             for path in writable.glob(f"{kind}-{'?' * 20}.arrow"):  # of former fingerprints; who has one open keeps it
                 if path.name != name:
                     path.unlink(missing_ok=True)
@@ -109,11 +116,11 @@ def open_manifest(data: Path, *, pool: bool) -> Manifest:
     return manifest
 
 
-def _finished_runs(data: Path, pool: bool) -> dict[str, dict[str, Any]]:
+def _finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
     """The run.json of the positives and, where wanted and there, of the pool, by folder name."""
     runs = {"positives": _read_run(data / "run.json", "sniper chips")}
-    if pool and (data / "negatives").is_dir():
-        run = _read_run(data / "negatives/run.json", "sniper negatives")
+    if pool and is_folder(data / "negatives"):
+        run = _read_run(data / "negatives" / "run.json", "sniper negatives")
         if run.get("positives") != runs["positives"]["fingerprint"]:
             raise DataError(
                 f"{data / 'negatives'}: mined for positives {run.get('positives')}, found "
@@ -123,9 +130,9 @@ def _finished_runs(data: Path, pool: bool) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def _read_run(path: Path, command: str) -> dict[str, Any]:
+def _read_run(path: Location, command: str) -> dict[str, Any]:
     try:
-        run = json.loads(path.read_bytes())
+        run = json.loads(read_bytes(path))
         run["fingerprint"], run["num_shards"]  # noqa: B018
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing: no finished chips here; run `{command}`") from error
@@ -143,24 +150,42 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-def _gather(data: Path, runs: dict[str, dict[str, Any]]) -> pa.Table:
+def _gather(data: Location, runs: dict[str, dict[str, Any]]) -> pa.Table:
     """All manifest rows as one table of schema CACHE, what else a Manifest needs in its metadata."""
-    tables, shards, num_positives = [CACHE.empty_table()], list[str](), 0
+    tables, num_positives = [CACHE.empty_table()], 0
+    shards, sizes, hashes = list[str](), list[int](), list[str]()
     for name, run in runs.items():
-        paths = sorted((data / name).glob("chips-*.parquet"))
+        paths = files_in(data / name, "chips-*.parquet")
         if len(paths) != run["num_shards"]:
             raise DataError(f"{data / name}: {run['num_shards']} manifests expected, {len(paths)} found; build again")
-        for path in paths:
-            tables.append(_cache_rows(path, shards))
+        for path, (rows, record) in zip(paths, ahead(_read_shard, paths), strict=True):
+            if rows.num_rows:
+                tables.append(_cache_rows(path, rows, len(shards)))
+                shards.append(_one_shard(path, rows))
+                sizes.append(record.tar_bytes)
+                hashes.append(record.tar_sha256)
         if name == "positives":
             num_positives = sum(table.num_rows for table in tables)
     about = {"num_positives": num_positives, "chip_size": runs["positives"]["settings"]["chips"]["size"]}
-    return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps({**about, "shards": shards})})
+    about |= {"shards": shards, "shard_bytes": sizes, "shard_sha256": hashes}
+    return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps(about)})
 
 
-def _cache_rows(path: Path, shards: list[str]) -> pa.Table:
-    """One manifest in schema CACHE; its tar files are added to `shards`."""
-    rows = read_rows(path).combine_chunks()
+def _read_shard(path: Location) -> tuple[pa.Table, Record]:
+    return read_rows(path), read_record(path)
+
+
+def _one_shard(path: Location, rows: pa.Table) -> str:
+    """The tar file that a manifest is of."""
+    names: list[str] = rows["shard"].unique().to_pylist()
+    if len(names) != 1:
+        raise DataError(f"{path}: one tar file expected, {', '.join(map(str, names))} found; build again")
+    return names[0]
+
+
+def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
+    """One manifest in schema CACHE, its tar file being that of the given number."""
+    rows = rows.combine_chunks()
     lists = pa.concat_arrays(rows["boxes"].chunks or [pa.array([], rows.schema.field("boxes").type)])
     boxes, counts = lists.flatten(), lists.value_lengths().to_numpy(zero_copy_only=False)
     status = pc.index_in(boxes.field("status"), pa.array(STATUS_NAMES))
@@ -168,9 +193,6 @@ def _cache_rows(path: Path, shards: list[str]) -> pa.Table:
         raise DataError(f"{path}: a box has a status that is none of {', '.join(STATUS_NAMES)}; build again")
     corners = np.stack([boxes.field(name).to_numpy() for name in ("x1", "y1", "x2", "y2")], 1)
     flat = [_lists_of(corners), boxes.field("label"), boxes.field("visible"), status.cast(pa.uint8())]
-    shard = pa.concat_arrays(rows["shard"].chunks or [pa.array([], pa.string())]).dictionary_encode()
-    base = len(shards)
-    shards.extend(shard.dictionary.to_pylist())
     keys = rows["key"].to_pylist()
     ranges = np.stack([rows["range_min"].to_numpy(), rows["range_max"].to_numpy()], 1)
     contents = np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], 1)
@@ -181,7 +203,7 @@ def _cache_rows(path: Path, shards: list[str]) -> pa.Table:
         rows["scale"].cast(pa.float32(), safe=False),
         _lists_of(ranges),
         _lists_of(contents),
-        pc.add(shard.indices, base),
+        np.full(rows.num_rows, shard, np.int32),
         rows["offset"],
         rows["size"],
         pa.LargeListArray.from_arrays(
@@ -220,6 +242,8 @@ def _map(path: Path) -> Manifest | None:
         chip_size=about["chip_size"],
         num_positives=about["num_positives"],
         shards=about["shards"],
+        shard_bytes=about["shard_bytes"],
+        shard_sha256=about["shard_sha256"],
         keys=batch.column("key"),
         key_hashes=numbers("key_hash"),
         image_ids=numbers("image_id"),

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     POOL = 1
     REPEAT = 2
     FLIP = 3
+    SHARD = 4
 
 
 def mix(hashes: U64, seed: int, epoch: int, purpose: Purpose) -> U64:
@@ -97,6 +98,9 @@ def epoch_order(
     epoch: int,
     per_image: int,
     factors: F64 | None = None,
+    *,
+    shards: npt.NDArray[np.integer[Any]] | None = None,
+    window: int | None = None,
 ) -> I64:
     """All chips of one epoch in their order: every positive, and the epoch's draw from the pool.
 
@@ -105,6 +109,9 @@ def epoch_order(
         pool_images: int64 [N], source images of the pool.
         per_image: pool chips of one image that an epoch holds at most.
         factors: float64 [P], repeats of the positives; None is once each.
+        shards: integer [P + N], whose chip it is; needed with a window. Positives and pool share none.
+        window: shards at a time: their chips, in the order they would have without a window, come before those of any
+            other shard. See group_shards. None: one permutation of all.
 
     Returns:
         int64 [T]: rows of `hashes`. Without factors no row comes twice.
@@ -117,8 +124,35 @@ def epoch_order(
     rows = np.concatenate([rows, num_positives + drawn])
     copy = np.arange(len(rows)) - np.searchsorted(rows, rows)  # rows ascend, so the copies of a chip are neighbours
     copy_hashes = hashes[rows] + copy.astype(np.uint64) * np.uint64(GOLDEN)
-    order: I64 = rows[np.argsort(mix(copy_hashes, seed, epoch, Purpose.POSITION), kind="stable")]
+    places = mix(copy_hashes, seed, epoch, Purpose.POSITION)
+    groups = np.zeros(len(rows), np.int64)
+    if window is not None:
+        assert shards is not None
+        present, first, shard = np.unique(shards[rows], return_index=True, return_inverse=True)
+        shard_hashes = mix(present.astype(np.uint64), seed, epoch, Purpose.SHARD)
+        groups = group_shards(rows[first] >= num_positives, shard_hashes, window)[shard]
+    order: I64 = rows[np.lexsort((places, groups))]  # stable
     return order
+
+
+def group_shards(is_pool: npt.NDArray[np.bool_], hashes: U64, window: int) -> I64:
+    """Which shards' chips are mixed with each other.
+
+    The groups are as even as can be, and so is the share of the pool's shards in each: positives and pool are shuffled
+    each by its hashes, then spread over the epoch.
+
+    Returns:
+        int64 [S]: the number of each shard's group; as few groups as `window` shards per group allow.
+    """
+    num = len(hashes)
+    places = np.zeros(num)
+    for kind in (False, True):
+        members = np.flatnonzero(is_pool == kind)
+        shuffled = members[np.argsort(hashes[members], kind="stable")]
+        places[shuffled] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+    groups = np.zeros(num, np.int64)
+    groups[np.argsort(places, kind="stable")] = np.arange(num) * -(-num // window) // max(num, 1)
+    return groups
 
 
 def part(length: int, start: int, batch_size: int, index: int, num_parts: int) -> slice:

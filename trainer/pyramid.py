@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.coco import Reject, SourceImage
-from pipeline.cut import open_source
+from pipeline.cut import open_sources
 from pipeline.images import cut_chip
 from pipeline.scales import content_size, scale_factors
+from pipeline.storage import Location
 from schemas.settings import ChipSettings
 
 ALIGN = 32
@@ -108,7 +108,7 @@ def compose(views: list[View], max_pixels: int) -> list[list[View]]:
 def read_batches(
     batches: Sequence[list[View]],
     images: Sequence[SourceImage],
-    root: Path,
+    root: Location,
     max_pixels: int,
     rejects: list[Reject],
     *,
@@ -126,7 +126,7 @@ def read_batches(
     @lru_cache(maxsize=2)  # the tiles of one image follow each other; more would cost memory where images are huge
     def decoded(image: int) -> Image.Image | None:
         found: list[Reject] = []
-        _, pixels = open_source(root, images[image], max_pixels, found)
+        _, _, pixels = next(open_sources(root, [images[image]], max_pixels, found))
         if found:
             refused[image] = found
         return pixels

@@ -1,11 +1,9 @@
 """The run that finds negatives' proposals: a short training of the RPN alone, then its proposals on every image."""
 
-import json
-import shutil
-from pathlib import Path
-
 import click
 
+from pipeline.run_file import read_run
+from pipeline.storage import Location, remove_folder
 from schemas.settings import Settings
 from trainer.checkpoint import find_checkpoints, read_checkpoint
 from trainer.extract import extract_proposals
@@ -15,7 +13,7 @@ from trainer.train import train
 RUN_FOLDER = "rpn"  # below data/proposals
 
 
-def make_proposals(data: Path, images: Path, settings: Settings, *, overwrite: bool = False) -> Path:
+def make_proposals(data: Location, images: Location, settings: Settings, *, overwrite: bool = False) -> Location:
     """Train the RPN on the positives alone and write its proposals, doing only what is missing; under torchrun by all.
 
     The schedule is `settings.train` with `negatives.rpn_epochs` epochs and no decay (design, "Training").
@@ -33,7 +31,7 @@ def make_proposals(data: Path, images: Path, settings: Settings, *, overwrite: b
     options = settings.train.model_copy(update={"epochs": settings.negatives.rpn_epochs, "decay_epochs": []})
     with joined() as rank:
         if rank.is_first and (overwrite or _is_stale(data, folder / RUN_FOLDER)):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         wait_for_all()
         run_settings = settings.model_copy(update={"train": options})
         checkpoint = train(data, folder / RUN_FOLDER, run_settings, resume=True, rpn_only=True)
@@ -43,8 +41,8 @@ def make_proposals(data: Path, images: Path, settings: Settings, *, overwrite: b
     return folder
 
 
-def _is_stale(data: Path, run: Path) -> bool:
+def _is_stale(data: Location, run: Location) -> bool:
     """The RPN was trained on positives that have changed since."""
     checkpoints = find_checkpoints(run)
-    fingerprint = json.loads((data / "run.json").read_bytes())["fingerprint"]
+    fingerprint = read_run(data, "sniper chips")["fingerprint"]
     return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != fingerprint

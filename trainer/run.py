@@ -1,16 +1,17 @@
 """A training run: model, optimiser and loader, made from settings, kept in and restored from checkpoints."""
 
+import io
 import math
-from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import polars as pl
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.run_file import read_run
+from pipeline.storage import Location, read_bytes
 from schemas.model import ModelSettings
 from schemas.settings import Settings
 from trainer.checkpoint import Checkpoint
@@ -28,16 +29,16 @@ class Run:
     """All that a run is made of, in the order it is made; see Checkpoint for what of it is kept."""
 
     def __init__(
-        self, dataset: ChipDataset, out: Path, settings: Settings, rank: Rank, *, rpn_only: bool = False
+        self, dataset: ChipDataset, out: Location, settings: Settings, rank: Rank, *, rpn_only: bool = False
     ) -> None:
         options = settings.train
         self.dataset, self.out, self.settings, self.rank = dataset, out, settings, rank
         self.terminated = False  # SIGTERM came to this rank
         self.stopping = False  # all ranks end after this step
-        self.source = msgspec.json.decode((dataset.data / "run.json").read_bytes())
+        self.source = read_run(dataset.data, "sniper chips")
         self.fingerprint: str = self.source["fingerprint"]
         self.chips: dict[str, Any] = self.source["settings"]["chips"]
-        table = pl.read_parquet(dataset.data / "categories.parquet").sort("label")
+        table = pl.read_parquet(io.BytesIO(read_bytes(dataset.data / "categories.parquet"))).sort("label")
         self.categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
         self.precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
         self.model = Detector(settings.model, len(self.categories), self.chips["size"])

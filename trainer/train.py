@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -14,6 +13,7 @@ import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.storage import Location, make_folder, write_atomic
 from schemas.errors import DataError, SniperError, UsageError
 from schemas.settings import ChipSettings, Settings
 from trainer.batch import Batch
@@ -43,14 +43,14 @@ class StoppedError(SniperError):
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: Location,
+    out: Location,
     settings: Settings,
     *,
     resume: bool = False,
     rpn_only: bool = False,
-    validation: tuple[Path, Path] | None = None,
-) -> Path:
+    validation: tuple[Location, Location] | None = None,
+) -> Location:
     """Train a detector on a chip data set; under torchrun, as one of its processes.
 
     Args:
@@ -74,7 +74,7 @@ def train(
             raise UsageError(
                 f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out"
             )
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         dataset = ChipDataset(data, pool=not rpn_only)
         run = Run(dataset, out, settings, rank, rpn_only=rpn_only)
         if checkpoints:
@@ -136,7 +136,7 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
     return losses_now
 
 
-def _loop(run: Run, validation: tuple[Path, Path] | None) -> Path:
+def _loop(run: Run, validation: tuple[Location, Location] | None) -> Location:
     options, rank, out = run.settings.train, run.rank, run.out
     journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
     meter = Meter(_steps_left(run), rank.device)
@@ -193,14 +193,14 @@ def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float])
         for key, a, b in zip(batch.keys, batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)
     ]
     written = {"step": run.step, "losses": {name: str(value) for name, value in losses.items()}, "chips": chips}
-    path.write_bytes(msgspec.json.encode(written))
+    write_atomic(path, msgspec.json.encode(written))
     raise DataError(
         f"step {run.step}: the loss is not finite ({losses}); no weight was changed by it. Its chips are in {path}. "
         "A lower train.learning_rate, more train.warmup_steps or train.clip_gradient helps most often"
     )
 
 
-def _validate(run: Run, annotations: Path, images: Path) -> dict[str, float]:
+def _validate(run: Run, annotations: Location, images: Location) -> dict[str, float]:
     """Score the network, or its average of weights, on whole images; all ranks take part. AP values on the first."""
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
     chips = ChipSettings.model_validate(run.chips)

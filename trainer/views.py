@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.storage import Location
 from schemas.detect import DetectSettings
 from schemas.settings import ChipSettings
 from trainer.loader import available_cores
@@ -42,6 +42,11 @@ class Viewed(Generic[Output]):
     views: list[tuple[View, Output]]
 
 
+def split_runs(num_images: int) -> list[range]:
+    """Runs of RUN images, the last one shorter; no rank gets part of one."""
+    return [range(start, min(start + RUN, num_images)) for start in range(0, num_images, RUN)]
+
+
 def widened_ranges(bounds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Training ranges widened for detections: 80, 32-150, 120 become 90, 32-180, 75 as the paper's do (facts §2.8)."""
     last = len(bounds) - 1
@@ -57,7 +62,7 @@ def run_views(
     forward: Callable[[Tensor, Tensor], list[Output]],
     runs: Sequence[range],
     images: Sequence[SourceImage],
-    root: Path,
+    root: Location,
     chips: ChipSettings,
     options: DetectSettings,
     device: torch.device,

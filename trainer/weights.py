@@ -1,6 +1,6 @@
 """Where the network's numbers come from, and which of them learn."""
 
-from pathlib import Path
+import io
 from typing import Any, Literal
 
 import torch
@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.storage import is_file, location, read_bytes
 from schemas.errors import DataError, UsageError
 from trainer.model import Detector
 
@@ -48,10 +49,10 @@ def load_weights(model: Detector, source: str) -> list[str]:
 
 
 def _read(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if path.is_file():
+    path = location(source)
+    if is_file(path):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises whatever its unpickler meets
             raise DataError(f"{path}: not a file of weights that torch can read safely: {error}") from error
         state = state.get("model", state) if isinstance(state, dict) else state

@@ -81,7 +81,7 @@ def assert_reconciles(source: Source, content: dict[str, Any]) -> None:
 def test_read_coco_columns_are_sorted_by_image_then_row(tmp_path: Path) -> None:
     source = read(MINIMAL, tmp_path)
     assert source.image_id.tolist() == [2, 5]
-    assert source.file_name == ["a.jpg", "b.jpg"]
+    assert source.file_name.to_pylist() == ["a.jpg", "b.jpg"]
     assert source.width.tolist() == [20, 40]
     assert source.height.tolist() == [10, 30]
     assert source.offsets.tolist() == [0, 1, 3]

@@ -1,6 +1,7 @@
-"""The local engine: every item once, errors as they are, no worker left behind."""
+"""One contract for every engine: each task once, errors as they are, the lost named, no worker left behind."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,8 +12,26 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.engines import run_local
-from schemas.errors import DataError
+from pipeline.engines import ATTEMPTS, Engine, Task, run
+from schemas.errors import DataError, UsageError
+from tests.paths import ROOT
+
+pytest_plugins = ["tests.clusters"]
+
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Two workers of each kind."""
+    if request.param == "ray":
+        return Engine("ray", 4, request.getfixturevalue("ray_cluster"))
+    return Engine("local", 2)
+
+
+def tasks(count: int) -> list[Task[int]]:
+    return [Task(f"item-{number}", number) for number in range(count)]
 
 
 def square(number: int) -> int:
@@ -21,7 +40,7 @@ def square(number: int) -> int:
 
 def fail_at_three(number: int) -> int:
     if number == 3:
-        raise ValueError("item 3 is bad")
+        raise DataError("item 3 is bad")
     return number
 
 
@@ -31,47 +50,75 @@ def die_at_three(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_run_local__each_item_once(workers: int) -> None:
-    assert sorted(run_local(square, range(20), workers)) == [n * n for n in range(20)]
+def die_once(marker: Path) -> str:
+    """The first process that comes by dies."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return marker.name
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
-def test_run_local__no_items() -> None:
-    assert list(run_local(square, [], 2)) == []
+def take_too_much(number: int) -> int:
+    if number == 3:
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, -1))
+        return len(bytearray(16 << 30))
+    return number
 
 
-def test_run_local__draws_items_only_as_they_are_needed() -> None:
+def test_run__each_task_once(engine: Engine) -> None:
+    assert sorted(run(square, tasks(20), engine)) == [n * n for n in range(20)]
+
+
+def test_run__no_tasks(engine: Engine) -> None:
+    assert list(run(square, [], engine)) == []
+
+
+def test_run__draws_tasks_only_as_they_are_needed(engine: Engine) -> None:
     drawn = []
 
-    def items() -> Iterator[int]:
-        for number in range(50):
-            drawn.append(number)
-            yield number
+    def items() -> Iterator[Task[int]]:
+        for task in tasks(50):
+            drawn.append(task)
+            yield task
 
-    results = run_local(square, items(), 2)
+    results = run(square, items(), engine)
     next(results)
     assert len(drawn) <= 8
     results.close()  # type: ignore[attr-defined]
 
 
-def test_run_local__raises_what_the_function_raised() -> None:
-    with pytest.raises(ValueError, match="item 3 is bad"):
-        list(run_local(fail_at_three, range(20), 2))
+def test_run__raises_what_the_function_raised(engine: Engine) -> None:
+    with pytest.raises(DataError, match="^item 3 is bad$"):
+        list(run(fail_at_three, tasks(20), engine))
 
 
-def test_run_local__a_killed_worker_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(DataError, match="worker process died"):
-        list(run_local(die_at_three, range(20), 2))
+def test_run__out_of_memory_in_python_arrives_as_such(engine: Engine) -> None:
+    with pytest.raises(MemoryError):
+        list(run(take_too_much, tasks(5), engine))
+
+
+def test_run__a_task_whose_worker_dies_is_tried_again(engine: Engine, tmp_path: Path) -> None:
+    markers = [Task(f"item-{i}", tmp_path / str(i)) for i in range(2)]
+    assert sorted(run(die_once, markers, engine)) == ["0", "1"]
+
+
+def test_run__a_task_that_always_kills_its_worker_is_named_when_the_others_are_done(engine: Engine) -> None:
+    done: list[int] = []
+    with pytest.raises(DataError, match=rf"item-3\b.*not done.*{ATTEMPTS} times"):
+        done.extend(run(die_at_three, tasks(12), engine))
+    assert sorted(done) == [n for n in range(12) if n != 3]
 
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from pipeline.engines import run_local
+from pipeline.engines import Engine, Task, run
 from tests.pipeline.test_engines import sleep
 if __name__ == "__main__":
-    for _ in run_local(sleep, range(100), 2):
+    for _ in run(sleep, (Task(str(n), n) for n in range(100)), {engine!r}):
         print("one", flush=True)
 """
 
@@ -81,16 +128,47 @@ def sleep(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_run_local__workers_end_with_their_parent(tmp_path: Path, sent: signal.Signals) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(root=str(Path(__file__).resolve().parents[2])))
+def start_sleeping(engine: Engine, folder: Path) -> subprocess.Popen[bytes]:
+    """A process in the middle of a run."""
+    script = folder / "run.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), engine=engine))
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
-    process.stdout.readline()
+    assert process.stdout.readline() == b"one\n"
+    return process
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_run__workers_end_with_their_parent(tmp_path: Path, sent: signal.Signals) -> None:
+    process = start_sleeping(Engine("local", 2), tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.send_signal(sent)
     process.wait(10)
     gone, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
+
+
+def test_run__ctrl_c_ends_a_ray_run_and_leaves_the_cluster_to_others(ray_cluster: str, tmp_path: Path) -> None:
+    engine = Engine("ray", 2, ray_cluster)
+    process = start_sleeping(engine, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    assert sorted(run(square, tasks(4), engine)) == [0, 1, 4, 9]
+
+
+def test_run__says_when_no_cluster_answers() -> None:
+    script = f"from tests.pipeline.test_engines import *; list(run(square, tasks(1), Engine('ray', 1, {NOWHERE!r})))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert f"UsageError: --engine ray: no cluster answers at {NOWHERE}" in result.stderr
+
+
+def test_run__without_ray_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'sniper-chips\[ray\]'"):
+        list(run(square, tasks(1), Engine("ray")))
+
+
+def test_run__unknown_engine() -> None:
+    with pytest.raises(UsageError, match="expected local or ray"):
+        list(run(square, tasks(1), Engine("slurm")))

@@ -48,9 +48,12 @@ def add_pool(out: Path, data: Path) -> None:
     )
     (out / "negatives").mkdir()
     images = source.images(0, NUM_IMAGES)
-    cut_shard(ShardJob(out, "negatives", "chips-00000", data / "train", images, plan, SETTINGS, "pool"))
+    recorded, run_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
+    cut_shard(
+        ShardJob(out, "negatives", "chips-00000", data / "train", images, plan, SETTINGS, recorded, run_file), "pool"
+    )
     positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
-    run = {"fingerprint": "pool", "positives": positives, "num_shards": 1}
+    run = {"fingerprint": "pool", "positives": positives, "num_shards": 1, "settings": {}, "files": {}, "counts": {}}
     (out / "negatives/run.json").write_text(json.dumps(run))
 
 

@@ -4,8 +4,8 @@ import gc
 import multiprocessing
 import pickle
 import shutil
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import trainer.dataset
 from schemas.codes import Status
 from schemas.errors import DataError
 from tests.trainer.manifests import reference_pixels, rows_of
+from tests.trainer.remote import PROTOCOL, downloads, num_open, remote
+from trainer.cache import RECENT, Cache
 from trainer.dataset import ChipDataset
 
 
@@ -80,6 +82,46 @@ def test_dataloader__standard_torch(dataset: ChipDataset, method: str) -> None:
     assert keys == dataset.manifest.keys.to_pylist()
 
 
+def test_remote__as_the_local_one(pool_folder: Path, tmp_path: Path) -> None:
+    local = ChipDataset(pool_folder)
+    place, cache = remote(pool_folder, tmp_path / "log"), Cache(tmp_path / "cache", 10**9)
+    dataset = ChipDataset(place, cache=cache)
+    expected = digest(local, range(len(local)))
+    assert digest(dataset, range(len(dataset))) == expected
+    assert digest(pickle.loads(pickle.dumps(dataset)), range(len(dataset))) == expected
+    names = Counter(Path(name).name for name in dataset.manifest.shards)
+    assert downloads(tmp_path / "log") == names
+    assert num_open(tmp_path) <= RECENT
+    for method in ("fork", "spawn"):
+        loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=list, multiprocessing_context=method)
+        assert [target["key"] for batch in loader for _, target in batch] == local.manifest.keys.to_pylist()
+    assert downloads(tmp_path / "log") == names
+
+
+def test_remote__smaller_cache_than_data(pool_folder: Path, tmp_path: Path) -> None:
+    """Chip after chip in the manifest's order needs each shard once."""
+    dataset = ChipDataset(remote(pool_folder, tmp_path / "log"), cache=Cache(tmp_path / "cache", 1))
+    local = ChipDataset(pool_folder)
+    assert digest(dataset, range(len(dataset))) == digest(local, range(len(local)))
+    assert downloads(tmp_path / "log").total() == len(dataset.manifest.shards)
+
+
+def test_remote__damage_and_loss_are_named(own_folder: Path, tmp_path: Path) -> None:
+    dataset = ChipDataset(remote(own_folder, tmp_path / "log"), cache=Cache(tmp_path / "cache", 10**9))
+    rows = [row_of(dataset, f"positives/chips-0000{number}.tar") for number in range(3)]
+    (own_folder / "positives/chips-00000.tar").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=rf"{PROTOCOL}://.*/positives/chips-00000\.tar: .* bytes .* 8 with "):
+        dataset[rows[0]]
+    (own_folder / "positives/chips-00001.tar").unlink()
+    with pytest.raises(DataError, match=rf"{PROTOCOL}://.*/positives/chips-00001\.tar: cannot be read: No such file"):
+        dataset[rows[1]]
+    dataset[rows[2]]
+    cached = dataset.cache.path(dataset.manifest.shard_sha256[2])
+    cached.write_bytes(bytes(cached.stat().st_size))  # by somebody else, while it is in use
+    with pytest.raises(DataError, match=rf"chips-00002\.tar: chip .*: the JPEG is damaged.*; delete {cached}"):
+        dataset[rows[2]]
+
+
 def test_eight_processes__read_one_data_set(own_folder: Path) -> None:
     """All open it at once, without the columns' file there yet."""
     with ProcessPoolExecutor(8, multiprocessing.get_context("fork")) as pool:
@@ -99,22 +141,12 @@ def test_threads__share_one(dataset: ChipDataset) -> None:
         assert set(pool.map(digest, [dataset] * 16, [range(len(dataset))] * 16)) == {expected}
 
 
-def num_open(folder: Path) -> int:
-    """Tar files below a folder that this process holds open."""
-    count = 0
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the one that lists them
-            target = descriptor.readlink()
-            count += target.suffix == ".tar" and target.is_relative_to(folder)
-    return count
-
-
 def test_descriptors__bounded_and_given_back(own_folder: Path) -> None:
     dataset = ChipDataset(own_folder)
-    dataset._max_files = 1
+    dataset.max_files = 1
     digest(dataset, range(len(dataset)))
     assert num_open(own_folder) == 1
-    dataset._max_files = 100
+    dataset.max_files = 100
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(digest, [dataset] * 8, [range(len(dataset))] * 8))
     assert num_open(own_folder) == len(dataset.manifest.shards)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from schemas.errors import DataError, UsageError
 from schemas.loader import LoaderSettings
 from schemas.settings import ChipSettings
 from tests.trainer.manifests import reference_pixels, rows_of
+from tests.trainer.remote import downloads, num_open, open_shards, remote, reshard
 from trainer.batch import Batch
+from trainer.cache import RECENT, Cache
 from trainer.dataset import ChipDataset
 from trainer.loader import BatchLoader, State, Step
 
@@ -234,6 +237,158 @@ def test_damage__raised_at_its_step(own_folder: Path) -> None:
     assert len([next(steps), next(steps)]) == 2
     with pytest.raises(DataError, match=rf"{path.name}: chip {dataset.key(bad)}: the JPEG is damaged"):
         next(steps)
+
+
+@pytest.fixture(scope="module")
+def many_shards(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ChipDataset:
+    """The same chips, four per shard."""
+    out = tmp_path_factory.mktemp("many") / "out"
+    reshard(pool_folder, out, 4)
+    return ChipDataset(out)
+
+
+def cache_bytes(dataset: ChipDataset) -> int:
+    """What the shards of a cache take on disk, unfinished and deleted ones that are open included."""
+    folder = dataset.cache.folder / "shards"
+    found = open_shards(folder)
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # gone meanwhile
+            found[path.stat().st_ino] = path.stat().st_size
+    return sum(found.values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    window=st.none() | st.integers(1, 12),
+    ranks=st.integers(1, 4),
+    batch_size=st.integers(1, 20),
+    accumulation=st.integers(1, 3),
+    prefetch=st.integers(1, 4),
+    position=st.integers(0, 20),
+)
+def test_remote__the_same_batches(
+    many_shards: ChipDataset,
+    tmp_path_factory: pytest.TempPathFactory,
+    window: int | None,
+    ranks: int,
+    batch_size: int,
+    accumulation: int,
+    prefetch: int,
+    position: int,
+) -> None:
+    """As from the disk, from any position on. Each shard is fetched once for all ranks, and closed in the end."""
+    log, cache = tmp_path_factory.mktemp("run") / "log", tmp_path_factory.mktemp("cache")
+    wanted = LoaderSettings(window=window, prefetch=prefetch, threads=2)
+    place = remote(Path(many_shards.data), log)
+    dataset = ChipDataset(place, cache=Cache(cache, sum(many_shards.manifest.shard_bytes)))
+    for rank in range(ranks):
+        local, far = (
+            BatchLoader(data, wanted, batch_size, rank=rank, ranks=ranks, accumulation=accumulation)
+            for data in (many_shards, dataset)
+        )
+        pairs = zip(local.epoch(State(5, 1, position)), far.epoch(State(5, 1, position)), strict=True)
+        for one, other in pairs:
+            assert one.after == other.after
+            for mine, its in zip(one.micros, other.micros, strict=True):
+                assert same(mine.batch, its.batch)
+    assert all(count <= 2 for count in downloads(log).values())  # shards of positives and pool have the same names
+    assert num_open(cache) <= RECENT
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_window__the_cache_keeps_to_its_size(many_shards: ChipDataset, tmp_path: Path, window: int) -> None:
+    """Over epochs, without a shard of the epoch being fetched twice."""
+    log, sizes = tmp_path / "log", sorted(many_shards.manifest.shard_bytes)[::-1]
+    max_bytes = sum(sizes[: 2 * window])
+    dataset = ChipDataset(remote(Path(many_shards.data), log, 0.01), cache=Cache(tmp_path / "cache", max_bytes))
+    loader = BatchLoader(dataset, LoaderSettings(window=window, prefetch=1), 2)
+    for epoch in range(3):
+        steps = loader.epoch(State(0, epoch))
+        needs = loader.needs(steps.state, steps.order)
+        assert needs.at_once <= 2 * window
+        already = downloads(log).total()
+        for step in steps:
+            assert cache_bytes(dataset) <= max_bytes
+            del step
+        assert num_open(tmp_path) == 0
+        assert downloads(log).total() - already <= len(needs.shards) + window  # the next epoch's beginning
+
+
+def test_window__fetched_while_the_one_before_is_read(many_shards: ChipDataset, tmp_path: Path) -> None:
+    dataset = ChipDataset(remote(Path(many_shards.data), tmp_path / "log"), cache=Cache(tmp_path / "cache", 10**9))
+    loader = BatchLoader(dataset, LoaderSettings(window=2, prefetch=1), 1)
+    epoch = loader.epoch(State(0))
+    shards = loader.needs(State(0), epoch.order).shards
+    steps = iter(epoch)
+    next(steps)
+    wait_for(lambda: len(list((tmp_path / "cache/shards").glob("*.tar"))) == 4)
+    time.sleep(0.1)
+    fetched = {dataset.manifest.shard_sha256[shard] for shard in shards[:4]}
+    assert {path.stem for path in (tmp_path / "cache/shards").glob("*.tar")} == fetched
+    for _ in steps:
+        time.sleep(0.002)
+    beginning = loader.needs(State(0, 1), loader.epoch(State(0, 1)).order).shards[:2]
+    assert all((tmp_path / f"cache/shards/{dataset.manifest.shard_sha256[shard]}.tar").exists() for shard in beginning)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_remote__left_early(many_shards: ChipDataset, tmp_path: Path) -> None:
+    dataset = ChipDataset(remote(Path(many_shards.data), tmp_path / "log", 0.05), cache=Cache(tmp_path / "c", 10**9))
+    for _ in BatchLoader(dataset, LoaderSettings(window=4), 2).epoch(State(0)):
+        break  # _no_threads_left looks at the rest
+    assert num_open(tmp_path) <= RECENT
+    assert not list((tmp_path / "c/shards").glob(".tmp-*"))
+
+
+def test_remote__loss_raised_at_its_step(own_folder: Path, tmp_path: Path) -> None:
+    dataset = ChipDataset(remote(own_folder, tmp_path / "log"), cache=Cache(tmp_path / "cache", 10**9))
+    epoch = BatchLoader(dataset, LoaderSettings(window=1), 1).epoch(State(0))
+    shards = dataset.manifest.shard_indices[epoch.order]
+    first_bad = int(np.flatnonzero(shards != shards[0])[0])
+    (own_folder / dataset.manifest.shards[shards[first_bad]]).unlink()
+    steps = iter(epoch)
+    for _ in range(first_bad):
+        next(steps)
+    with pytest.raises(DataError, match=r"chips-0000\d\.tar: cannot be read: No such file"):
+        next(steps)
+
+
+def test_remote__too_small_a_cache_is_refused(many_shards: ChipDataset, tmp_path: Path) -> None:
+    sizes = sorted(many_shards.manifest.shard_bytes)[::-1]
+    place = remote(Path(many_shards.data), tmp_path / "log")
+    dataset = ChipDataset(place, cache=Cache(tmp_path / "cache", sum(sizes[:6])))
+    with pytest.raises(
+        UsageError, match=r"without loader\.window all .* give loader\.window=3 \(or less\), or a larg"
+    ):
+        BatchLoader(dataset, LoaderSettings(), 4)
+    with pytest.raises(UsageError, match=r"loader\.window=4 .* give loader\.window=3"):
+        BatchLoader(dataset, LoaderSettings(window=4), 4)
+    BatchLoader(dataset, LoaderSettings(window=3), 4)
+    tiny = ChipDataset(place, cache=Cache(tmp_path / "cache", sizes[0]))
+    with pytest.raises(UsageError, match=r"allows .* GB; give a larger loader\.cache_gb"):
+        BatchLoader(tiny, LoaderSettings(window=1), 4)
+
+
+def _load_remote(dataset: ChipDataset, rank: int) -> list[list[str]]:
+    loader = BatchLoader(dataset, LoaderSettings(window=3, threads=2), 6, rank=rank, ranks=4)
+    return keys_of([step for epoch in range(2) for step in loader.epoch(State(0, epoch))])
+
+
+def test_remote__ranks_share_downloads(many_shards: ChipDataset, tmp_path: Path) -> None:
+    place = remote(Path(many_shards.data), tmp_path / "log", 0.01)
+    dataset = ChipDataset(place, cache=Cache(tmp_path / "cache", 10**9))
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.starmap(_load_remote, [(dataset, rank) for rank in range(4)], chunksize=1)
+    whole = BatchLoader(many_shards, LoaderSettings(window=3), 6)
+    expected = keys_of([step for epoch in range(2) for step in whole.epoch(State(0, epoch))])
+    assert [sorted(sum(parts, [])) for parts in zip(*found, strict=True)] == [sorted(keys) for keys in expected]
+    assert downloads(tmp_path / "log").total() == len(many_shards.manifest.shards)
 
 
 def test_no_chips__refused(own_folder: Path) -> None:

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.shards import Record, commit_shard, read_record
 from schemas.codes import Status
 from schemas.errors import DataError
 from schemas.tables import BOX, MANIFEST
 from tests.trainer.manifests import rows_of
+from tests.trainer.remote import PROTOCOL, remote
 from trainer.manifest import open_manifest
 
 
@@ -33,6 +35,10 @@ def test_open_manifest__equals_the_parquet_files(pool_folder: Path) -> None:
     assert m.keys.to_pylist() == rows["key"].to_list()
     assert m.num_positives == (rows["kind"] == "positive").sum() < len(rows)
     assert (np.array(m.shards)[m.shard_indices] == rows["shard"].to_numpy()).all()
+    records = [read_record((pool_folder / name).with_suffix(".parquet")) for name in m.shards]
+    assert m.shard_bytes == [record.tar_bytes for record in records]
+    assert m.shard_sha256 == [record.tar_sha256 for record in records]
+    assert m.shard_bytes == [(pool_folder / name).stat().st_size for name in m.shards]
     for column, name in [("image_ids", "image_id"), ("jpeg_offsets", "offset"), ("jpeg_sizes", "size")]:
         assert getattr(m, column).tolist() == rows[name].to_list()
     np.testing.assert_array_equal(m.scales, rows["scale"].to_numpy().astype(np.float32))
@@ -106,6 +112,35 @@ def test_open_manifest__no_place_at_all(own_folder: Path, user_cache: Path) -> N
         open_manifest(own_folder, pool=True)
 
 
+def test_open_manifest__remote(own_folder: Path, tmp_path: Path, user_cache: Path) -> None:
+    place, cache = remote(own_folder, tmp_path / "log"), tmp_path / "own-cache"
+    m = open_manifest(place, pool=True, cache=cache)
+    assert m.keys == open_manifest(own_folder, pool=True).keys
+    assert [path.suffix for path in cache.iterdir() if path.name != ".lock"] == [".arrow"]
+    shutil.rmtree(own_folder / "positives")  # no longer asked for
+    assert open_manifest(place, pool=True, cache=cache).keys == m.keys
+    assert not user_cache.exists()
+    cache.rename(user_cache.parent)
+    with pytest.raises(DataError, match="0 found"):
+        open_manifest(place, pool=True)
+    (own_folder / "run.json").unlink()
+    with pytest.raises(DataError, match=rf"{PROTOCOL}://.*run\.json: missing"):
+        open_manifest(place, pool=True)
+
+
+def test_open_manifest__remote_without_a_place_for_the_columns(own_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(DataError, match=r"cache: the loader's index cannot be written; .* loader\.cache"):
+        open_manifest(remote(own_folder, tmp_path / "log"), pool=True, cache=tmp_path / "cache")
+
+
+def test_open_manifest__leftovers_of_killed_processes_go(own_folder: Path) -> None:
+    (own_folder / ".loader").mkdir()
+    (own_folder / ".loader/.tmp-1-positives.arrow").write_bytes(b"half")
+    open_manifest(own_folder, pool=True)
+    assert not list((own_folder / ".loader").glob("*tmp*"))
+
+
 def test_open_manifest__unfinished(own_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run `sniper chips`"):
         open_manifest(tmp_path / "nowhere", pool=True)
@@ -152,7 +187,7 @@ def write_synthetic(out: Path, num: int, files: int) -> None:
     table = pa.table([pa.array(columns.get(field.name, rows % 100)).cast(field.type) for field in MANIFEST], MANIFEST)
     for index in range(files):
         part = table.slice(index * num // files, num // files)
-        pq.write_table(part, out / f"positives/chips-{index:05d}.parquet")
+        commit_shard(out / f"positives/chips-{index:05d}.parquet", part, Record("", 0, "", {}, [], []))
     run = {"fingerprint": "synthetic", "num_shards": files, "settings": {"chips": {"size": 512}}}
     (out / "run.json").write_text(json.dumps(run))
 

@@ -1,6 +1,7 @@
 """Properties of the epoch's order. Reference answers are plain Python."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -12,6 +13,7 @@ from trainer.order import (
     Purpose,
     draw_pool,
     epoch_order,
+    group_shards,
     mix,
     part,
     ragged_rows,
@@ -102,6 +104,65 @@ def test_epoch_order__repeats(num: int, seed: int, data: st.DataObject) -> None:
     counts = Counter(epoch_order(hashes_of(num), np.zeros(0, np.int64), seed, 0, 0, factors).tolist())
     for row in range(num):
         assert np.floor(factors[row]) <= counts[row] <= np.ceil(factors[row])
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of epoch_order: chips in runs, one per shard, positives and pool apart."""
+    runs = draw(st.lists(st.integers(1, 8), min_size=1, max_size=12))
+    pool_runs = draw(st.lists(st.integers(1, 8), max_size=12))
+    num, in_pool = sum(runs), sum(pool_runs)
+    return {
+        "hashes": hashes_of(num + in_pool),
+        "pool_images": np.array(draw(st.lists(st.integers(0, 9), min_size=in_pool, max_size=in_pool)), np.int64),
+        "seed": draw(SEEDS),
+        "epoch": draw(st.integers(0, 99)),
+        "per_image": draw(st.integers(0, 3)),
+        "factors": draw(st.none() | st.just(np.linspace(1, 3, num))),
+        "shards": np.repeat(np.arange(len(runs) + len(pool_runs)), runs + pool_runs),
+    }
+
+
+@given(epochs(), st.integers(1, 30))
+def test_epoch_order__a_window_of_shards_at_a_time(arguments: dict[str, Any], window: int) -> None:
+    whole = epoch_order(**arguments)
+    order = epoch_order(**arguments, window=window)
+    assert sorted(order.tolist()) == sorted(whole.tolist())  # the same draw, the same repeats
+    shards = arguments["shards"][order].tolist()
+    first = {shard: i for i, shard in reversed(list(enumerate(shards)))}
+    last = {shard: i for i, shard in enumerate(shards)}
+    for i in range(len(shards)):
+        assert sum(first[shard] <= i <= last[shard] for shard in first) <= window
+    if window >= len(first):
+        assert order.tolist() == whole.tolist()
+    assert order.tolist() == epoch_order(**arguments, window=window).tolist()
+
+
+def test_epoch_order__same_everywhere() -> None:
+    """As test_mix: these numbers must never change."""
+    hashes, pool, shards = hashes_of(12), np.array([0, 0, 0, 1, 1]), np.arange(12) // 2
+    assert epoch_order(hashes, pool, 7, 3, 2).tolist() == [10, 0, 6, 7, 3, 5, 1, 2, 4, 8, 11]
+    assert epoch_order(hashes, pool, 7, 3, 2, shards=shards, window=2).tolist() == [3, 2, 8, 0, 6, 7, 1, 10, 5, 4, 11]
+
+
+@given(st.integers(0, 60), st.integers(0, 60), SEEDS, st.integers(1, 20))
+def test_group_shards__even_groups_with_an_even_share_of_the_pool(num: int, pool: int, seed: int, window: int) -> None:
+    is_pool = np.arange(num + pool) >= num
+    groups = group_shards(is_pool, mix(hashes_of(num + pool), seed, 0, Purpose.SHARD), window)
+    sizes = np.bincount(groups)
+    assert len(sizes) == -(-(num + pool) // window)
+    assert not len(sizes) or sizes.max() - sizes.min() <= 1
+    assert sizes.max(initial=0) <= window
+    expected = sizes * pool / max(num + pool, 1)
+    assert np.abs(np.bincount(groups, is_pool, len(sizes)) - expected).max(initial=0) < 2
+
+
+def test_group_shards__other_neighbours_each_epoch() -> None:
+    hashes = hashes_of(64)
+    is_pool = np.zeros(64, bool)
+    groups = [group_shards(is_pool, mix(hashes, 0, epoch, Purpose.SHARD), 8) for epoch in range(200)]
+    met = np.mean([groups[i][0] == groups[i][1] for i in range(200)])
+    assert abs(met - 7 / 63) < 0.07
 
 
 def test_round_by_hash__is_right_on_average() -> None:

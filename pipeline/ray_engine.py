@@ -1,0 +1,75 @@
+"""The Ray engine: a submit-and-wait loop over Ray core. Retries and placement are Ray's."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from pipeline.engines import ATTEMPTS, Engine, Task, lost_tasks
+from pipeline.extras import needed
+from schemas.errors import UsageError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CONNECT_SECONDS = 10
+
+
+def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], engine: Engine) -> Iterator[Result]:
+    """As engines.run. Joins the cluster at `engine.address`; one that this process has joined already is used."""
+    with needed("ray"):
+        import ray
+        from ray import exceptions
+    joined_here = not ray.is_initialized()
+    if joined_here:
+        _join(ray, engine.address)
+    remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(function)
+    source = iter(tasks)
+    running: dict[Any, Task[Item]] = {}
+    lost: list[str] = []
+    try:
+        while True:
+            # a growing cluster must see demand beyond what it has
+            limit = engine.workers or 2 * _cores(ray)
+            for task in islice(source, max(0, limit - len(running))):
+                running[remote.options(name=task.name, memory=task.memory).remote(task.item)] = task
+            if not running:
+                break
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                task = running.pop(reference)
+                try:
+                    result: Result = ray.get(reference)
+                except exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except exceptions.RayError as error:
+                    lost.append(f"{task.name} ({type(error).__name__})")
+                    continue
+                yield result
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if joined_here:
+            ray.shutdown()
+    if lost:
+        raise lost_tasks(lost, "Ray's logs say more", "on nodes with more of it")
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Raises UsageError when no cluster answers."""
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    try:
+        host, separator, port = (wanted or "").removeprefix("ray://").rpartition(":")
+        if separator:  # Ray itself would end this process
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address=wanted, log_to_driver=False, logging_level="warning")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--engine ray: no cluster answers at {wanted or 'this machine'}: {error}; start one with `ray start "
+            "--head`, or leave --address away to run on this machine alone"
+        ) from error
+
+
+def _cores(ray: Any) -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,0 +1,425 @@
+"""Shards of a data set in a bucket, on this machine's disk: whole or not there, shared by all processes, bounded.
+
+A shard lies under its SHA-256, so data sets and runs share it, and a file never holds anything but what its name says.
+All state is in the folder itself:
+
+    shards/<sha256>.tar               whole; mtime is when its hash was last checked, atime when it was last opened
+    shards/.tmp-<sha256>-<bytes>      on its way, by the process that holds its lock:
+    shards/.tmp-<sha256>-<bytes>.lock
+    shards/.lock                      held while room is made
+
+Locks are the system's (flock): they end with their process, however it ends, and so does the claim of an open shard.
+What a killed process left behind is removed by the next one that makes room.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from upath import UPath
+
+from pipeline.storage import TEMPORARY, download
+from schemas.errors import DataError
+from schemas.loader import LoaderSettings
+
+DOWNLOADS = 3  # of a shard whose hash is wrong each time
+FETCHERS = 4  # downloads of a process at a time
+RECENT = 4  # shards that stay open after a single read, against eviction between two reads
+
+
+class Cache(NamedTuple):
+    """Where shards are kept, and how much of them."""
+
+    folder: Path
+    max_bytes: int
+
+    def path(self, sha256: str) -> Path:
+        """Where a shard lies, if it is there."""
+        return self.folder / "shards" / f"{sha256}.tar"
+
+
+class Shard(NamedTuple):
+    place: UPath
+    size: int  # bytes
+    sha256: str
+
+
+def user_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sniper-chips"
+
+
+def cache_of(settings: LoaderSettings) -> Cache:
+    folder = Path(settings.cache).expanduser().absolute() if settings.cache is not None else user_folder()
+    return Cache(folder, round(settings.cache_gb * 1e9))
+
+
+def open_shard(cache: Cache, shard: Shard, own: Collection[str]) -> int:
+    """A descriptor of the shard, downloaded first where it is not in the cache. While it is open the shard stays.
+
+    One process of the machine downloads, the others wait for it; should it die, another one goes on. Bytes and SHA-256
+    are compared before the file gets its name. One found there is only held against its byte count, but against its
+    SHA-256 once more where the machine was started since: a power cut may have left anything.
+
+    The cache keeps to `max_bytes`, and to what the disk has room for, by deleting shards that nobody has open: first
+    those that are not among `own`, the longest unused first; then the others, the last used first, as an epoch comes
+    back last to what it has just passed. What is open stays, so the disk holds at most `max_bytes`, or what is open
+    and on its way where that is more.
+
+    Args:
+        own: SHA-256 of all shards of the data set at hand.
+
+    Raises:
+        DataError: it cannot be had whole, or the cache cannot be written, or its disk is full.
+    """
+    path = cache.path(shard.sha256)
+    folder = path.parent
+    try:
+        while True:
+            descriptor = _open(path, shard)
+            if descriptor is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                descriptor = _fetch(cache.max_bytes, path, shard, own)
+            if descriptor is not None:
+                return descriptor
+    except OSError as error:
+        if _is_full(error):
+            raise _full(folder, shard.size) from error
+        raise DataError(
+            f"{folder}: {error.strerror or error}; name another folder on a disk of this machine as loader.cache"
+        ) from error
+
+
+def _open(path: Path, shard: Shard) -> int | None:
+    """A cached shard, claimed; None where there is none that is whole."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        status, now = os.fstat(descriptor), time.time_ns()
+        checked = status.st_mtime_ns
+        whole = status.st_size == shard.size
+        if whole and checked < now - time.monotonic_ns():  # before this machine was started
+            checked = now
+            whole = _sha256(descriptor) == shard.sha256
+        if whole and status.st_nlink:
+            with suppress(PermissionError):  # another user's file: read it all the same
+                os.utime(descriptor, ns=(now, checked))
+            return descriptor
+        if not whole:
+            path.unlink(missing_ok=True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _sha256(descriptor: int) -> str:
+    with open(descriptor, "rb", closefd=False) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(max_bytes: int, path: Path, shard: Shard, own: Collection[str]) -> int | None:
+    """Download a shard and claim it; None where another process or thread had begun to, and has ended."""
+    temporary = path.with_name(f"{TEMPORARY}{shard.sha256}-{shard.size}")
+    lock_path = temporary.with_name(f"{temporary.name}.lock")
+    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_at(lock, lock_path):  # its former holder is done, and took it away
+            return None
+        try:
+            if path.exists():
+                return None
+            if not _make_room(path.parent, max_bytes, own):  # what this one reserved by its lock is counted
+                raise _full(path.parent, shard.size)
+            _download(shard, temporary)
+            descriptor = os.open(temporary, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # before anyone who makes room can see it
+            temporary.replace(path)
+            return descriptor
+        finally:
+            temporary.unlink(missing_ok=True)
+            lock_path.unlink(missing_ok=True)
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # for all: a process forked meanwhile has this descriptor, too
+        os.close(lock)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _download(shard: Shard, path: Path) -> None:
+    """Bring a shard's bytes under a path.
+
+    Raises:
+        DataError: it is missing, cannot be read, or is not what the manifest says.
+    """
+    for _ in range(DOWNLOADS):
+        try:
+            download(shard.place, path)
+        except OSError as error:
+            if _is_full(error):
+                raise
+            raise DataError(f"{shard.place}: cannot be read: {error.strerror or error}") from error
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        if (size, found) == (shard.size, shard.sha256):
+            return
+    raise DataError(
+        f"{shard.place}: {shard.size} bytes with SHA-256 {shard.sha256} expected, {size} with {found} found, "
+        f"{DOWNLOADS} times; `sniper verify` names all that is damaged"
+    )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether the disk being full is the error, or what led to it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _full(folder: Path, size: int) -> DataError:
+    free = shutil.disk_usage(folder).free
+    return DataError(
+        f"{folder}: the disk is full: {gigabytes(size)} wanted for a shard, {gigabytes(free)} free, and nothing in "
+        "the cache is unused; make room, name another folder as loader.cache, or lower loader.window"
+    )
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _make_room(folder: Path, max_bytes: int, own: Collection[str]) -> bool:
+    """Delete unused shards until max_bytes and the disk have room for those on their way; whether the disk has."""
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        coming, written = _on_their_way(folder)
+        shards = [(path, status) for path in folder.glob("*.tar") if (status := _status(path))]
+        excess = coming + sum(status.st_size for _, status in shards) - max_bytes
+        lacking = coming - written - shutil.disk_usage(folder).free
+        # False sorts first: strangers, the oldest of them; then our own, the newest of them
+        shards.sort(key=lambda s: (True, -s[1].st_atime_ns) if s[0].stem in own else (False, s[1].st_atime_ns))
+        for path, status in shards:
+            if max(excess, lacking) <= 0:
+                break
+            if _unlink_unused(path):
+                excess -= status.st_size
+                lacking -= status.st_size
+    return lacking <= 0
+
+
+def _on_their_way(folder: Path) -> tuple[int, int]:
+    """Bytes of the shards being downloaded: all, and those on disk already. Removes what killed processes left."""
+    coming = written = 0
+    for lock_path in folder.glob(f"{TEMPORARY}*.lock"):
+        temporary = lock_path.with_suffix("")
+        if _unlink_unused(lock_path):
+            temporary.unlink(missing_ok=True)
+            continue
+        coming += int(temporary.name.rpartition("-")[2])
+        written += status.st_blocks * 512 if (status := _status(temporary)) else 0
+    return coming, written
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _unlink_unused(path: Path) -> bool:
+    """Delete a file unless somebody holds a lock on it, or it is another user's."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    except PermissionError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except (BlockingIOError, PermissionError):
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+class OpenShards:
+    """The descriptors of a data set's cached shards, each open as long as a thread of this process counts on it."""
+
+    def __init__(self, cache: Cache, data: UPath, names: list[str], sizes: list[int], sha256s: list[str]) -> None:
+        self._cache, self._data, self._names, self._sizes, self._sha256s = cache, data, names, sizes, sha256s
+        self._own = frozenset(sha256s)
+        self._lock = threading.Lock()
+        self._open: dict[int, list[int]] = {}  # shard -> descriptor and how many count on it
+        self._recent: OrderedDict[int, None] = OrderedDict()
+        self.coming: dict[int, Future[bool]] = {}  # what a Fetcher is at
+        self._process = os.getpid()
+        with suppress(OSError):  # no cache yet, or one that can only be read
+            _make_room(cache.folder / "shards", cache.max_bytes, self._own)  # the cap may be lower than last time
+
+    def __del__(self) -> None:
+        for descriptor, _ in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+    def hold(self, shard: int) -> int:
+        """A descriptor that is good until `release`.
+
+        Raises:
+            DataError: as open_shard.
+        """
+        with self._lock:
+            if entry := self._open.get(shard):
+                entry[1] += 1
+                return entry[0]
+        descriptor = open_shard(self._cache, self._shard(shard), self._own)
+        with self._lock:
+            entry = self._open.setdefault(shard, [descriptor, 0])
+            entry[1] += 1
+            if entry[0] != descriptor:  # another thread was faster
+                os.close(descriptor)
+            return entry[0]
+
+    def release(self, shard: int) -> None:
+        with self._lock:
+            entry = self._open[shard]
+            entry[1] -= 1
+            if not entry[1]:
+                del self._open[shard]
+                os.close(entry[0])
+
+    @contextmanager
+    def descriptor(self, shard: int) -> Iterator[int]:
+        """A descriptor to read from, once the shard is there.
+
+        One that nobody holds stays open for a while, lest it be evicted and fetched again between two reads.
+
+        Raises:
+            DataError: as open_shard.
+        """
+        if coming := self.coming.get(shard):
+            with suppress(CancelledError):
+                coming.exception()  # waits; after an error in the background this thread tries again, and meets it
+        is_held = shard in self._open
+        descriptor = self.hold(shard)
+        try:
+            yield descriptor
+        finally:
+            if is_held:
+                self.release(shard)
+            else:
+                self._keep(shard)
+
+    def _keep(self, shard: int) -> None:
+        """Take over a hold."""
+        with self._lock:
+            dropped = shard if shard in self._recent else None
+            self._recent[shard] = None
+            self._recent.move_to_end(shard)
+            if len(self._recent) > RECENT:
+                dropped, _ = self._recent.popitem(last=False)
+        if dropped is not None:
+            self.release(dropped)
+
+    def path(self, shard: int) -> Path:
+        return self._cache.path(self._sha256s[shard])
+
+    def _shard(self, shard: int) -> Shard:
+        if self._process != os.getpid():  # fsspec's connections do not survive a fork
+            self._data = UPath(self._data.path, protocol=self._data.protocol, **self._data.storage_options)
+            self._process = os.getpid()
+        return Shard(self._data / self._names[shard], self._sizes[shard], self._sha256s[shard])
+
+
+class Fetcher:
+    """Fetches shards in the background in the order of need and holds each until it is past."""
+
+    def __init__(
+        self,
+        shards: OpenShards,
+        order: Sequence[int],
+        past: Mapping[int, Sequence[int]],
+        limit: int,
+        max_files: int,
+        then: Callable[[], Sequence[int]] | None = None,
+    ) -> None:
+        """Begin to fetch.
+
+        Args:
+            order: shards by their first use, each once.
+            past: by part of the work the shards that no later part uses.
+            limit: shards to fetch before others are past.
+            max_files: how many of them to hold; those beyond are fetched, but may be evicted again.
+            then: which to fetch when all these are on their way, for the work that follows.
+        """
+        self._shards, self._past, self._limit, self._max_files = shards, past, limit, max_files
+        self._waiting = deque(order)
+        self._then = then
+        self._following: Future[Sequence[int]] | None = None
+        self._fetched: dict[int, Future[bool]] = {}  # shard -> whether it is held
+        self._pool = ThreadPoolExecutor(FETCHERS)
+        self._go_on()
+
+    def passed(self, part: int) -> None:
+        """Let go of what is not used after this part of the work, and go on fetching. Parts come in order."""
+        for shard in self._past.get(part, ()):
+            if future := self._fetched.pop(shard, None):
+                self._let_go(shard, future)
+        self._go_on()
+
+    def close(self) -> None:
+        """Let go of all. Waits for downloads under way."""
+        self._pool.shutdown(cancel_futures=True)
+        for shard, future in self._fetched.items():
+            self._let_go(shard, future)
+        self._fetched.clear()
+
+    def _go_on(self) -> None:
+        while self._waiting and len(self._fetched) < self._limit:
+            shard = self._waiting.popleft()
+            if shard not in self._fetched:
+                keep = len(self._fetched) < self._max_files
+                self._fetched[shard] = self._shards.coming[shard] = self._pool.submit(self._fetch, shard, keep)
+        if not self._waiting and self._then:
+            self._following, self._then = self._pool.submit(self._then), None
+        if self._following and self._following.done():
+            self._waiting.extend(self._following.result())
+            self._following = None
+
+    def _fetch(self, shard: int, keep: bool) -> bool:
+        self._shards.hold(shard)
+        if not keep:
+            self._shards.release(shard)
+        return keep
+
+    def _let_go(self, shard: int, future: Future[bool]) -> None:
+        def release(done: Future[bool]) -> None:
+            if not done.cancelled() and not done.exception() and done.result():
+                self._shards.release(shard)
+
+        self._shards.coming.pop(shard, None)
+        if not future.cancel():
+            future.add_done_callback(release)

@@ -1,0 +1,87 @@
+"""`sniper evaluate --proposals`: recall of the RPN's proposals alone, of any class, by size (paper, Table 1)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.coco import SourceImage, read_coco
+from pipeline.mine import Pool, pool_scales
+from pipeline.storage import Location, image_folder
+from schemas.detect import DetectSettings
+from schemas.settings import NegativeSettings
+from trainer.detect import open_model
+from trainer.evaluate import Evaluation, Results, Summary, run_coco, score_source, with_box_areas
+from trainer.extract import propose_images
+from trainer.ranks import joined
+from trainer.views import Clock
+
+SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
+"""[lo, hi) of sqrt(width * height), source pixels (paper, Table 1)."""
+
+
+def evaluate_proposals(
+    checkpoint: Location,
+    annotations: Location,
+    images: Location,
+    options: DetectSettings | None = None,
+    *,
+    out: Location | None = None,
+    max_dets: int = 300,
+) -> Evaluation | None:
+    """Score the RPN of a checkpoint, of a full run or of `sniper negatives`. Ranks as in trainer.evaluate.evaluate.
+
+    Args:
+        annotations: its categories may be other than those of the checkpoint.
+        out: file for the proposals, COCO results format without category_id, as `sniper negatives --proposals` reads
+            them; the summary goes beside it.
+        max_dets: proposals per image, the best of all scales (300 as the paper's RPN gives).
+
+    Raises:
+        DataError: the checkpoint or the annotation file cannot be read.
+        UsageError: there is no such image folder.
+    """
+    image_folder(images)
+    options = options or DetectSettings()
+    with joined() as rank:
+        _, model, chips = open_model(checkpoint, rank.device)
+
+        def find(sources: Sequence[SourceImage], runs: Sequence[range], clock: Clock) -> Iterator[Results]:
+            for position, rows in propose_images(model, chips, runs, sources, images, options, rank.device, clock):
+                yield best_proposals(sources[position].image_id, rows, max_dets)
+
+        def summarise(truth: dict[str, Any], proposals: Results) -> Summary:
+            return recall(truth, proposals, max_dets)
+
+        source = read_coco(annotations, chips.max_pixels)
+        return score_source(source, annotations, find, summarise, rank, out, max_dets)
+
+
+def best_proposals(image_id: int, rows: pa.Table, most: int) -> Results:
+    """An image's proposals at all scales (schema PROPOSALS), pooled by NMS as mining does; the best `most`."""
+    boxes = np.stack([rows[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
+    # copied, because numba would compile once more for arrays that cannot be written
+    pool = Pool(np.array([0, len(boxes)]), boxes, rows["score"].to_numpy().copy())
+    pool = pool_scales(pool, NegativeSettings().nms)
+    pairs = zip(pool.boxes[:most].tolist(), pool.score[:most].tolist(), strict=True)
+    return [{"image_id": image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s} for (x1, y1, x2, y2), s in pairs]
+
+
+def recall(truth: dict[str, Any], proposals: Results, max_dets: int) -> Summary:
+    """AR (the mean over IoU 0.5 to 0.95), AR50, AR75 and AR of each of SIZES, whatever the class; None: no such box.
+
+    Args:
+        truth: as of load_truth; crowds count neither way.
+        proposals: image_id, bbox x y width height, score; the best `max_dets` of each image count.
+    """
+    # one class for all is what COCOeval's useCats=0 means; that one would ask for a known category of each proposal
+    truth = with_box_areas(truth)
+    boxes = [{**box, "category_id": 1} for box in truth["annotations"]]
+    truth = {**truth, "annotations": boxes, "categories": [{"id": 1}]}
+    found = [{**proposal, "category_id": 1} for proposal in proposals]
+    by_size = {f"{lo}-{hi}": (float(lo**2), math.nextafter(hi**2, 0)) for lo, hi in SIZES}
+    scores = run_coco(truth, found, {"all": (0.0, 1e10), **by_size}, max_dets)
+    summary = {"AR": scores.recall(), "AR50": scores.recall(iou=0.5), "AR75": scores.recall(iou=0.75)}
+    return summary | {f"AR_{size}": scores.recall(area=size) for size in by_size}
