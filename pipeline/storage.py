@@ -8,152 +8,60 @@ waits. Credentials come from the environment alone; a URL that carries some is r
 A location may be pickled, used by many threads at a time, and used on both sides of a fork.
 """
 
-import errno
 import fcntl
 import fnmatch
 import io
 import os
-import random
-import re
 import shutil
 import stat
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TypeVar
 
-import fsspec
 from upath import UPath
 
+from pipeline.stores import AHEAD, OPTIONS, Location, client, insist, location
 from schemas.errors import DataError, UsageError
 
-Location = Path | UPath
+__all__ = [  # a door for what stores.py knows of places, too
+    "Location",
+    "location",
+    "ahead",
+    "atomic_file",
+    "download",
+    "files_in",
+    "image_folder",
+    "is_file",
+    "is_folder",
+    "local_copy",
+    "locked",
+    "make_folder",
+    "read_all",
+    "read_bytes",
+    "read_each",
+    "read_range",
+    "remove",
+    "remove_folder",
+    "remove_temporary",
+    "size_of",
+    "start_writeback",
+    "write_atomic",
+]
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BUFFER = 1 << 20  # bytes; many small writes become few
-AHEAD = 16  # requests to an object store at a time: each waits some ten milliseconds, mostly for nothing
-ATTEMPTS = 5
-FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0  # seconds
 
 TEMPORARY = ".tmp-"
 """Start of every unfinished file's name; no reader or glob for chips-* sees one."""
 
-S3: dict[str, Any] = {
-    "use_listings_cache": False,  # listings must show what other machines have written
-    # A file goes through one connection, 50 MB at a time: with more, s3fs holds as many parts in memory, and asks for
-    # the size of each file before it reads it.
-    "max_concurrency": 1,
-    "config_kwargs": {
-        "connect_timeout": 5,
-        "read_timeout": 20,
-        # Retries multiply, so those below ours are few: they save the parts of a large file that have arrived.
-        "retries": {"total_max_attempts": 2, "mode": "standard"},
-        "max_pool_connections": 4 * AHEAD,
-    },
-}
-OPTIONS = {"s3": S3, "s3a": S3}
 PUT_PATIENCE, SLOWEST_PUT = 30.0, 1 << 19  # seconds, and bytes per second on top: nobody below sets a put a limit
-
-NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound")
-MISUSE = ("ParamValidationError", "NoRegionError", "InvalidRegionError")
-"""Of botocore, which need not be installed. None of these passes."""
-
-SIGNED = re.compile(r"[?&](x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig)=", re.IGNORECASE)
-
-
-def location(text: str | Location) -> Location:
-    """A path of this machine, or an fsspec URL such as s3://bucket/folder.
-
-    Raises:
-        UsageError: an unknown protocol, one whose package is missing, no bucket, or a URL with credentials in it.
-    """
-    if not isinstance(text, str):
-        return text
-    protocol, separator, rest = text.partition("://")
-    if not separator:
-        return Path(text)
-    if protocol in ("file", "local"):
-        return Path(rest)
-    if _has_credentials(rest):
-        raise UsageError(
-            f"a {protocol}:// URL has credentials in it (before an @, or as a signature); leave them to the "
-            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    if protocol in OPTIONS and not rest.split("/")[0]:
-        raise UsageError(f"{text}: no bucket; expected an URL such as {protocol}://bucket/folder")
-    try:
-        found = UPath(text, **OPTIONS.get(protocol, {}))
-        found.fs  # noqa: B018 (imports the protocol's package)
-    except ImportError as error:
-        extra = "'sniper-chips[s3]'" if protocol in OPTIONS else "the package it names"
-        raise UsageError(f"{text}: {error}; pip install {extra}") from error
-    except ValueError as error:
-        raise UsageError(f"{text}: expected a path or an fsspec URL such as s3://bucket/folder: {error}") from error
-    return cast(UPath, found)
-
-
-def _has_credentials(rest: str) -> bool:
-    """Whether there are some in a URL, less its protocol. A secret key may have slashes in it."""
-    host = rest.split("/")[0]
-    user_and_secret = ":" in host and not re.search(r"^arn:|:\d+$", host)
-    return "@" in (rest if user_and_secret else host) or bool(SIGNED.search(rest))
-
-
-def _store(place: UPath) -> Any:
-    """The fsspec file system of a remote place, as this process may use it."""
-    store = place.fs
-    if getattr(store, "_pid", os.getpid()) != os.getpid():  # made before a fork, whose threads did not come along
-        store = fsspec.filesystem(place.protocol, **place.storage_options)
-    if place.protocol in OPTIONS:
-        store.retries = 1  # of 5, twice over where a file is read; no option sets it
-    return store
-
-
-def _insist(ask: Callable[[], Result], what: object) -> Result:
-    """The answer of an object store, asked again after errors that may pass.
-
-    Raises:
-        FileNotFoundError, PermissionError: as the store says, or no credentials.
-        OSError: no answer after ATTEMPTS, or none to be had.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            return ask()
-        except (IsADirectoryError, NotADirectoryError, TypeError, MemoryError):
-            raise
-        except Exception as error:  # each store's library has exceptions of its own
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # this machine's disk is full
-            name = type(error).__name__
-            reason = str(getattr(error, "strerror", None) or error) or name
-            reason = re.sub(r"//[^/@\s]+@", "//", reason)  # what an endpoint's URL has before its @
-            if isinstance(error, FileNotFoundError):
-                no_bucket = reason.startswith("The specified bucket")
-                raise _os_error(errno.ENOENT, reason if no_bucket else os.strerror(errno.ENOENT), what) from error
-            if isinstance(error, PermissionError):
-                raise _os_error(errno.EACCES, reason, what) from error
-            if name in NO_CREDENTIALS:
-                raise _os_error(errno.EACCES, f"{reason}; set the credentials in the environment", what) from error
-            if isinstance(error, ValueError) or name in MISUSE:
-                raise _os_error(errno.EINVAL, reason, what) from error
-            if attempt == ATTEMPTS - 1:
-                raise _os_error(
-                    errno.EIO, f"no good answer in {ATTEMPTS} attempts, the last: {reason}", what
-                ) from error
-        longest = min(FIRST_WAIT * 3**attempt, LONGEST_WAIT)
-        time.sleep(random.uniform(longest / 2, longest))  # so that many workers do not come back all at once
-    raise AssertionError
-
-
-def _os_error(number: int, reason: str, what: object) -> OSError:
-    """As the system raises it for a local file, with a class of its own where the number has one."""
-    return OSError(number, reason, str(what))
 
 
 def read_bytes(place: Location) -> bytes:
@@ -166,10 +74,10 @@ def read_bytes(place: Location) -> bytes:
         return place.read_bytes()
 
     def ask() -> bytes:
-        data: bytes = _store(place).cat_file(place.path)
+        data: bytes = client(place).cat_file(place.path)
         return data
 
-    return _insist(ask, place)
+    return insist(ask, place)
 
 
 def read_range(place: Location, offset: int, size: int) -> bytes:
@@ -187,7 +95,7 @@ def read_range(place: Location, offset: int, size: int) -> bytes:
         return b""  # a store takes an empty range for the whole file
 
     def ask() -> bytes:
-        store = _store(place)
+        store = client(place)
         try:
             data: bytes = store.cat_file(place.path, start=offset, end=offset + size)
         except (FileNotFoundError, PermissionError):
@@ -198,7 +106,7 @@ def read_range(place: Location, offset: int, size: int) -> bytes:
             raise
         return data
 
-    return _insist(ask, place)
+    return insist(ask, place)
 
 
 def read_each(places: Sequence[Location]) -> Iterator[bytes | OSError]:
@@ -252,7 +160,7 @@ def size_of(place: Location) -> int | None:
         if isinstance(place, Path):
             status = place.stat()
             return None if stat.S_ISDIR(status.st_mode) else status.st_size
-        info = _insist(lambda: _store(place).info(place.path), place)
+        info = insist(lambda: client(place).info(place.path), place)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return None if info["type"] == "directory" else int(info["size"])
@@ -267,7 +175,7 @@ def is_folder(place: Location) -> bool:
     if isinstance(place, Path):
         return place.is_dir()
     try:
-        return bool(_insist(lambda: _store(place).info(place.path), place)["type"] == "directory")
+        return bool(insist(lambda: client(place).info(place.path), place)["type"] == "directory")
     except FileNotFoundError:
         return False
 
@@ -279,7 +187,7 @@ def files_in(folder: Location, pattern: str) -> list[Location]:
     if not is_folder(folder):  # s3fs would list what is beside it
         return []
     try:
-        entries = _insist(lambda: _store(folder).ls(folder.path, detail=True), folder)
+        entries = insist(lambda: client(folder).ls(folder.path, detail=True), folder)
     except FileNotFoundError:
         return []
     files = sorted(entry["name"] for entry in entries if entry["type"] == "file")
@@ -299,7 +207,7 @@ def remove(place: Location) -> None:
         if isinstance(place, Path):
             place.unlink()
         else:
-            _insist(lambda: _store(place).rm_file(place.path), place)
+            insist(lambda: client(place).rm_file(place.path), place)
 
 
 def remove_folder(folder: Location) -> None:
@@ -310,19 +218,19 @@ def remove_folder(folder: Location) -> None:
         return
     # Not by rm: it takes * ? [ in the folder's name for a pattern, and keeps quiet about files that it cannot delete.
     start = folder.path.rstrip("/") + "/"
-    found = _insist(lambda: _store(folder).find(folder.path, withdirs=True, detail=True), folder)
+    found = insist(lambda: client(folder).find(folder.path, withdirs=True, detail=True), folder)
     inside = {name: entry["type"] for name, entry in found.items() if name.startswith(start)}
 
     def delete(file: str) -> None:
         with suppress(FileNotFoundError):
-            _insist(lambda: _store(folder).rm_file(file), file)
+            insist(lambda: client(folder).rm_file(file), file)
 
     for _ in ahead(delete, [name for name, kind in inside.items() if kind == "file"]):
         pass
     if folder.protocol not in OPTIONS:  # a store that may have folders, empty ones too
         for name in [*sorted((name for name, kind in inside.items() if kind != "file"), reverse=True), folder.path]:
             with suppress(OSError, NotImplementedError):
-                _store(folder).rmdir(name)
+                client(folder).rmdir(name)
 
 
 @contextmanager
@@ -349,13 +257,13 @@ def download(place: UPath, path: Path) -> None:
     """
 
     def ask() -> None:
-        store = _store(place)
+        store = client(place)
         store.get_file(place.path, str(path))
         found, expected = path.stat().st_size, store.info(place.path)["size"]
         if found != expected:  # the connection ended early
             raise OSError(f"{found} bytes came of {expected}")
 
-    _insist(ask, place)
+    insist(ask, place)
 
 
 def image_folder(folder: Location | None) -> Location:
@@ -416,10 +324,10 @@ def _put(place: UPath) -> Iterator[IO[bytes]]:
         limit = PUT_PATIENCE + os.fstat(file.fileno()).st_size / SLOWEST_PUT
 
         def ask() -> None:
-            store = _store(place)
+            store = client(place)
             store.put_file(file.name, place.path, **({"timeout": limit} if store.async_impl else {}))
 
-        _insist(ask, place)
+        insist(ask, place)
 
 
 def start_writeback(file: IO[bytes]) -> None:

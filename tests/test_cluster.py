@@ -158,8 +158,8 @@ def test_builds__same_bytes_in_a_store_that_often_answers_badly(scenes: Scenes, 
 def test_builds__a_missing_image_is_refused_and_an_unreachable_store_is_not_taken_for_one(
     scenes: Scenes, uploaded: str, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.ATTEMPTS", 2)
-    monkeypatch.setattr("pipeline.storage.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("pipeline.stores.ATTEMPTS", 2)
+    monkeypatch.setattr("pipeline.stores.FIRST_WAIT", 0.01)
     source = (location(f"{uploaded}/scenes/train.json"), location(f"{uploaded}/scenes/train"))
     name = s3.keys("scenes/train/")[0]
     s3.fault("error", "GET", name, times=1000)

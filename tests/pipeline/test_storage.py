@@ -21,10 +21,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline import storage
+from pipeline import storage, stores
 from pipeline.storage import (
-    AHEAD,
-    ATTEMPTS,
     TEMPORARY,
     Location,
     ahead,
@@ -45,6 +43,7 @@ from pipeline.storage import (
     size_of,
     write_atomic,
 )
+from pipeline.stores import AHEAD, ATTEMPTS
 from schemas.errors import DataError, UsageError
 from tests.s3 import ACCESS_KEY, S3, SECRET_KEY, SECRETS, Kind, free_port
 
@@ -95,11 +94,11 @@ def _names(places: list[Location]) -> list[str]:
 @pytest.fixture(autouse=True)
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, and one request per attempt."""
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.02)
-    options = copy.deepcopy(storage.S3)
+    monkeypatch.setattr(stores, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(stores, "LONGEST_WAIT", 0.02)
+    options = copy.deepcopy(stores.S3)
     options["config_kwargs"]["retries"]["total_max_attempts"] = 1
-    monkeypatch.setitem(storage.OPTIONS, "s3", options)
+    monkeypatch.setitem(stores.OPTIONS, "s3", options)
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -126,9 +125,9 @@ def impatient(place: Location, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> L
     """The same place; where the store is to hang, not for long."""
     if kind not in ("hang", "stall"):
         return place
-    options = copy.deepcopy(storage.OPTIONS["s3"])
+    options = copy.deepcopy(stores.OPTIONS["s3"])
     options["config_kwargs"]["read_timeout"] = 0.3
-    monkeypatch.setitem(storage.OPTIONS, "s3", options)
+    monkeypatch.setitem(stores.OPTIONS, "s3", options)
     place = location(str(place))
     is_file(place)  # the first request makes the client, which takes time too
     monkeypatch.setattr(storage, "PUT_PATIENCE", 0.3)
@@ -468,7 +467,7 @@ def test_a_store_that_stays_bad_is_given_up(
 ) -> None:
     there = impatient(there, kind, monkeypatch)
     s3.clear()
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "ATTEMPTS", 2)
     s3.fault(kind, "GET|PUT", times=math.inf)
     start = time.perf_counter()
     with pytest.raises(
@@ -485,18 +484,18 @@ def test_a_store_that_stays_bad_is_given_up(
 
 def test_retries_do_not_multiply(s3: S3, there: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """As s3fs is set to begin with, each of our attempts may be up to 75 requests."""
-    options = copy.deepcopy(storage.S3)
+    options = copy.deepcopy(stores.S3)
     most = options["config_kwargs"]["retries"]["total_max_attempts"]
     options["config_kwargs"]["read_timeout"] = 0.1
-    monkeypatch.setitem(storage.OPTIONS, "s3", options)
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setitem(stores.OPTIONS, "s3", options)
+    monkeypatch.setattr(stores, "ATTEMPTS", 2)
     s3.fault("hang", times=math.inf)
     with pytest.raises(OSError, match="Read timeout"):
         read_bytes(location(str(there)))
     assert s3.count() == 2 * most
     # As it is shipped: the longest that one file takes which the store neither serves nor refuses.
     waits = sum(min(0.2 * 3**attempt, 10) for attempt in range(ATTEMPTS - 1))
-    assert ATTEMPTS * most * storage.S3["config_kwargs"]["read_timeout"] + waits < 300
+    assert ATTEMPTS * most * stores.S3["config_kwargs"]["read_timeout"] + waits < 300
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -546,7 +545,7 @@ def test_whether_a_folder_is_there_costs_no_listing_of_it(s3: S3) -> None:
 
 
 def test_listings_of_many_pages(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(storage.OPTIONS, "s3", storage.OPTIONS["s3"] | {"s3_additional_kwargs": {"MaxKeys": 3}})
+    monkeypatch.setitem(stores.OPTIONS, "s3", stores.OPTIONS["s3"] | {"s3_additional_kwargs": {"MaxKeys": 3}})
     names = list("abcdefgh")
     for name in names:
         s3.put(f"many/{name}", b"")
@@ -636,7 +635,7 @@ def _told(error: BaseException) -> str:
 def test_no_message_tells_credentials(
     s3: S3, there: Location, kind: Kind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(stores, "ATTEMPTS", 1)
     there = impatient(there, kind, monkeypatch)
     s3.fault(kind, times=math.inf)
     told = ""
@@ -670,7 +669,7 @@ def test_an_environment_that_cannot_work(
 ) -> None:
     """Ends in an error that says where and does not tell the credentials."""
     s3.put("a", DATA)
-    monkeypatch.setitem(storage.OPTIONS, "s3", storage.OPTIONS["s3"] | {"skip_instance_cache": True})
+    monkeypatch.setitem(stores.OPTIONS, "s3", stores.OPTIONS["s3"] | {"skip_instance_cache": True})
     if value is None:
         monkeypatch.delenv(name)
     else:
@@ -678,7 +677,7 @@ def test_an_environment_that_cannot_work(
     if error is None:
         assert read_bytes(location(f"{s3.url}/a")) == DATA
         return
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "ATTEMPTS", 2)
     place = location(f"{s3.url}/a")
     for operation in (read_bytes, size_of):
         with pytest.raises(error) as caught:
