@@ -25,6 +25,7 @@ from scripts.make_demo_data import make_demo_data
 from tests.paths import ROOT
 from tests.s3 import S3, SECRETS, Server
 from tests.trainer.runs import TINY, TINY_CHIPS
+from trainer.rpn import make_proposals
 from trainer.train import train as go_on
 
 pytest_plugins = ["tests.clusters"]
@@ -122,7 +123,7 @@ def test_builds__interrupted_on_one_engine_and_finished_on_the_other(
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     positives = tmp_path / "positives"
     deadline = time.monotonic() + 60
-    while process.poll() is None and not list(positives.glob("chips-*.tar")) and time.monotonic() < deadline:
+    while process.poll() is None and not list(positives.glob("chips-*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(sent)
     assert process.wait(30) != 0
@@ -177,15 +178,19 @@ def test_builds__a_missing_image_is_refused_and_an_unreachable_store_is_not_take
 def test_from_images_in_a_bucket_over_ray_to_two_ranks_that_train(
     scenes: Scenes, uploaded: str, s3: S3, ray_cluster: str, tmp_path: Path
 ) -> None:
-    """By the commands: chips, an RPN and mined negatives; then a training by two ranks, resumed, with validation."""
+    """Chips, an RPN and mined negatives; then a training by two ranks, with validation, resumed by one."""
     data, run = f"{uploaded}/chips", f"{uploaded}/run"
     ray = ["--engine", "ray", "--address", ray_cluster]
     streamed = (f"loader.cache={tmp_path / 'cache'}", "loader.window=2", "loader.cache_gb=0.01")
     cache = [word for assignment in streamed for word in ("--set", assignment)]
+    here = load_settings(None, (*OPTIONS, *streamed, "train.epochs=2"))
     source = ["--annotations", f"{uploaded}/scenes/train.json", "--images", f"{uploaded}/scenes/train"]
     said = [sniper("chips", *source, "--out", data, *options(), *ray)]
     assert digests(location(data), "positives") == digests(scenes.built, "positives")
-    said.append(sniper("negatives", "--data", data, *options(), *cache, *ray))
+    proposals = make_proposals(location(data), location(f"{uploaded}/scenes/train"), here)
+    negatives(
+        location(data), proposals=proposals, settings=here.negatives, workers=None, engine="ray", address=ray_cluster
+    )
     assert verify(location(data)).problems == []
     assert show(location(data), tmp_path / "sheet.png", kind="negative") > 0
     s3.fault("truncated", "GET", r"positives/chips-\d+\.tar", times=2)
@@ -193,9 +198,9 @@ def test_from_images_in_a_bucket_over_ray_to_two_ranks_that_train(
     validation = ["--val-annotations", f"{uploaded}/scenes/val.json", "--val-images", f"{uploaded}/scenes/val"]
     train = ["train", "--data", data, "--out", run, *options(), *cache, *validation]
     said.append(sniper(*train, launcher=TORCHRUN))
-    again = load_settings(None, (*OPTIONS, *streamed, "train.epochs=2"))
-    go_on(location(data), location(run), again, resume=True)  # with one rank instead of two
+    go_on(location(data), location(run), here, resume=True)
     assert [key for key in s3.keys("run/") if key.endswith(".pt")]
+    assert list((tmp_path / "cache/shards").glob("*.tar"))
     log = [json.loads(line) for line in s3.get("run/log.jsonl").splitlines()]
     assert {entry["epoch"] for entry in log} == {0, 1}
     _no_secret_in([result.stdout + result.stderr for result in said], s3)

@@ -27,6 +27,8 @@ MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no
     "train.compile",
     "loader.threads",
     "loader.prefetch",
+    "loader.cache",
+    "loader.cache_gb",
 }
 
 

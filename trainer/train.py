@@ -17,6 +17,7 @@ from pipeline.storage import Location, make_folder, write_atomic
 from schemas.errors import DataError, SniperError, UsageError
 from schemas.settings import ChipSettings, Settings
 from trainer.batch import Batch
+from trainer.cache import cache_of
 from trainer.checkpoint import (
     BEST,
     check_resumable,
@@ -75,7 +76,7 @@ def train(
                 f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out"
             )
         make_folder(out)
-        dataset = ChipDataset(data, pool=not rpn_only)
+        dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
         run = Run(dataset, out, settings, rank, rpn_only=rpn_only)
         if checkpoints:
             last = read_checkpoint(checkpoints[-1])
