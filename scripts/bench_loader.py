@@ -125,9 +125,10 @@ def measure_ours(data: str, epochs: int, window: int | None = None, cache: str |
     started = time.perf_counter()
     settings = LoaderSettings(threads=THREADS, window=window, cache=cache)
     loader = BatchLoader(ChipDataset(data, cache=cache_of(settings)), settings, BATCH)
-    state, rates, pss_mb, first_batch_s, whole_rates = State(0), [], [], 0.0, []
+    state, rates, pss_mb, first_batch_s = State(0), [], [], 0.0
+    whole: list[dict[str, float]] = []
     for _ in range(epochs):
-        began, first, seen = time.perf_counter(), 0.0, 0
+        began, cpu_began, first, seen = time.perf_counter(), time.process_time(), 0.0, 0
         for step in loader.epoch(state):
             if not first:
                 first, cpu = time.perf_counter(), time.process_time()
@@ -137,13 +138,14 @@ def measure_ours(data: str, epochs: int, window: int | None = None, cache: str |
             state = step.after
             del step  # as a trainer does: what it no longer needs is filled again
         rates.append((seen - num_first) / (time.perf_counter() - first))
-        whole_rates.append(seen / (time.perf_counter() - began))
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        whole.append({"rate": seen / seconds, "cpu_us": 1e6 * cpu_seconds / seen})
         cpu_us = 1e6 * (time.process_time() - cpu) / (seen - num_first)
         pss_mb.append(_pss_mb())
     rate = statistics.median(rates)
     return {
         "rate": rate,
-        "whole_rates": whole_rates,
+        "whole": whole,  # by epoch, the wait for its first batch included
         "first_batch_s": first_batch_s,
         "num_chips": seen,
         "pss_mb": pss_mb,
@@ -290,23 +292,31 @@ def bucket_with(data: Path) -> Iterator[None]:
 
 
 def measure_remote(data: Path, work: Path, rounds: int) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"local": [], "cold": [], "warm": [], "first_batch_s": [], "store_mb_s": []}
+    found: dict[str, list[dict[str, float]]] = {"local": [], "cold": [], "warm": []}
+    first_batch_s, store_mb_s = [], []
+    options = ["--window", str(WINDOW)]
     with bucket_with(data):
         for number in range(rounds):
-            found["local"].append(run_one("ours", data, work, 2, "--window", str(WINDOW))["whole_rates"][1])
+            before = run_one("ours", data, work, 2, *options)["whole"][1]
             with tempfile.TemporaryDirectory(dir=work) as cache:
-                result = run_one("ours", BUCKET, work, 2, "--window", str(WINDOW), "--cache", cache)
-            found["cold"].append(result["whole_rates"][0])
-            found["warm"].append(result["whole_rates"][1])
-            found["first_batch_s"].append(result["first_batch_s"])
-            found["store_mb_s"].append(_store_mb_s(work))
-            print(f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.4g}" for n, v in found.items()), flush=True)
-    figures: dict[str, Any] = {name: round(statistics.median(values), 2) for name, values in found.items()}
-    for name in ("cold", "warm"):
-        ratio = statistics.median(np.divide(found[name], found["local"]).tolist())
-        figures[f"{name}_over_local"] = round(ratio, 3)
-        print(f"from a bucket, cache {name}: {figures[name]:.0f} chips/s, {ratio:.2f} of local files")
-    print(f"the bucket alone, nothing decoded: {figures['store_mb_s']:.0f} MB/s")
+                result = run_one("ours", BUCKET, work, 2, *options, "--cache", cache)
+            after = run_one("ours", data, work, 2, *options)["whole"][1]  # other load comes and goes
+            found["local"].append({name: statistics.harmonic_mean([before[name], after[name]]) for name in before})
+            found["cold"].append(result["whole"][0])
+            found["warm"].append(result["whole"][1])
+            first_batch_s.append(result["first_batch_s"])
+            store_mb_s.append(_store_mb_s(work))
+            shown = ", ".join(f"{name} {values[-1]['rate']:.0f} chips/s" for name, values in found.items())
+            print(f"round {number + 1}: {shown}, the bucket alone {store_mb_s[-1]:.0f} MB/s", flush=True)
+    figures: dict[str, Any] = {"first_batch_s": round(statistics.median(first_batch_s), 2)}
+    figures["store_mb_s"] = round(statistics.median(store_mb_s), 1)
+    for name, epochs in found.items():
+        rate = statistics.median(epoch["rate"] for epoch in epochs)
+        cpu_us = statistics.median(epoch["cpu_us"] for epoch in epochs)
+        ratios = [epoch["rate"] / local["rate"] for epoch, local in zip(epochs, found["local"], strict=True)]
+        ratio = round(statistics.median(ratios), 3)
+        figures[name] = {"rate": round(rate, 1), "cpu_us": round(cpu_us), "over_local": ratio}
+        print(f"{name:6}{rate:6.0f} chips/s, {ratio:.2f} of local files, {cpu_us:.0f} us of CPU per chip")
     return figures
 
 

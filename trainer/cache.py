@@ -25,6 +25,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakSet
 
 from upath import UPath
 
@@ -135,9 +136,7 @@ def _fetch(max_bytes: int, path: Path, shard: Shard, own: Collection[str]) -> in
     """Download a shard and claim it; None where another process or thread had begun to, and has ended."""
     temporary = path.with_name(f"{TEMPORARY}{shard.sha256}-{shard.size}")
     lock_path = temporary.with_name(f"{temporary.name}.lock")
-    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(lock_path) as lock:
         if not _is_at(lock, lock_path):  # its former holder is done, and took it away
             return None
         try:
@@ -153,9 +152,18 @@ def _fetch(max_bytes: int, path: Path, shard: Shard, own: Collection[str]) -> in
         finally:
             temporary.unlink(missing_ok=True)
             lock_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold a file, made where it is missing, against all others; yields its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # for all: a process forked meanwhile has this descriptor, too
-        os.close(lock)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has it open, too
+        os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -212,8 +220,7 @@ def gigabytes(size: int) -> str:
 
 def _make_room(folder: Path, max_bytes: int, own: Collection[str]) -> bool:
     """Delete unused shards until max_bytes and the disk have room for those on their way; whether the disk has."""
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(folder / ".lock"):
         coming, written = _on_their_way(folder)
         shards = [(path, status) for path in folder.glob("*.tar") if (status := _status(path))]
         excess = coming + sum(status.st_size for _, status in shards) - max_bytes
@@ -234,8 +241,7 @@ def _on_their_way(folder: Path) -> tuple[int, int]:
     coming = written = 0
     for lock_path in folder.glob(f"{TEMPORARY}*.lock"):
         temporary = lock_path.with_suffix("")
-        if _unlink_unused(lock_path):
-            temporary.unlink(missing_ok=True)
+        if _unlink_unused(lock_path, temporary):
             continue
         coming += int(temporary.name.rpartition("-")[2])
         written += status.st_blocks * 512 if (status := _status(temporary)) else 0
@@ -249,8 +255,8 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _unlink_unused(path: Path) -> bool:
-    """Delete a file unless somebody holds a lock on it, or it is another user's."""
+def _unlink_unused(path: Path, *with_it: Path) -> bool:
+    """Delete a file, and others that belong to whoever holds it; not if somebody does, or it is another user's."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -259,31 +265,47 @@ def _unlink_unused(path: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if not _is_at(descriptor, path):  # deleted, and another one made in its place, since it was opened
+            return False
+        for each in (*with_it, path):  # itself last: from then on others may take its place
+            each.unlink(missing_ok=True)
     except (BlockingIOError, PermissionError):
         return False
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # as in _locked
         os.close(descriptor)
     return True
 
 
 class OpenShards:
-    """The descriptors of a data set's cached shards, each open as long as a thread of this process counts on it."""
+    """The descriptors of a data set's cached shards, each open as long as a thread of this process counts on it.
+
+    A forked process begins anew, with none.
+    """
 
     def __init__(self, cache: Cache, data: UPath, names: list[str], sizes: list[int], sha256s: list[str]) -> None:
         self._cache, self._data, self._names, self._sizes, self._sha256s = cache, data, names, sizes, sha256s
         self._own = frozenset(sha256s)
+        self._begin()
+        _everywhere.add(self)
+        with suppress(OSError):  # no cache yet, or one that can only be read
+            _make_room(cache.folder / "shards", cache.max_bytes, self._own)  # the cap may be lower than last time
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[int, list[int]] = {}  # shard -> descriptor and how many count on it
         self._recent: OrderedDict[int, None] = OrderedDict()
         self.coming: dict[int, Future[bool]] = {}  # what a Fetcher is at
-        self._process = os.getpid()
-        with suppress(OSError):  # no cache yet, or one that can only be read
-            _make_room(cache.folder / "shards", cache.max_bytes, self._own)  # the cap may be lower than last time
 
     def __del__(self) -> None:
         for descriptor, _ in getattr(self, "_open", {}).values():
             os.close(descriptor)
+
+    def after_fork(self) -> None:
+        """In the child: without the parent's threads, locks and connections, and no longer claiming its shards."""
+        self.__del__()
+        self._begin()
+        self._data = UPath(self._data.path, protocol=self._data.protocol, **self._data.storage_options)
 
     def hold(self, shard: int) -> int:
         """A descriptor that is good until `release`.
@@ -348,10 +370,18 @@ class OpenShards:
         return self._cache.path(self._sha256s[shard])
 
     def _shard(self, shard: int) -> Shard:
-        if self._process != os.getpid():  # fsspec's connections do not survive a fork
-            self._data = UPath(self._data.path, protocol=self._data.protocol, **self._data.storage_options)
-            self._process = os.getpid()
         return Shard(self._data / self._names[shard], self._sizes[shard], self._sha256s[shard])
+
+
+_everywhere: WeakSet[OpenShards] = WeakSet()
+
+
+def _after_fork() -> None:
+    for shards in _everywhere:
+        shards.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Fetcher:
@@ -379,6 +409,7 @@ class Fetcher:
         self._waiting = deque(order)
         self._then = then
         self._following: Future[Sequence[int]] | None = None
+        self._kept = frozenset[int]()  # for the work that follows
         self._fetched: dict[int, Future[bool]] = {}  # shard -> whether it is held
         self._pool = ThreadPoolExecutor(FETCHERS)
         self._go_on()
@@ -386,7 +417,7 @@ class Fetcher:
     def passed(self, part: int) -> None:
         """Let go of what is not used after this part of the work, and go on fetching. Parts come in order."""
         for shard in self._past.get(part, ()):
-            if future := self._fetched.pop(shard, None):
+            if shard not in self._kept and (future := self._fetched.pop(shard, None)):
                 self._let_go(shard, future)
         self._go_on()
 
@@ -406,6 +437,7 @@ class Fetcher:
         if not self._waiting and self._then:
             self._following, self._then = self._pool.submit(self._then), None
         if self._following and self._following.done():
+            self._kept = frozenset(self._following.result())
             self._waiting.extend(self._following.result())
             self._following = None
 

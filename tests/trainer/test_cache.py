@@ -342,18 +342,29 @@ def test_hold__until_the_last_one_lets_go(store: Store) -> None:
     assert num_open(store.cache.folder) == 0
 
 
-def test_fork__the_child_has_connections_of_its_own(store: Store) -> None:
-    shards = open_shards(store)
+def test_fork__the_child_begins_anew(store: Store) -> None:
+    """Though threads of the parent hold locks and fetch what the child wants, too."""
+    shards = open_shards(store, delay=0.2)
     read(shards, 0)
-    child = FORK.Process(target=_read_inherited, args=(shards, shards._data.fs, store))
-    child.start()
-    child.join()
+    fetcher = Fetcher(shards, [1, 2], {}, limit=2, max_files=100)
+    with shards._lock:
+        child = FORK.Process(target=_read_inherited, args=(shards, shards._data.fs, store))
+        child.start()
+    child.join(20)
+    child.kill()
     assert child.exitcode == 0
+    fetcher.close()
+    store.use(3, max_shards=1)  # no child claims what the parent had open
+    assert store.cached() == [0, 3]
+    del shards, fetcher
+    store.use(4, max_shards=1)
+    assert store.cached() == [4]
 
 
 def _read_inherited(shards: OpenShards, former: object, store: Store) -> None:
-    assert read(shards, 0) == store.contents[0]
-    assert read(shards, 1) == store.contents[1]
+    assert num_open(store.cache.folder) == 0
+    for number in (0, 1, 2):
+        assert read(shards, number) == store.contents[number]
     assert shards._data.fs is not former
 
 
