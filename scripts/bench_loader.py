@@ -322,7 +322,7 @@ def measure_remote(data: Path, work: Path, rounds: int) -> dict[str, Any]:
 
 def _store_mb_s(work: Path) -> float:
     """What the bucket gives to as many downloads at a time as the loader has."""
-    from trainer.cache import FETCHERS
+    from trainer.fetch import FETCHERS
 
     places = files_in(location(BUCKET) / "positives", "*.tar")
     with tempfile.TemporaryDirectory(dir=work) as folder, ThreadPoolExecutor(FETCHERS) as pool:

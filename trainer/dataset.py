@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from pipeline.storage import Location, location
 from schemas.errors import DataError
 from schemas.loader import LoaderSettings
-from trainer.cache import Cache, OpenShards, cache_of
+from trainer.cache import Cache, cache_of
+from trainer.fetch import OpenShards
 from trainer.manifest import open_manifest
 
 Pixels = npt.NDArray[np.uint8]

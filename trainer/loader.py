@@ -23,8 +23,9 @@ from schemas.codes import Status
 from schemas.errors import DataError, UsageError
 from schemas.loader import LoaderSettings
 from trainer.batch import Batch, flip
-from trainer.cache import Fetcher, gigabytes
+from trainer.cache import gigabytes
 from trainer.dataset import ChipDataset, Pixels
+from trainer.fetch import Fetcher
 from trainer.order import I64, Purpose, epoch_order, mix, part, ragged_rows, repeat_factors
 
 Flags = npt.NDArray[np.bool_]

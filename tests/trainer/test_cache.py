@@ -19,7 +19,8 @@ import trainer.cache
 from schemas.errors import DataError
 from schemas.loader import LoaderSettings
 from tests.trainer.remote import PROTOCOL, RemoteFiles, downloads, num_open, remote
-from trainer.cache import RECENT, Cache, Fetcher, OpenShards, Shard, cache_of, open_shard
+from trainer.cache import Cache, Shard, cache_of, open_shard
+from trainer.fetch import FETCHERS, RECENT, Fetcher, OpenShards
 
 SIZE, NUM = 10_000, 6
 FORK = multiprocessing.get_context("fork")
@@ -428,4 +429,4 @@ def test_fetcher__closed_while_fetching(store: Store) -> None:
     fetcher.close()
     assert threading.active_count() == before
     assert num_open(store.cache.folder) == 0
-    assert len(store.cached()) <= trainer.cache.FETCHERS
+    assert len(store.cached()) <= FETCHERS

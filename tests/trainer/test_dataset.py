@@ -19,8 +19,9 @@ from schemas.codes import Status
 from schemas.errors import DataError
 from tests.trainer.manifests import reference_pixels, rows_of
 from tests.trainer.remote import PROTOCOL, downloads, num_open, remote
-from trainer.cache import RECENT, Cache
+from trainer.cache import Cache
 from trainer.dataset import ChipDataset
+from trainer.fetch import RECENT
 
 
 def digest(dataset: ChipDataset, rows: range) -> str:

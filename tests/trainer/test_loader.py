@@ -26,8 +26,9 @@ from schemas.settings import ChipSettings
 from tests.trainer.manifests import reference_pixels, rows_of
 from tests.trainer.remote import downloads, num_open, open_shards, remote, reshard
 from trainer.batch import Batch
-from trainer.cache import RECENT, Cache
+from trainer.cache import Cache
 from trainer.dataset import ChipDataset
+from trainer.fetch import RECENT
 from trainer.loader import BatchLoader, State, Step
 
 CPU = torch.device("cpu")
