@@ -109,7 +109,7 @@ format: setup ## put the code into ruff's form
 
 bench: setup peers ## measure every stage, the peers beside them; figures under bench-results/
 	@mkdir -p bench-results
-	$(BIN)/python scripts/bench_plan.py --json bench-results/plan.json
+	$(BIN)/python scripts/bench_plan.py --scale --json bench-results/plan.json
 	$(BIN)/python scripts/bench_cut.py --json bench-results/cut.json
 	$(BIN)/python scripts/bench_loader.py --json bench-results/loader.json
 	$(BIN)/python scripts/bench_train.py --json bench-results/train.json

@@ -39,7 +39,8 @@ from schemas.settings import ChipSettings
 from schemas.tables import FORMAT_VERSION, PLAN
 
 FOLDER = "positives"
-PLAN_FILE_CHIPS, PLAN_GROUP_CHIPS = 200_000, 4096  # chips per file of plan/, and per row group of one
+PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
+PLAN_GROUP_CHIPS, PLAN_GROUP_RUNS = 2048, 256  # a row group of one ends with the run that reaches either
 
 
 class Report(NamedTuple):
@@ -286,19 +287,22 @@ def _write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
             num_chips = 0
             while group is not None and num_chips < PLAN_FILE_CHIPS:
                 writer.write_table(group)
+                pa.default_memory_pool().release_unused()  # it would keep a dozen megabytes
                 num_chips += group.num_rows
                 group = next(groups, None)
         number += 1
 
 
 def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of PLAN_GROUP_CHIPS or a few more."""
+    """The same rows in fewer tables."""
     waiting: list[pa.Table] = []
+    num_chips = 0
     for chips in plans:
         waiting.append(chips)
-        if sum(table.num_rows for table in waiting) >= PLAN_GROUP_CHIPS:
+        num_chips += chips.num_rows
+        if num_chips >= PLAN_GROUP_CHIPS or len(waiting) >= PLAN_GROUP_RUNS:
             yield pa.concat_tables(waiting)
-            waiting.clear()
+            waiting, num_chips = [], 0
     if waiting:
         yield pa.concat_tables(waiting)
 

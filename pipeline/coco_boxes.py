@@ -94,7 +94,7 @@ class _Columns:
     def add(self, *parts: npt.NDArray[Any], where: BoolArray) -> None:
         """Append row, image, annotation_id, label, flags and box of those boxes that `where` marks."""
         here = slice(self.size, self.size + int(np.count_nonzero(where)))
-        columns = (self.row, self.image, self.annotation_id, self.label, self.flags, self.box)
+        columns: list[npt.NDArray[Any]] = [self.row, self.image, self.annotation_id, self.label, self.flags, self.box]
         for column, part in zip(columns, parts, strict=True):
             column[here] = part if where.all() else part[where]
         self.size = here.stop

@@ -129,8 +129,8 @@ def scan_block(
             escaped = False
         elif in_string:
             escaped = c == _BACKSLASH and not escaped
-        elif c == _COMMA:
-            if in_list and depth == 2:
+        elif c < _OPEN_LIST:  # most that is in no string: digits, spaces
+            if depth == 2 and c == _COMMA and in_list:
                 records += 1
                 stop = base + i
                 if records >= run_records or stop - start >= run_bytes:
@@ -142,8 +142,6 @@ def scan_block(
                     )
                     count += 1
                     start, records = stop + 1, 0
-        elif c < _OPEN_LIST:  # most that is in no string: digits, spaces
-            continue
         elif c in (_OPEN_LIST, _OPEN_OBJECT):
             depth += 1
             if depth == 2:

@@ -20,7 +20,7 @@ from pipeline.summary import Summary, mask_to_scales
 from schemas.codes import FATE_NAMES, Fate, Reason
 from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
 
-ROWS = 1 << 16  # of a row group
+ROWS = 1 << 14  # of a row group
 
 
 def write_ledger(folder: Location, summary: Summary, rejects: list[Reject], known: dict[str, str]) -> dict[str, str]:
@@ -66,6 +66,7 @@ def _write(
         with pq.ParquetWriter(hashing, schema, compression="zstd") as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=ROWS)
+                pa.default_memory_pool().release_unused()
         if hashing.hexdigest() == known and is_file(place):
             raise _UnchangedError
         remove(run_file)

@@ -18,7 +18,7 @@ BYTES_PER_CHIP_PIXEL = 0.30
 DECODE_SECONDS_PER_PIXEL = 8e-9
 CHIP_SECONDS_PER_PIXEL = 6e-9
 
-CHUNK = 1 << 16  # images summed at a time: fixed, so that a sum's rounding depends on nothing
+CHUNK = 1 << 14  # images summed at a time: fixed, so that a sum's rounding depends on nothing
 
 
 class Summary:

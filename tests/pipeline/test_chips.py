@@ -135,6 +135,20 @@ def test_chips__changed_annotations_redo_only_their_shards(demo_set: DataSet, tm
     assert digests(out) == digests(tmp_path / "fresh")
 
 
+def test_chips__changed_category_name_rewrites_its_ledger_alone(demo_set: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(demo_set, out)
+    before = {path: path.stat().st_ino for path in out.rglob("*")}
+    coco = json.loads(demo_set.annotations.read_bytes())
+    coco["categories"][0]["name"] = "renamed"
+    (tmp_path / "renamed.json").write_text(json.dumps(coco))
+    report = build(DataSet(tmp_path / "renamed.json", demo_set.images), out)
+    assert report.num_made == 0
+    changed = {path.name for path, number in before.items() if path.stat().st_ino != number}
+    assert changed == {"categories.parquet", "run.json"}
+    assert verify(out).problems == []
+
+
 def test_chips__fewer_images_drop_the_shards_beyond(demo_set: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(demo_set, out)

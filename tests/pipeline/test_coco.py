@@ -2,16 +2,22 @@
 
 import json
 import math
+import os
 import tempfile
+import threading
+import tracemalloc
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import coco_boxes, coco_file, json_records
 from pipeline.coco import Source, describe_rejects, read_coco
 from schemas.codes import Fate
 from schemas.errors import DataError
@@ -268,6 +274,103 @@ def test_read_coco_corners_instead_of_sizes_are_noted(tmp_path: Path) -> None:
     (note,) = read(MINIMAL | {"images": [image], "annotations": boxes}, tmp_path).notes
     assert "x1 y1 x2 y2" in note
     assert read(MINIMAL, tmp_path).notes == []
+
+
+def columns(source: Source) -> dict[str, Any]:
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in vars(source).items()
+        if name != "category_of_label"
+    }
+
+
+@pytest.mark.parametrize("names", [["annotations", "images", "categories"], ["categories", "annotations", "images"]])
+def test_read_coco_lists_may_come_in_any_order(names: list[str], tmp_path: Path) -> None:
+    expected = columns(read(MINIMAL, tmp_path))
+    assert columns(read({"info": [[], {}]} | {name: MINIMAL[name] for name in names}, tmp_path)) == expected
+
+
+def test_read_coco_last_of_repeated_keys_counts(tmp_path: Path) -> None:
+    text = json.dumps(MINIMAL)
+    content = text.replace("{", '{"images": [{"id": 1}], "cat\\u0065gories": [], "x": [], "x": 5, ', 1).encode()
+    assert columns(read(content, tmp_path)) == columns(read(MINIMAL, tmp_path))
+
+
+def mixed() -> dict[str, Any]:
+    """Forty images and 300 boxes in no order, with one of everything that is refused."""
+    rng = np.random.default_rng(3)
+    ids = rng.permutation(40).tolist()
+    images: list[Any] = [{"id": i, "file_name": f"{i}.jpg", "width": 90 - i, "height": 50 + i} for i in ids]
+    images[7]["width"] = 0
+    images[9]["file_name"] = "./" + images[31]["file_name"]
+    images[20] = None
+    boxes: list[Any] = [
+        {"id": i, "image_id": int(rng.integers(0, 41)), "category_id": 4, "bbox": rng.uniform(0, 70, 4).tolist()}
+        for i in rng.permutation(300).tolist()
+    ]
+    boxes[30]["bbox"][2] = 0
+    boxes[77]["id"], boxes[240]["id"] = boxes[200]["id"], boxes[30]["id"]
+    boxes[100]["iscrowd"], boxes[101]["iscrowd"] = 1, "x"
+    boxes[150]["bbox"][1] = math.inf
+    boxes[170] = "x"
+    boxes[210]["category_id"] = 5
+    boxes[211]["image_id"] = 2**70
+    return {"annotations": boxes, "images": images, "categories": MINIMAL["categories"]}
+
+
+@pytest.mark.parametrize(("run_records", "block"), [(1, 1000), (7, 64), (64, 1 << 18)])
+def test_read_coco_is_the_same_by_runs_of_any_length_and_parsed_whole(
+    run_records: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = mixed()
+    whole = read(json.dumps(content).encode("utf-16"), tmp_path)
+    assert_reconciles(whole, content)
+    assert len(whole.refused_images) == 3
+    assert {box.reason for box in whole.refused_boxes if box.fate == Fate.REFUSED} == {
+        "no_area", "outside_image", "duplicate_id", "bad_record", "bad_numbers", "unknown_category", "unknown_image",
+    }  # fmt: skip
+    monkeypatch.setattr(json_records, "BLOCK", block)
+    monkeypatch.setattr(coco_boxes, "CHUNK", run_records)
+    monkeypatch.setattr(coco_file, "outline", partial(json_records.outline, run_records=run_records))
+    monkeypatch.setattr(coco_file, "parse_whole", None)  # none is
+    assert columns(read(content, tmp_path)) == columns(whole)
+
+
+def test_read_coco_from_a_pipe(tmp_path: Path) -> None:
+    expected = columns(read(MINIMAL, tmp_path))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[json.dumps(MINIMAL).encode()])
+    writer.start()
+    assert columns(read_coco(pipe)) == expected
+    writer.join()
+
+
+def test_read_coco_memory_per_image_and_box_is_bounded(tmp_path: Path) -> None:
+    """200 bytes per image and 60 per box, whatever the file holds beside; scripts/bench_plan.py --scale has it all."""
+    peaks = []
+    for num_images in (10_000, 30_000):
+        ids = range(num_images)
+        images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in ids]
+        boxes = [
+            {
+                "id": -i,
+                "image_id": i % num_images,
+                "category_id": 4,
+                "bbox": [1, 2, 30.5, 40],
+                "segmentation": [[0] * 40],
+            }
+            for i in range(4 * num_images)
+        ]
+        path = tmp_path / "large.json"
+        path.write_bytes(msgspec.json.encode(MINIMAL | {"images": images, "annotations": boxes}))
+        del images, boxes
+        tracemalloc.start()
+        source = read_coco(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(source.row) == 4 * num_images
+    assert peaks[1] - peaks[0] < 20_000 * 200 + 80_000 * 60
 
 
 def test_read_coco_message_of_a_huge_wrong_value_stays_short(tmp_path: Path) -> None:
