@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import coco_boxes, coco_file, json_records
 from pipeline.coco import Source, describe_rejects, read_coco
+from pipeline.coco import boxes as coco_boxes
+from pipeline.coco import file as coco_file
+from pipeline.coco import records as json_records
 from schemas.codes import Fate
 from schemas.errors import DataError
 from tests.paths import shared_data

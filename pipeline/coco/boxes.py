@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.coco import RefusedBox, Reject
-from pipeline.coco_categories import Categories
-from pipeline.coco_file import Annotation
-from pipeline.coco_ids import IntArray, StringIds, id_or_none, is_id, shown
-from pipeline.coco_images import Images
-from pipeline.grouping import group
+from pipeline.coco.categories import Categories
+from pipeline.coco.file import Annotation
+from pipeline.coco.grouping import group
+from pipeline.coco.ids import IntArray, StringIds, id_or_none, is_id, shown
+from pipeline.coco.images import Images
+from pipeline.coco.source import RefusedBox, Reject
 from schemas.codes import Fate, Reason
 
 BoolArray = npt.NDArray[np.bool_]

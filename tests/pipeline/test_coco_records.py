@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import json_records
-from pipeline.json_records import outline, read_range
+from pipeline.coco import records as scanner
+from pipeline.coco.records import outline, read_range
 
 ABSENT = object()
 
@@ -69,7 +69,7 @@ def test_outline_runs_and_rest_are_the_whole_file(
 ) -> None:
     data = json.dumps(content, **layout).encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_records, "BLOCK", block)
+        patch.setattr(scanner, "BLOCK", block)
         assert put_together(data, run_records, run_bytes) == json.loads(data)
 
 
@@ -105,7 +105,7 @@ def test_outline_of_very_many_lists_is_none() -> None:
     def file(num_lists: int) -> BytesIO:
         return BytesIO(json.dumps({str(i): [i] for i in range(num_lists)}).encode())
 
-    most = json_records.MAX_LISTS
+    most = scanner.MAX_LISTS
     found = outline(file(most))
     assert found is not None
     assert found.runs[:, 0].tolist() == list(range(most))

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.coco_file import Category
-from pipeline.coco_ids import StringIds, is_id, repeated_ids, shown
+from pipeline.coco.file import Category
+from pipeline.coco.ids import StringIds, is_id, repeated_ids, shown
 
 
 class Categories(NamedTuple):

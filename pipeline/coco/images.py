@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
-from pipeline.coco import RefusedImage, Reject
-from pipeline.coco_file import Image
-from pipeline.coco_ids import IntArray, StringIds, id_or_none, is_id, is_text, repeated_ids, shown
+from pipeline.coco.file import Image
+from pipeline.coco.ids import IntArray, StringIds, id_or_none, is_id, is_text, repeated_ids, shown
+from pipeline.coco.source import RefusedImage, Reject
 from schemas.codes import Reason
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.grouping import group
+from pipeline.coco.grouping import group
 
 
 @settings(max_examples=100, deadline=None)

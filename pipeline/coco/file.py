@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.json_records import File, outline, read_range
+from pipeline.coco.records import File, outline, read_range
 from pipeline.storage import Location
 from schemas.errors import DataError
 
@@ -129,7 +129,7 @@ def _numbers(rest: bytes) -> dict[str, int]:
 
 
 def _parsed(file: File, runs: npt.NDArray[np.int64], name: str) -> Iterator[list[Any]]:
-    """The records of a list's runs (rows of json_records.Outline)."""
+    """The records of a list's runs (rows of records.Outline)."""
     for _, start, stop, num_records in runs.tolist():
         text = read_range(file, start - 1, stop + 1)  # with what stands before and behind: a bracket or a comma
         if len(text) != stop - start + 2:
