@@ -1,6 +1,7 @@
 """Cutting speed: our cutter against the bare kernels in a loop and against SAHI's slicing, interleaved in one run.
 
-Steady state: start-up of processes and imports is timed apart. SAHI runs in .venv-peers (`make peers`).
+Steady state: start-up of processes and imports is timed apart. Ray runs on all cores of this machine. SAHI runs in
+.venv-peers (`make peers`).
 """
 
 import json
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,7 @@ RATIOS = [
     ("one_worker", "kernels"),
     ("two_workers", "kernels_two_processes"),
     ("two_workers", "one_worker"),
+    ("ray", "two_workers"),
     ("kernels_two_processes", "kernels"),
     ("one_worker", "sahi"),
     ("two_workers", "sahi"),
@@ -94,11 +97,11 @@ def timed_kernels(job: ShardJob) -> Timed:
     return Timed(os.getpid(), started, time.monotonic(), len(rows))
 
 
-def rate(work: Callable[[ShardJob], Timed], jobs: list[ShardJob], workers: int) -> tuple[float, float]:
+def rate(work: Callable[[ShardJob], Timed], jobs: list[ShardJob], engine: Engine) -> tuple[float, float]:
     """Chips/s once every worker has finished its first shard, and the seconds until the first shard began."""
     started = time.monotonic()
     tasks = (Task(job.name, job) for job in jobs)
-    done = sorted(run(work, tasks, Engine(workers=workers)), key=lambda shard: shard.started)
+    done = sorted(run(work, tasks, engine), key=lambda shard: shard.started)
     firsts = {shard.process: shard for shard in reversed(done)}
     warm = max(shard.ended for shard in firsts.values())
     steady = [shard for shard in done if shard.started >= warm]
@@ -128,15 +131,18 @@ def measure(annotations: Path, images: Path, rounds: int) -> Iterator[dict[str, 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             jobs = make_jobs(source, images, folder / "ours")
-            one, _ = rate(timed_cut, jobs, 1)
-            two, start_up = rate(timed_cut, jobs, 2)
+            one, _ = rate(timed_cut, jobs, Engine(workers=1))
+            two, start_up = rate(timed_cut, jobs, Engine(workers=2))
+            ray, ray_start_up = rate(timed_cut, jobs, Engine("ray")) if find_spec("ray") else (None, None)
             yield {
-                "kernels": rate(timed_kernels, jobs, 1)[0],
-                "kernels_two_processes": rate(timed_kernels, jobs, 2)[0],
+                "kernels": rate(timed_kernels, jobs, Engine(workers=1))[0],
+                "kernels_two_processes": rate(timed_kernels, jobs, Engine(workers=2))[0],
                 "one_worker": one,
                 "two_workers": two,
+                "ray": ray,
                 "sahi": sahi_rate(annotations, images, folder),
                 "start_up_seconds": start_up,
+                "ray_start_up_seconds": ray_start_up,
             }
 
 
