@@ -24,6 +24,7 @@ from pipeline.storage import (
     files_in,
     image_folder,
     is_file,
+    location,
     locked,
     make_folder,
     read_bytes,
@@ -81,8 +82,9 @@ def chips(
         DataError: the annotation file cannot be trusted, or the output cannot be written.
         UsageError: `out` holds something else or is in use, or the image folder is missing.
     """
+    out = location(out)
     if not plan_only:
-        images = image_folder(images)
+        images = image_folder(None if images is None else location(images))
     source = read_coco(annotations, settings.max_pixels)
     with locked(out):
         if overwrite:
@@ -178,13 +180,14 @@ def prepare(target: Target, names: Iterable[str], section: str) -> None:
     """
     folder = target.out / target.folder
     make_folder(folder)
-    there = files_in(folder, "chips-*.parquet")
-    _refuse_other_settings(target, there, section)
+    records = files_in(folder, "chips-*.parquet")
+    _refuse_other_settings(target, records, section)
     wanted = set(names)
-    for path in there:
-        if path.stem not in wanted:
-            remove(path)
-            remove(path.with_suffix(".tar"))
+    surplus = [path for path in [*records, *files_in(folder, "chips-*.tar")] if path.stem not in wanted]
+    if surplus:
+        remove(target.run_file)  # first of all: it speaks of them
+    for path in surplus:
+        remove(path)
 
 
 def _refuse_other_settings(target: Target, records: Sequence[Location], section: str) -> None:
@@ -211,7 +214,7 @@ def _refuse_other_settings(target: Target, records: Sequence[Location], section:
 def shard_job(target: Target, name: str, images: list[SourceImage], chips: pa.Table) -> ShardJob:
     """The job of a planned shard; `chips` as schema PLAN, ordered by image."""
     out, folder, run_file, root, settings, recorded = target
-    return ShardJob(out, folder, name, root, images, chips, settings, recorded, run_file)
+    return ShardJob(out, folder, name, root, images, chips, settings, recorded, run_file, codec())
 
 
 def task_memory(images: Sequence[SourceImage]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
+from pipeline.engines import cores
 from pipeline.extras import needed
 from pipeline.storage import Location, location
 from schemas.errors import SniperError, UsageError
@@ -54,7 +55,7 @@ _annotations = click.option("--annotations", type=location, required=True, help=
 _workers = click.option(
     "--workers",
     type=click.IntRange(1),
-    default=os.cpu_count() or 1,
+    default=cores(),
     show_default="all cores",
     help="processes",
 )
@@ -144,7 +145,7 @@ def chips(
     )
     for line in (*report.notes, *describe_rejects(report.rejects)):
         click.echo(line)
-    click.echo(describe(report.counts, (workers or os.cpu_count() or 1) if plan_only else None))
+    click.echo(describe(report.counts, (workers or cores()) if plan_only else None))
     if plan_only:
         click.echo(f"{out}/plan: planned {report.num_shards} shards; no image was read")
     elif report.num_made:

@@ -12,13 +12,15 @@ import xxhash
 from PIL import Image
 
 from pipeline.coco import Reject, SourceImage
-from pipeline.images import ImageRefusedError, codec, cut_chip, encode_jpeg, read_image
+from pipeline.images import Codec, ImageRefusedError, codec, cut_chip, encode_jpeg, read_image
 from pipeline.shards import ImageHash, Member, Record, TarWriter, commit_shard, read_record
 from pipeline.storage import Location, ahead, atomic_file, read_each, remove, size_of
 from schemas.codes import Reason
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from schemas.tables import FORMAT_VERSION, PLAN, STORAGE
+
+AGAIN = "run the same command again: what is finished is kept"
 
 
 class ShardJob(NamedTuple):
@@ -33,6 +35,7 @@ class ShardJob(NamedTuple):
     settings: ChipSettings
     recorded: dict[str, Any]  # settings that the record names
     run_file: Location  # says that the build is finished; goes when a shard of it is made anew
+    codec: Codec  # in use where the build was started
     hashes: list[str] | None = None  # what the image files must be, where chips of them exist already
 
 
@@ -48,6 +51,11 @@ def make_shard(job: ShardJob) -> ShardResult:
     Raises:
         DataError: the output cannot be written, or the store with the images gives no answer.
     """
+    if codec() != job.codec:
+        raise DataError(
+            f"{job.name}: this worker has {', '.join(map(str, codec()))}, the command was started with "
+            f"{', '.join(map(str, job.codec))}: the bytes would differ; install the same on all nodes"
+        )
     fingerprint = shard_fingerprint(job)
     record_path = job.out / job.folder / f"{job.name}.parquet"
     record = _standing(record_path, job, fingerprint)
@@ -68,6 +76,8 @@ def _standing(record_path: Location, job: ShardJob, fingerprint: str) -> Record 
         return None
     if size_of(record_path.with_suffix(".tar")) != record.tar_bytes:
         return None
+    if any(reject.reason == Reason.UNREADABLE_FILE for reject in record.rejects):
+        return None  # the disk may have had a bad moment
     if job.hashes is not None and [image.hash for image in record.images] != job.hashes:
         return None
     return record
@@ -88,7 +98,9 @@ def shard_fingerprint(job: ShardJob) -> str:
 def _file_size(place: Location) -> int:
     try:
         size = size_of(place)
-    except OSError:
+    except OSError as error:
+        if not isinstance(place, Path):
+            raise DataError(f"{error}; {AGAIN}") from error
         size = None
     return -1 if size is None else size  # refused when it is read
 
@@ -166,7 +178,7 @@ def _checked(content: bytes | OSError, image_root: Location) -> bytes:
     if isinstance(content, FileNotFoundError):
         raise ImageRefusedError(Reason.MISSING_FILE, "no such file in the image folder") from content
     if not isinstance(image_root, Path):
-        raise DataError(f"{content}; run the same command again: what is finished is kept") from content
+        raise DataError(f"{content}; {AGAIN}") from content
     raise ImageRefusedError(Reason.UNREADABLE_FILE, content.strerror or str(content)) from content
 
 

@@ -43,7 +43,12 @@ class Engine(NamedTuple):
 
     @property
     def processes(self) -> int:
-        return self.workers or os.cpu_count() or 1
+        return self.workers or cores()
+
+
+def cores() -> int:
+    """The cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def run(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], engine: Engine) -> Iterator[Result]:
@@ -108,11 +113,11 @@ def _with_pool(
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                if isinstance(future.exception(), BrokenProcessPool):
+                if _is_lost(future):
                     continue
                 del running[future]
                 yield future.result()
-            if any(future.done() for future in running):  # they were lost with the pool
+            if any(map(_is_lost, running)):  # all are, with the pool
                 break
         finished = True
     finally:
@@ -121,6 +126,10 @@ def _with_pool(
                 child.terminate()
         pool.shutdown(cancel_futures=True)
     return [*running.values(), *not_taken]
+
+
+def _is_lost(future: Future[Result]) -> bool:
+    return future.done() and isinstance(future.exception(), BrokenProcessPool)
 
 
 def _start_worker() -> None:

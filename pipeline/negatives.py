@@ -32,6 +32,7 @@ from pipeline.storage import (
     location,
     locked,
     read_bytes,
+    remove,
     remove_folder,
     remove_temporary,
 )
@@ -96,9 +97,11 @@ def negatives(
         raise UsageError("negatives: give either proposals or a number of random chips per image")
     if random is not None and random < 1:
         raise UsageError(f"--random {random}: expected at least one chip per image")
+    data, images = location(data), None if images is None else location(images)
     read_run(data, "sniper chips")
     with locked(data):
         if overwrite:
+            remove(data / FOLDER / "run.json")  # first of all: it speaks of the rest
             remove_folder(data / FOLDER)
         remove_temporary(data)
         positives = read_run(data, "sniper chips")
@@ -125,7 +128,7 @@ def image_root(data: Location, images: Location | None) -> Location:
     Raises:
         UsageError: it is not there; DataError: the positives are unfinished.
     """
-    root = location(read_run(data, "sniper chips")["images"]) if images is None else images
+    root = location(read_run(data, "sniper chips").get("images", "")) if images is None else images
     if not is_folder(root):
         raise UsageError(f"{root}: no such image folder; give the folder the positives were cut from as --images")
     return root
@@ -168,7 +171,7 @@ def _read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
 
 def _find(proposals: Location, ledger: _Ledger, positives: str) -> Pool | Parts:
     """Proposals of our own RPN are left where they are, for the workers; other files are checked as a whole first."""
-    parts = find_parts(proposals, positives)
+    parts = find_parts(proposals, positives, ledger.source.num_images)
     return parts or read_proposals(proposals, extents(ledger.source, ledger.refused))
 
 

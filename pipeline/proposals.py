@@ -88,21 +88,34 @@ class Parts(NamedTuple):
         return self.files[start // self.length : -(-stop // self.length)]
 
 
-def find_parts(folder: Location, positives: str) -> Parts | None:
+def find_parts(folder: Location, positives: str, num_images: int) -> Parts | None:
     """The parts in a folder, if it holds such; None where they are others' files, or of other positives.
 
     Args:
-        positives: fingerprint of the chips that the RPN was trained on.
+        positives: fingerprint of the chips that the RPN was trained on; num_images: that they were cut from.
+
+    Raises:
+        DataError: some parts are missing.
     """
-    files = files_in(folder, "part-*.parquet")
-    if not files:
+    files = {int(file.stem[5:]): file for file in files_in(folder, "part-*.parquet") if file.stem[5:].isdecimal()}
+    if 0 not in files:
         return None
     with local_copy(files[0]) as path:
         try:
             about = json.loads((pq.read_metadata(path).metadata or {})[PARTS_KEY])
-        except (OSError, pa.ArrowInvalid, KeyError):
+            made_from, length = about["positives"], about["length"]
+        except (OSError, pa.ArrowInvalid, KeyError, ValueError):
             return None
-    return Parts(files, about["length"]) if about["positives"] == positives else None
+    if made_from != positives:
+        return None
+    wanted = range(-(-num_images // length))
+    missing = [index for index in wanted if index not in files]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(wanted)} parts are missing, first part-{missing[0]:05d}.parquet: the "
+            "extraction of proposals was interrupted; run `sniper negatives` without --proposals to go on"
+        )
+    return Parts([files[index] for index in wanted], length)
 
 
 def read_parts(files: list[Location], extents: Extents) -> Pool:

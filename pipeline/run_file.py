@@ -17,7 +17,7 @@ def read_run(folder: Location, command: str) -> dict[str, Any]:
         command: what makes it, such as `sniper chips`.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged. OSError: it cannot be read.
     """
     path = folder / NAME
     try:
@@ -25,7 +25,7 @@ def read_run(folder: Location, command: str) -> dict[str, Any]:
         absent = [name for name in CONTENT if name not in run]
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); run `{command}` again") from error
     if absent:
         raise DataError(f"{path}: is damaged (has no {', '.join(absent)}); run `{command}` again")

@@ -105,10 +105,11 @@ def read_record(path: Location) -> Record:
     """The record of a committed shard.
 
     Raises:
-        DataError: not a Parquet file of ours.
+        DataError: not a Parquet file of ours, or none. OSError: whether it is cannot be found out.
     """
+    content = _content(path)
     try:
-        metadata = pq.read_metadata(io.BytesIO(read_bytes(path))).metadata or {}
+        metadata = pq.read_metadata(content).metadata or {}
         return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
     except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
@@ -118,9 +119,17 @@ def read_rows(path: Location) -> pa.Table:
     """The manifest rows of a committed shard, schema MANIFEST.
 
     Raises:
-        DataError: not a Parquet file of ours, or damaged.
+        DataError: not a Parquet file of ours, damaged, or none. OSError: whether it is cannot be found out.
     """
+    content = _content(path)
     try:
-        return pq.read_table(io.BytesIO(read_bytes(path))).cast(MANIFEST)
+        return pq.read_table(content).cast(MANIFEST)
     except (OSError, pa.ArrowInvalid, ValueError) as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
+
+
+def _content(path: Location) -> io.BytesIO:
+    try:
+        return io.BytesIO(read_bytes(path))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing; build again") from error

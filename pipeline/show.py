@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.frames import read_frame
 from pipeline.run_file import read_run
 from pipeline.storage import (
     Location,
@@ -18,7 +19,6 @@ from pipeline.storage import (
     location,
     make_folder,
     read_all,
-    read_bytes,
     read_range,
     write_atomic,
 )
@@ -67,10 +67,13 @@ def show(
         raise UsageError(f"{data}: holds no {kind} chips; `{command}` writes them")
     # bytes, since Polars would read an object store with settings of its own
     chips = pl.scan_parquet(data / folder / "chips-*.parquet" if isinstance(data, Path) else [*read_all(manifests)])
-    counts = dict(chips.group_by("scale_index").len().collect().iter_rows())
+    try:
+        counts = dict(chips.group_by("scale_index").len().collect().iter_rows())
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{data / folder}: a manifest is damaged: {error}; `sniper verify` names it") from error
     if not counts:
         raise UsageError(f"{data}: its shards hold no {kind} chips at all; see rejects.parquet")
-    names = dict(pl.read_parquet(read_bytes(data / "categories.parquet")).select("id", "name").iter_rows())
+    names = dict(read_frame(data / "categories.parquet").select("id", "name").iter_rows())
     sheet = Image.new("RGB", _sheet_size(len(counts), columns, tile), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = _font(12)
@@ -108,7 +111,7 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     path, threshold = run.get("proposals"), run["settings"]["negatives"]["nms"]
     if path is None or not (is_file(place := location(path)) or is_folder(place)):
         return False
-    images = pl.read_parquet(read_bytes(data / "images.parquet")).drop_nulls("image_id")
+    images = read_frame(data / "images.parquet").drop_nulls("image_id")
     wanted = images.filter(pl.col("image_id").is_in({chip["image_id"] for chip in chips})).sort("image_id")
     size = wanted.select("width", "height").to_numpy().astype(np.float64)
     ids = wanted["image_id"].to_numpy()

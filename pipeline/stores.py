@@ -40,22 +40,25 @@ NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetriev
 MISUSE = ("ParamValidationError", "NoRegionError", "InvalidRegionError")
 """Of botocore, which need not be installed. None of these passes."""
 
-SIGNED = re.compile(r"[?&](x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig)=", re.IGNORECASE)
+SIGNED = re.compile(
+    r"[?&](x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig|access_token|token)=", re.IGNORECASE
+)
 
 
 def location(text: str | Location) -> Location:
-    """A path of this machine, or an fsspec URL such as s3://bucket/folder.
+    """A path of this machine, made absolute, or an fsspec URL such as s3://bucket/folder.
 
     Raises:
         UsageError: an unknown protocol, one whose package is missing, no bucket, or a URL with credentials in it.
     """
-    if not isinstance(text, str):
+    if isinstance(text, UPath):
         return text
+    text = str(text)
     protocol, separator, rest = text.partition("://")
     if not separator:
-        return Path(text)
+        return Path(text).absolute()  # workers of a cluster run in folders of their own
     if protocol in ("file", "local"):
-        return Path(rest)
+        return Path(rest).absolute()
     if _has_credentials(rest):
         raise UsageError(
             f"a {protocol}:// URL has credentials in it (before an @, or as a signature); leave them to the "

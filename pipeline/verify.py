@@ -66,8 +66,11 @@ def _check_run(data: Location, root: Location, folder: Location) -> Iterator[str
         except FileNotFoundError:
             yield f"{file}: is missing; run the build again"
             continue
+        except OSError as error:
+            yield f"{file}: cannot be read: {error}"
+            continue
         if hashlib.sha256(content).hexdigest() != digest:
-            yield f"{file}: differs from what run.json records; run the build again"
+            yield f"{file}: differs from what run.json records; delete it and run the build again"
 
 
 def _check_origin(data: Location) -> Iterator[str]:
@@ -92,7 +95,7 @@ def _check_shard(path: Location) -> tuple[str, int, list[str]]:
     try:
         record = read_record(path)
         rows = read_rows(path).select(["key", "offset", "size", "crc32"]).to_pylist()
-    except DataError as error:
+    except (DataError, OSError) as error:
         return name, 0, [str(error)]
     tar_path = path.with_suffix(".tar")
     tar_name, advice = _name(tar_path), f"delete {name} and run the build again"
@@ -100,6 +103,8 @@ def _check_shard(path: Location) -> tuple[str, int, list[str]]:
         tar = read_bytes(tar_path)
     except FileNotFoundError:
         return name, 0, [f"{tar_name}: is missing; {advice}"]
+    except OSError as error:
+        return name, 0, [f"{tar_name}: cannot be read: {error}"]
     if len(tar) == record.tar_bytes and hashlib.sha256(tar).hexdigest() == record.tar_sha256:
         return name, len(rows), []
     bad = [row["key"] for row in rows if zlib.crc32(tar[row["offset"] : row["offset"] + row["size"]]) != row["crc32"]]

@@ -20,7 +20,7 @@ import click
 from pipeline.coco import Source, read_coco
 from pipeline.cut import ShardJob, cut_shard
 from pipeline.engines import Engine, Task, run
-from pipeline.images import cut_chip, encode_jpeg, read_image
+from pipeline.images import codec, cut_chip, encode_jpeg, read_image
 from pipeline.plan import plan_run
 from schemas.settings import ChipSettings
 
@@ -75,7 +75,7 @@ def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
         chips = plan_run(source, start, stop, settings).chips
         name = f"chips-{number:05d}"
         sources = source.images(start, stop)
-        jobs.append(ShardJob(out, "positives", name, images, sources, chips, settings, {}, out / "run.json"))
+        jobs.append(ShardJob(out, "positives", name, images, sources, chips, settings, {}, out / "run.json", codec()))
     return jobs
 
 

@@ -163,11 +163,12 @@ def test_builds__a_missing_image_is_refused_and_an_unreachable_store_is_not_take
     monkeypatch.setattr("pipeline.stores.FIRST_WAIT", 0.01)
     source = (location(f"{uploaded}/scenes/train.json"), location(f"{uploaded}/scenes/train"))
     name = s3.keys("scenes/train/")[0]
-    s3.fault("error", "GET", name, times=1000)
-    with pytest.raises(DataError, match="no good answer"):
-        chips(*source, location(f"{uploaded}/chips"), settings().chips)
+    for method in ("GET", "HEAD"):  # its bytes; its size alone
+        s3.fault("error", method, name, times=1000)
+        with pytest.raises(DataError, match="no good answer"):
+            chips(*source, location(f"{uploaded}/chips"), settings().chips)
+        s3.clear()
     assert "run.json" not in str(s3.keys("chips/"))
-    s3.clear()
     s3.server.client.delete_object(Bucket=s3.bucket, Key=name)
     s3fs.S3FileSystem.clear_instance_cache()
     report = chips(*source, location(f"{uploaded}/chips"), settings().chips)

@@ -89,12 +89,14 @@ def read_checkpoint(path: Location) -> Checkpoint:
     if is_folder(path):
         path = next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if is_file(p)), path / "step-*.pt")
     try:
-        content = torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True)
+        data = read_bytes(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise ValueError("made by another version")
         return Checkpoint(**content)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets
         raise DataError(f"{path}: is not a checkpoint of `sniper train`: {error}") from error
 
@@ -108,7 +110,7 @@ def check_resumable(checkpoint: Checkpoint, path: Location, settings: dict[str, 
     if checkpoint.data != data:
         raise UsageError(
             f"{path}: was trained on other chips (fingerprint {checkpoint.data[:12]}, here {data[:12]}); resume with "
-            "the same --data, or start a new run with --weights"
+            "the same --data, or start a new run with --set train.weights=FILE"
         )
     changed = [
         f"{section}.{key}: {checkpoint.settings[section].get(key)!r} there, {value!r} now"

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.coco import SourceImage
+from pipeline.frames import read_frame
 from pipeline.progress import Progress
 from pipeline.proposals import PARTS_KEY
 from pipeline.run_file import read_run
@@ -64,14 +65,16 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
                 model, chips, list(todo.values()), sources, images, options, rank.device, clock
             ):
                 part = position // RUN
-                collected[part].append(rows)
                 progress.add(1)
+                if rows is None:  # its part is not written, so that another run comes back to it
+                    continue
+                collected[part].append(rows)
                 if len(collected[part]) == len(todo[part]):
                     _write(_part(folder, part), pa.concat_tables(collected.pop(part)), about)
         wait_for_all()
         if rank.is_first:
             for path in files_in(folder, "part-*.parquet"):
-                if int(path.stem.removeprefix("part-")) not in runs:
+                if path.stem[5:].isdecimal() and int(path.stem[5:]) not in runs:
                     remove(path)
         if clock.rejects:
             raise DataError(
@@ -90,8 +93,8 @@ def propose_images(
     options: DetectSettings,
     device: torch.device,
     clock: Clock,
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (position, proposals at all scales) for each image of the runs; a refused one has none.
+) -> Iterator[tuple[int, pa.Table | None]]:
+    """Yield (position, proposals at all scales) for each image of the runs; None for a refused one.
 
     Args:
         model: in eval mode, on `device`; chips: the settings it was trained with; the rest as of run_views.
@@ -106,20 +109,16 @@ def propose_images(
 
     with torch.inference_mode():
         for viewed in run_views(forward, runs, images, root, chips, options, device, clock):
-            yield viewed.image, _rows(viewed, images[viewed.image])
+            yield viewed.image, _rows(viewed, images[viewed.image]) if viewed.views else None
 
 
 def kept_images(data: Location) -> list[SourceImage]:
     """The images of a data set that were not refused, by id.
 
     Raises:
-        DataError: its ledger cannot be read.
+        DataError: as read_frame.
     """
-    path = data / "images.parquet"
-    try:
-        table = pl.read_parquet(io.BytesIO(read_bytes(path))).filter(pl.col("state") == "kept").sort("image_id")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; run `sniper chips` again") from error
+    table = read_frame(data / "images.parquet").filter(pl.col("state") == "kept").sort("image_id")
     return [SourceImage(*row) for row in table.select("image_id", "file_name", "width", "height").iter_rows()]
 
 
@@ -144,7 +143,7 @@ def _rows(viewed: Viewed[tuple[torch.Tensor, torch.Tensor]], source: SourceImage
         columns = [np.full(len(in_source), source.image_id), np.full(len(in_source), view.scale_index, np.int8)]
         columns += [*np.ascontiguousarray(in_source.T), scores.numpy()[kept]]
         parts.append(pa.table(columns, schema=PROPOSALS))
-    return pa.concat_tables(parts) if parts else PROPOSALS.empty_table()
+    return pa.concat_tables(parts)
 
 
 def _write(path: Location, rows: pa.Table, about: dict[bytes, bytes]) -> None:

@@ -46,11 +46,14 @@ class Journal:
         if isinstance(self._path, Path):
             with self._path.open("a") as file:
                 file.write(line)
-        else:  # object stores do not append
-            write_atomic(self._path, self._text.encode())
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def put(self) -> None:
+        """Bring the log to an object store, which does not append; with each checkpoint is often enough."""
+        if not isinstance(self._path, Path):
+            write_atomic(self._path, self._text.encode())
 
 
 class Meter:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipeline.run_file import read_run
 from pipeline.shards import Record, read_record, read_rows
-from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in, is_folder, read_bytes
+from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in, is_folder
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from trainer.cache import user_folder
@@ -118,9 +119,9 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
 
 def _finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
     """The run.json of the positives and, where wanted and there, of the pool, by folder name."""
-    runs = {"positives": _read_run(data / "run.json", "sniper chips")}
+    runs = {"positives": read_run(data, "sniper chips")}
     if pool and is_folder(data / "negatives"):
-        run = _read_run(data / "negatives" / "run.json", "sniper negatives")
+        run = read_run(data / "negatives", "sniper negatives")
         if run.get("positives") != runs["positives"]["fingerprint"]:
             raise DataError(
                 f"{data / 'negatives'}: mined for positives {run.get('positives')}, found "
@@ -128,17 +129,6 @@ def _finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
             )
         runs["negatives"] = run
     return runs
-
-
-def _read_run(path: Location, command: str) -> dict[str, Any]:
-    try:
-        run = json.loads(read_bytes(path))
-        run["fingerprint"], run["num_shards"]  # noqa: B018
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: missing: no finished chips here; run `{command}`") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error!r}); run `{command}` again") from error
-    return dict(run)
 
 
 def _is_writable(folder: Path) -> bool:

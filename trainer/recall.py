@@ -50,7 +50,7 @@ def evaluate_proposals(
 
         def find(sources: Sequence[SourceImage], runs: Sequence[range], clock: Clock) -> Iterator[Results]:
             for position, rows in propose_images(model, chips, runs, sources, images, options, rank.device, clock):
-                yield best_proposals(sources[position].image_id, rows, max_dets)
+                yield [] if rows is None else best_proposals(sources[position].image_id, rows, max_dets)
 
         def summarise(truth: dict[str, Any], proposals: Results) -> Summary:
             return recall(truth, proposals, max_dets)

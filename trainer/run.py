@@ -1,17 +1,16 @@
 """A training run: model, optimiser and loader, made from settings, kept in and restored from checkpoints."""
 
-import io
 import math
 from typing import Any
 
 import click
-import polars as pl
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.frames import read_frame
 from pipeline.run_file import read_run
-from pipeline.storage import Location, read_bytes
+from pipeline.storage import Location
 from schemas.model import ModelSettings
 from schemas.settings import Settings
 from trainer.checkpoint import Checkpoint
@@ -38,7 +37,7 @@ class Run:
         self.source = read_run(dataset.data, "sniper chips")
         self.fingerprint: str = self.source["fingerprint"]
         self.chips: dict[str, Any] = self.source["settings"]["chips"]
-        table = pl.read_parquet(io.BytesIO(read_bytes(dataset.data / "categories.parquet"))).sort("label")
+        table = read_frame(dataset.data / "categories.parquet").sort("label")
         self.categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
         self.precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
         self.model = Detector(settings.model, len(self.categories), self.chips["size"])

@@ -159,8 +159,9 @@ def _loop(run: Run, validation: tuple[Location, Location] | None) -> Location:
                 if journal:
                     journal.record(run.step, {"epoch": epoch, **values})
             if run.stopping or epoch_ends or run.step % options.save_every == 0:
-                if rank.is_first:
+                if journal:
                     save_checkpoint(out, run.checkpoint(), options.keep)
+                    journal.put()
                 wait_for_all()
             if run.stopping:
                 raise StoppedError(f"stopped at step {run.step}; `--resume` goes on from {find_checkpoints(out)[-1]}")

@@ -60,6 +60,10 @@ def die_once(marker: Path) -> str:
     raise AssertionError
 
 
+def leave_a_mark(folder: Path) -> None:
+    (folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+
+
 def take_too_much(number: int) -> int:
     if number == 3:
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, -1))
@@ -87,6 +91,12 @@ def test_run__draws_tasks_only_as_they_are_needed(engine: Engine) -> None:
     next(results)
     assert len(drawn) <= 8
     results.close()  # type: ignore[attr-defined]
+
+
+def test_run__a_slow_consumer_makes_no_task_run_twice(engine: Engine, tmp_path: Path) -> None:
+    for _ in run(leave_a_mark, [Task(f"item-{i}", tmp_path) for i in range(10)], engine):
+        time.sleep(0.05)  # meanwhile others finish
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_run__raises_what_the_function_raised(engine: Engine) -> None:
@@ -147,6 +157,10 @@ def test_run__workers_end_with_their_parent(tmp_path: Path, sent: signal.Signals
     process.wait(10)
     gone, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
+
+
+def test_run__a_task_for_more_memory_than_any_node_has_is_run_all_the_same(ray_cluster: str) -> None:
+    assert list(run(square, [Task("large", 3, memory=1 << 50)], Engine("ray", 1, ray_cluster))) == [9]
 
 
 def test_run__ctrl_c_ends_a_ray_run_and_leaves_the_cluster_to_others(ray_cluster: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Ready proposals in every accepted form, and each way of being wrong named with its row."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.proposals import Extents, read_proposals, slice_pool
+from pipeline.proposals import PARTS_KEY, Extents, find_parts, read_proposals, slice_pool
 from schemas.errors import DataError, UsageError
 from schemas.tables import PROPOSALS
 
@@ -151,3 +152,32 @@ def test_read__what_is_no_file_of_proposals(tmp_path: Path) -> None:
     (tmp_path / "other.pkl").write_bytes(b"pickle")
     with pytest.raises(DataError, match="is not Parquet"):
         read_proposals(tmp_path / "other.pkl", EXTENTS)
+
+
+def write_parts(folder: Path, numbers: Iterable[int], positives: str = "these") -> None:
+    about = {PARTS_KEY: json.dumps({"positives": positives, "length": 2}).encode()}
+    for number in numbers:
+        pq.write_table(table([]).replace_schema_metadata(about), folder / f"part-{number:05d}.parquet")
+
+
+def test_find_parts__in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    write_parts(tmp_path, [0])
+    for number in [*range(1, 12), 99_999, 100_000, 100_001]:  # 100000 sorts behind 10000 by name
+        (tmp_path / f"part-{number:05d}.parquet").touch()
+    (tmp_path / "part-x.parquet").touch()
+    found = find_parts(tmp_path, "these", 24)
+    assert found is not None
+    assert [file.name for file in found.of(3, 8)] == [f"part-0000{i}.parquet" for i in (1, 2, 3)]
+    assert found.of(22, 24) == [tmp_path / "part-00011.parquet"]
+    with pytest.raises(DataError, match="part-00012.parquet"):
+        find_parts(tmp_path, "these", 200_002)
+
+
+def test_find_parts__a_gap_is_an_error_and_others_files_are_none(tmp_path: Path) -> None:
+    write_parts(tmp_path, [0, 2])
+    with pytest.raises(DataError, match="1 of 3 parts are missing, first part-00001"):
+        find_parts(tmp_path, "these", 6)
+    assert find_parts(tmp_path, "others", 6) is None
+    pq.write_table(table([]), tmp_path / "part-00000.parquet")
+    assert find_parts(tmp_path, "these", 6) is None
+    assert find_parts(tmp_path / "nowhere", "these", 6) is None

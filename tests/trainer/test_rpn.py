@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ from pipeline.chips import chips
 from pipeline.negatives import negatives
 from pipeline.proposals import COLUMNS
 from pipeline.verify import verify
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from schemas.settings import Settings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.trainer.runs import TINY, TINY_CHIPS
 from trainer.checkpoint import find_checkpoints, read_checkpoint
 from trainer.dataset import ChipDataset
+from trainer.extract import extract_proposals
 from trainer.rpn import make_proposals
 from trainer.train import train
 
@@ -75,6 +77,28 @@ def test_make_proposals__a_second_call_does_nothing_and_a_lost_part_is_made_agai
     part.unlink()
     make_proposals(data, data.parent / "train", settings())
     assert pq.read_table(part).equals(content)
+
+
+def test_extract__an_unreadable_image_ends_every_run_until_it_is_back(
+    data: Path, proposals: Path, tmp_path: Path
+) -> None:
+    copy, images = tmp_path / "chips", tmp_path / "train"
+    shutil.copytree(data, copy)
+    shutil.copytree(data.parent / "train", images)
+    part = copy / "proposals/part-00000.parquet"
+    expected = pq.read_table(part)
+    part.unlink()
+    name = pl.read_parquet(copy / "images.parquet")["file_name"][0]
+    content = (images / name).read_bytes()
+    (images / name).unlink()
+    checkpoint = find_checkpoints(proposals / "rpn")[-1]
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 images that the chips were cut from cannot be read now"):
+            extract_proposals(copy, checkpoint, images, settings().detect)
+        assert not part.exists()
+    (images / name).write_bytes(content)
+    extract_proposals(copy, checkpoint, images, settings().detect)
+    assert pq.read_table(part).equals(expected)
 
 
 def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Path, proposals: Path) -> None:
