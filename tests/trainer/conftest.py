@@ -10,6 +10,7 @@ import pytest
 from pipeline.chips import chips
 from pipeline.coco import read_coco
 from pipeline.cut import ShardJob, cut_shard
+from pipeline.images import codec
 from pipeline.plan import plan_run
 from schemas.settings import ChipSettings
 from scripts.make_demo_data import make_demo_data
@@ -49,9 +50,8 @@ def add_pool(out: Path, data: Path) -> None:
     (out / "negatives").mkdir()
     images = source.images(0, NUM_IMAGES)
     recorded, run_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
-    cut_shard(
-        ShardJob(out, "negatives", "chips-00000", data / "train", images, plan, SETTINGS, recorded, run_file), "pool"
-    )
+    where = (out, "negatives", "chips-00000", data / "train")
+    cut_shard(ShardJob(*where, images, plan, SETTINGS, recorded, run_file, codec()), "pool")
     positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
     run = {"fingerprint": "pool", "positives": positives, "num_shards": 1, "settings": {}, "files": {}, "counts": {}}
     (out / "negatives/run.json").write_text(json.dumps(run))

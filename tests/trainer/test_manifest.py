@@ -124,7 +124,7 @@ def test_open_manifest__remote(own_folder: Path, tmp_path: Path, user_cache: Pat
     with pytest.raises(DataError, match="0 found"):
         open_manifest(place, pool=True)
     (own_folder / "run.json").unlink()
-    with pytest.raises(DataError, match=rf"{PROTOCOL}://.*run\.json: missing"):
+    with pytest.raises(DataError, match=rf"{PROTOCOL}://.*run\.json: is missing"):
         open_manifest(place, pool=True)
 
 
@@ -188,7 +188,13 @@ def write_synthetic(out: Path, num: int, files: int) -> None:
     for index in range(files):
         part = table.slice(index * num // files, num // files)
         commit_shard(out / f"positives/chips-{index:05d}.parquet", part, Record("", 0, "", {}, [], []))
-    run = {"fingerprint": "synthetic", "num_shards": files, "settings": {"chips": {"size": 512}}}
+    run = {
+        "fingerprint": "synthetic",
+        "num_shards": files,
+        "settings": {"chips": {"size": 512}},
+        "files": {},
+        "counts": {},
+    }
     (out / "run.json").write_text(json.dumps(run))
 
 
