@@ -91,6 +91,18 @@ def mine_shard(job: MineJob) -> MinedShard:
     )
 
 
+def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file that `sniper chips` wrote, or some of its columns.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read: {error}; run `sniper chips` again") from error
+
+
 def extents(source: Source, others: IntArray | None) -> Extents:
     """What of a file of proposals belongs to these images; `others` as of Extents."""
     return Extents(source.image_id, np.stack([source.width, source.height], axis=1).astype(np.float64), others)
@@ -115,10 +127,7 @@ def _per_scale(mined: Mined, num_scales: int) -> FloatArray:
 
 def _positives(path: Location, source: Source) -> tuple[IntArray, npt.NDArray[np.int8], FloatArray]:
     """The chips of a positives' shard: position of their image in the source, scale index and window."""
-    try:
-        rows = pq.read_table(io.BytesIO(read_bytes(path)), columns=["image_id", "scale_index", *WINDOW])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read: {error}; run `sniper chips` again") from error
+    rows = read_table(path, ["image_id", "scale_index", *WINDOW])
     image = np.searchsorted(source.image_id, rows["image_id"].to_numpy())
     window = np.stack([rows[name].to_numpy() for name in WINDOW], axis=1)
     return image, rows["scale_index"].to_numpy(), window

@@ -4,7 +4,6 @@ The pool's shard i holds the images of the positives' shard i. Where windows go 
 the proposals and the settings alone.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.chips import FOLDER as POSITIVES
 from pipeline.chips import Target, finish_run, prepare, task_memory
 from pipeline.coco import Source
 from pipeline.engines import Engine, Task, run
 from pipeline.mine import Pool
-from pipeline.mine_shard import WINDOW, MinedShard, MineJob, extents, mine_shard
+from pipeline.mine_shard import WINDOW, MinedShard, MineJob, extents, mine_shard, read_table
 from pipeline.progress import Progress
 from pipeline.proposals import Parts, find_parts, read_proposals, slice_pool
 from pipeline.run_file import read_run
@@ -31,7 +29,6 @@ from pipeline.storage import (
     is_folder,
     location,
     locked,
-    read_bytes,
     remove,
     remove_folder,
     remove_temporary,
@@ -137,7 +134,7 @@ def image_root(data: Location, images: Location | None) -> Location:
 def _read_ledger(data: Location) -> _Ledger:
     """Kept images sorted by id, their boxes by image and row, as read_coco gives them."""
     images, annotations, categories = (
-        _read_table(data / f"{name}.parquet") for name in ("images", "annotations", "categories")
+        read_table(data / f"{name}.parquet") for name in ("images", "annotations", "categories")
     )
     refused = images.filter(pc.field("state") != "kept")["image_id"].drop_null().to_numpy()
     images = images.filter(pc.field("state") == "kept").sort_by("image_id")
@@ -160,13 +157,6 @@ def _read_ledger(data: Location) -> _Ledger:
         categories=list(zip(known.tolist(), categories["name"].to_pylist(), strict=True)),
     )
     return _Ledger(source, images["hash"], refused)
-
-
-def _read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read: {error}; run `sniper chips` again") from error
 
 
 def _find(proposals: Location, ledger: _Ledger, positives: str) -> Pool | Parts:

@@ -88,6 +88,12 @@ class Parts(NamedTuple):
         return self.files[start // self.length : -(-stop // self.length)]
 
 
+def numbered_parts(folder: Location) -> dict[int, Location]:
+    """The files part-00000.parquet and so on, by their number."""
+    numbers = ((file.stem.removeprefix("part-"), file) for file in files_in(folder, "part-*.parquet"))
+    return {int(number): file for number, file in numbers if number.isdecimal()}
+
+
 def find_parts(folder: Location, positives: str, num_images: int) -> Parts | None:
     """The parts in a folder, if it holds such; None where they are others' files, or of other positives.
 
@@ -97,7 +103,7 @@ def find_parts(folder: Location, positives: str, num_images: int) -> Parts | Non
     Raises:
         DataError: some parts are missing.
     """
-    files = {int(file.stem[5:]): file for file in files_in(folder, "part-*.parquet") if file.stem[5:].isdecimal()}
+    files = numbered_parts(folder)
     if 0 not in files:
         return None
     with local_copy(files[0]) as path:

@@ -5,7 +5,6 @@ count and SHA-256, the fingerprint of what the shard was made from, the settings
 """
 
 import hashlib
-import io
 import zlib
 from typing import IO, Any, NamedTuple
 
@@ -107,12 +106,7 @@ def read_record(path: Location) -> Record:
     Raises:
         DataError: not a Parquet file of ours, or none. OSError: whether it is cannot be found out.
     """
-    content = _content(path)
-    try:
-        metadata = pq.read_metadata(content).metadata or {}
-        return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
-    except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as error:
-        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
+    return _record(path, _content(path))
 
 
 def read_rows(path: Location) -> pa.Table:
@@ -121,15 +115,32 @@ def read_rows(path: Location) -> pa.Table:
     Raises:
         DataError: not a Parquet file of ours, damaged, or none. OSError: whether it is cannot be found out.
     """
+    return _rows(path, _content(path))
+
+
+def read_shard(path: Location) -> tuple[pa.Table, Record]:
+    """Rows and record, for one reading of the file. Raises as read_rows."""
     content = _content(path)
+    return _rows(path, content), _record(path, content)
+
+
+def _content(path: Location) -> bytes:
     try:
-        return pq.read_table(content).cast(MANIFEST)
-    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        return read_bytes(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing; build again") from error
+
+
+def _record(path: Location, content: bytes) -> Record:
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
+        return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
+    except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
 
 
-def _content(path: Location) -> io.BytesIO:
+def _rows(path: Location, content: bytes) -> pa.Table:
     try:
-        return io.BytesIO(read_bytes(path))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing; build again") from error
+        return pq.read_table(pa.BufferReader(content)).cast(MANIFEST)
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.engines import Engine, Task, run
 from pipeline.progress import Progress
 from pipeline.run_file import read_run
-from pipeline.shards import read_record, read_rows
+from pipeline.shards import read_shard
 from pipeline.storage import Location, files_in, is_folder, read_bytes
 from schemas.errors import DataError, UsageError
 
@@ -93,8 +93,8 @@ def _check_shard(path: Location) -> tuple[str, int, list[str]]:
     """Name, number of chips and problems of one shard."""
     name = _name(path)
     try:
-        record = read_record(path)
-        rows = read_rows(path).select(["key", "offset", "size", "crc32"]).to_pylist()
+        table, record = read_shard(path)
+        rows = table.select(["key", "offset", "size", "crc32"]).to_pylist()
     except (DataError, OSError) as error:
         return name, 0, [str(error)]
     tar_path = path.with_suffix(".tar")

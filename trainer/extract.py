@@ -14,9 +14,9 @@ import torch
 from pipeline.coco import SourceImage
 from pipeline.frames import read_frame
 from pipeline.progress import Progress
-from pipeline.proposals import PARTS_KEY
+from pipeline.proposals import PARTS_KEY, numbered_parts
 from pipeline.run_file import read_run
-from pipeline.storage import Location, atomic_file, files_in, make_folder, read_bytes, remove
+from pipeline.storage import Location, atomic_file, make_folder, read_bytes, remove
 from schemas.detect import DetectSettings
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
@@ -73,8 +73,8 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
                     _write(_part(folder, part), pa.concat_tables(collected.pop(part)), about)
         wait_for_all()
         if rank.is_first:
-            for path in files_in(folder, "part-*.parquet"):
-                if path.stem[5:].isdecimal() and int(path.stem[5:]) not in runs:
+            for number, path in numbered_parts(folder).items():
+                if number not in runs:
                     remove(path)
         if clock.rejects:
             raise DataError(

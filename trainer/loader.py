@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from pipeline.engines import cores
 from schemas.codes import Status
 from schemas.errors import DataError, UsageError
 from schemas.loader import LoaderSettings
@@ -274,7 +275,7 @@ def _check_cache(dataset: ChipDataset, window: int | None) -> None:
 
 def available_cores() -> int:
     """The cores this process may use, shared evenly with the other ranks on its machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class _Needs(NamedTuple):

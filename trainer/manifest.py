@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.run_file import read_run
-from pipeline.shards import Record, read_record, read_rows
+from pipeline.shards import read_shard
 from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in, is_folder
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
@@ -148,7 +148,7 @@ def _gather(data: Location, runs: dict[str, dict[str, Any]]) -> pa.Table:
         paths = files_in(data / name, "chips-*.parquet")
         if len(paths) != run["num_shards"]:
             raise DataError(f"{data / name}: {run['num_shards']} manifests expected, {len(paths)} found; build again")
-        for path, (rows, record) in zip(paths, ahead(_read_shard, paths), strict=True):
+        for path, (rows, record) in zip(paths, ahead(read_shard, paths), strict=True):
             if rows.num_rows:
                 tables.append(_cache_rows(path, rows, len(shards)))
                 shards.append(_one_shard(path, rows))
@@ -159,10 +159,6 @@ def _gather(data: Location, runs: dict[str, dict[str, Any]]) -> pa.Table:
     about = {"num_positives": num_positives, "chip_size": runs["positives"]["settings"]["chips"]["size"]}
     about |= {"shards": shards, "shard_bytes": sizes, "shard_sha256": hashes}
     return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps(about)})
-
-
-def _read_shard(path: Location) -> tuple[pa.Table, Record]:
-    return read_rows(path), read_record(path)
 
 
 def _one_shard(path: Location, rows: pa.Table) -> str:
