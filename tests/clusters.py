@@ -14,6 +14,7 @@ def ray_cluster() -> Iterator[str]:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would starve its workers beside the other tests
         context = ray.init(
             address="local",
             num_cpus=2,

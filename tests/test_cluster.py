@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ from trainer.rpn import make_proposals
 from trainer.train import train as go_on
 
 pytest_plugins = ["tests.clusters"]
+pytestmark = pytest.mark.timeout(300)  # two cores for a cluster, a store and the tests beside them
 
 MINING = ("negatives.rpn_epochs=1", "negatives.min_finest=3", "negatives.min_others=3")
 OPTIONS = (*TINY, *TINY_CHIPS, "chips.images_per_shard=1", *MINING)
@@ -110,6 +113,19 @@ def test_builds__same_bytes_on_ray(scenes: Scenes, ray_cluster: str, tmp_path: P
     assert again.num_made == 0
 
 
+def interrupt(command: list[str], positives: Path, sent: signal.Signals) -> bool:
+    """Send the signal to a build as soon as a shard of it is there; returns whether it came before the end."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None and not list(positives.glob("chips-*.parquet")):  # the test's time is limited
+            time.sleep(0.001)
+        process.send_signal(sent)
+        status = process.wait(60)
+        output.seek(0)
+        assert list(positives.glob("chips-*.parquet")), output.read().decode()
+    return status != 0
+
+
 @pytest.mark.parametrize(
     ("first", "sent"), [("ray", signal.SIGINT), ("ray", signal.SIGKILL), ("local", signal.SIGINT)]
 )
@@ -119,14 +135,12 @@ def test_builds__interrupted_on_one_engine_and_finished_on_the_other(
     engine = {"local": [], "ray": ["--engine", "ray", "--address", ray_cluster]}
     arguments = ["--annotations", scenes.folder / "train.json", "--images", scenes.folder / "train"]
     arguments += ["--out", tmp_path, *options(), "--workers", "2", *engine[first]]
-    command = [*SNIPER, "chips", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     positives = tmp_path / "positives"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and not list(positives.glob("chips-*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(sent)
-    assert process.wait(30) != 0
+    for _ in range(3):  # a build may be faster than the signal
+        if interrupt([*SNIPER, "chips", *map(str, arguments)], positives, sent):
+            break
+        shutil.rmtree(tmp_path)
+    assert list(positives.glob("chips-*.parquet"))
     for record in positives.glob("chips-*.parquet"):  # what has a record is whole
         assert record.with_suffix(".tar").is_file()
     assert not (tmp_path / "run.json").exists()
