@@ -1,14 +1,11 @@
 """`sniper chips`: an annotation file and an image folder become shards of chips, resumable and reproducible."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import __version__
 from pipeline.coco import Reject, Source, SourceImage, read_coco
 from pipeline.cut import ShardJob, make_shard
 from pipeline.engines import DEFAULT_MEMORY, Engine, Task, run
@@ -16,28 +13,25 @@ from pipeline.images import codec
 from pipeline.ledger import write_ledger
 from pipeline.plan import Plan, plan_run
 from pipeline.progress import Progress
-from pipeline.run_file import read_run
+from pipeline.run_file import read_run, write_run
 from pipeline.shards import read_record
 from pipeline.storage import (
     Location,
     atomic_file,
     files_in,
     image_folder,
-    is_file,
     location,
     locked,
     make_folder,
-    read_bytes,
     remove,
     remove_folder,
     remove_temporary,
-    write_atomic,
 )
 from pipeline.summary import Summary
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
-from schemas.tables import FORMAT_VERSION, PLAN
+from schemas.tables import PLAN
 
 FOLDER = "positives"
 PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
@@ -141,7 +135,8 @@ def _build(
     ledgers = write_ledger(out, summary, rejects, ledgers)
     counts = summary.counts()
     fingerprints = [made[name][0] for name in runs]
-    finish_run(target, {"chips": target.recorded}, ledgers, counts, fingerprints, images=str(image_root))
+    settings_said = {"chips": target.recorded}
+    write_run(target.run_file, fingerprints, settings_said, ledgers, counts, images=str(image_root))
     return Report(
         counts,
         [*source.rejects, *rejects],
@@ -220,42 +215,6 @@ def shard_job(target: Target, name: str, images: list[SourceImage], chips: pa.Ta
 def task_memory(images: Sequence[SourceImage]) -> int:
     """Bytes that cutting takes: the libraries and, of the largest image, its pixels as decoded and as converted."""
     return DEFAULT_MEMORY + 8 * max((image.width * image.height for image in images), default=0)
-
-
-def finish_run(
-    target: Target,
-    settings: dict[str, Any],
-    ledgers: dict[str, str],
-    counts: dict[str, Any],
-    shards: list[str],
-    *,
-    made_from: dict[str, Any] | None = None,
-    **places: str | None,
-) -> None:
-    """Write run.json, last of all, unless it is there already.
-
-    Args:
-        settings: by section.
-        ledgers: name -> SHA-256 of those that stand beside it.
-        shards: their fingerprints.
-        made_from: further content of run.json; its fingerprint covers all but the `places`.
-    """
-    content: dict[str, Any] = {
-        **(made_from or {}),
-        "settings": settings,
-        "versions": {"sniper-chips": __version__, "format": FORMAT_VERSION, **codec()._asdict()},
-        "num_shards": len(shards),
-        "shards": shards,
-        "files": ledgers,
-        "counts": counts,
-    }
-    fingerprint = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
-    del content["shards"]  # each shard carries its own
-    run = {"fingerprint": fingerprint, **content, **places}
-    data = msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
-    path = target.run_file
-    if not is_file(path) or read_bytes(path) != data:
-        write_atomic(path, data)
 
 
 def _write_plan(

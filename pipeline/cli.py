@@ -210,11 +210,13 @@ def negatives(
     """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
     from pipeline.negatives import describe, image_root
     from pipeline.negatives import negatives as run
+    from pipeline.run_file import read_run
 
     if proposals is None and random is None:
         with needed("train"):
             from trainer.rpn import make_proposals
-        proposals = make_proposals(data, image_root(data, images), settings, overwrite=overwrite)
+        root = image_root(read_run(data, "sniper chips"), images)
+        proposals = make_proposals(data, root, settings, overwrite=overwrite)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun the first process mines and cuts
     report = run(

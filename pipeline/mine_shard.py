@@ -1,25 +1,23 @@
 """Mines one shard: from the images, boxes and proposals of a positives' shard to its negative chips."""
 
-import io
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.chips import FOLDER as POSITIVES
 from pipeline.chips import Target, shard_job
 from pipeline.coco import Source
 from pipeline.cut import make_shard
 from pipeline.mine import Mined, Pool, mine_run, pool_scales, random_run
+from pipeline.parquet import read_table
 from pipeline.plan import Placed, RunColumns, chip_rows, run_columns
 from pipeline.proposals import Extents, read_parts
 from pipeline.scales import FloatArray, IntArray
 from pipeline.shards import Record
-from pipeline.storage import Location, read_bytes
-from schemas.errors import DataError
+from pipeline.storage import Location
 from schemas.settings import ChipSettings, NegativeSettings
 
 WINDOW = ["x1", "y1", "x2", "y2"]
@@ -89,18 +87,6 @@ def mine_shard(job: MineJob) -> MinedShard:
         num_pooled,
         Counter(rows["boxes"].combine_chunks().flatten().field("status").to_pylist()),
     )
-
-
-def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file that `sniper chips` wrote, or some of its columns.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read: {error}; run `sniper chips` again") from error
 
 
 def extents(source: Source, others: IntArray | None) -> Extents:

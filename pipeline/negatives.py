@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.chips import FOLDER as POSITIVES
-from pipeline.chips import Target, finish_run, prepare, task_memory
+from pipeline.chips import Target, prepare, task_memory
 from pipeline.coco import Source
 from pipeline.engines import Engine, Task, run
+from pipeline.kept import Kept, read_kept
 from pipeline.mine import Pool
-from pipeline.mine_shard import WINDOW, MinedShard, MineJob, extents, mine_shard, read_table
+from pipeline.mine_shard import MinedShard, MineJob, extents, mine_shard
 from pipeline.progress import Progress
 from pipeline.proposals import Parts, find_parts, read_proposals, slice_pool
-from pipeline.run_file import read_run
-from pipeline.scales import IntArray, scale_name
+from pipeline.run_file import read_run, write_run
+from pipeline.scales import scale_name
 from pipeline.shards import read_record
 from pipeline.storage import (
     Location,
@@ -33,7 +33,6 @@ from pipeline.storage import (
     remove_folder,
     remove_temporary,
 )
-from schemas.codes import Fate
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 
@@ -46,20 +45,6 @@ class NegativeReport(NamedTuple):
     counts: dict[str, Any]
     num_shards: int
     num_made: int  # shards cut by this run; the others were there
-
-
-class _Ledger(NamedTuple):
-    """What `sniper chips` left of its input.
-
-    Attributes:
-        source: the kept images and their boxes.
-        hashes: string [n], XXH3-128 of the file that each kept image's positives were cut from.
-        refused: int64 [r], ids of refused images.
-    """
-
-    source: Source
-    hashes: pa.ChunkedArray
-    refused: IntArray
 
 
 def negatives(
@@ -102,16 +87,16 @@ def negatives(
             remove_folder(data / FOLDER)
         remove_temporary(data)
         positives = read_run(data, "sniper chips")
-        root = image_root(data, images)
+        root = image_root(positives, images)
         chips = ChipSettings.model_validate(positives["settings"]["chips"])
-        ledger = _read_ledger(data)
-        found = None if proposals is None else _find(proposals, ledger, positives["fingerprint"])
+        kept = read_kept(data)
+        found = None if proposals is None else _find(proposals, kept, positives["fingerprint"])
         recorded = {**(settings or NegativeSettings()).model_dump(mode="json"), "random": random}
         target = Target(data, FOLDER, data / FOLDER / "run.json", root, chips, recorded)
         return _build(
             target,
             positives,
-            ledger,
+            kept,
             found,
             settings or NegativeSettings(),
             proposals,
@@ -119,56 +104,28 @@ def negatives(
         )
 
 
-def image_root(data: Location, images: Location | None) -> Location:
-    """The folder the positives were cut from: `images`, or where their run.json says.
+def image_root(positives: dict[str, Any], images: Location | None) -> Location:
+    """The folder the positives were cut from: `images`, or where `positives`, their run.json, says.
 
     Raises:
-        UsageError: it is not there; DataError: the positives are unfinished.
+        UsageError: it is not there.
     """
-    root = location(read_run(data, "sniper chips").get("images", "")) if images is None else images
+    root = location(positives.get("images", "")) if images is None else images
     if not is_folder(root):
         raise UsageError(f"{root}: no such image folder; give the folder the positives were cut from as --images")
     return root
 
 
-def _read_ledger(data: Location) -> _Ledger:
-    """Kept images sorted by id, their boxes by image and row, as read_coco gives them."""
-    images, annotations, categories = (
-        read_table(data / f"{name}.parquet") for name in ("images", "annotations", "categories")
-    )
-    refused = images.filter(pc.field("state") != "kept")["image_id"].drop_null().to_numpy()
-    images = images.filter(pc.field("state") == "kept").sort_by("image_id")
-    image_id = images["image_id"].to_numpy()
-    boxes = annotations.filter(pc.field("x1").is_valid() & pc.is_in(pc.field("image_id"), pa.array(image_id)))
-    boxes = boxes.sort_by([("image_id", "ascending"), ("row", "ascending")])
-    known = categories["id"].to_numpy()
-    category_id = boxes["category_id"].to_numpy()
-    source = Source(
-        image_id=image_id,
-        file_name=images["file_name"].combine_chunks().cast(pa.large_string()),
-        width=images["width"].to_numpy().astype(np.int64),
-        height=images["height"].to_numpy().astype(np.int64),
-        offsets=np.searchsorted(boxes["image_id"].to_numpy(), np.append(image_id, np.iinfo(np.int64).max)),
-        row=boxes["row"].to_numpy(),
-        annotation_id=boxes["annotation_id"].to_numpy(),
-        label=categories["label"].to_numpy()[np.searchsorted(known, category_id)],
-        box=np.stack([boxes[name].to_numpy() for name in WINDOW], axis=1),
-        crowd=pc.equal(boxes["fate"], Fate.CROWD.name.lower()).to_numpy(),
-        categories=list(zip(known.tolist(), categories["name"].to_pylist(), strict=True)),
-    )
-    return _Ledger(source, images["hash"], refused)
-
-
-def _find(proposals: Location, ledger: _Ledger, positives: str) -> Pool | Parts:
+def _find(proposals: Location, kept: Kept, positives: str) -> Pool | Parts:
     """Proposals of our own RPN are left where they are, for the workers; other files are checked as a whole first."""
-    parts = find_parts(proposals, positives, ledger.source.num_images)
-    return parts or read_proposals(proposals, extents(ledger.source, ledger.refused))
+    parts = find_parts(proposals, positives, kept.source.num_images)
+    return parts or read_proposals(proposals, extents(kept.source, kept.refused))
 
 
 def _build(
     target: Target,
     positives: dict[str, Any],
-    ledger: _Ledger,
+    kept: Kept,
     found: Pool | Parts | None,
     settings: NegativeSettings,
     proposals: Location | None,
@@ -177,8 +134,8 @@ def _build(
     names = [f"chips-{i:05d}" for i in range(positives["num_shards"])]
     prepare(target, names, FOLDER)
     mined: dict[str, MinedShard] = {}
-    with Progress("negatives", ledger.source.num_images, "images") as progress:
-        for shard in run(mine_shard, _tasks(target, names, ledger, found, settings), engine):
+    with Progress("negatives", kept.source.num_images, "images") as progress:
+        for shard in run(mine_shard, _tasks(target, names, kept, found, settings), engine):
             mined[shard.name] = shard
             progress.add(shard.images)
     in_order = [mined[name] for name in names]
@@ -191,28 +148,29 @@ def _build(
             "Finished shards are kept"
         )
     counts = _counts(in_order, target.settings)
-    finish_run(
-        target,
+    write_run(
+        target.run_file,
+        [shard.fingerprint for shard in in_order],
         {"chips": positives["settings"]["chips"], FOLDER: settings.model_dump(mode="json")},
         {},
         counts,
-        [shard.fingerprint for shard in in_order],
-        made_from={POSITIVES: positives["fingerprint"], "random": target.recorded["random"]},
+        positives=positives["fingerprint"],
+        random=target.recorded["random"],
         proposals=None if proposals is None else str(proposals),
     )
     return NegativeReport(counts, len(names), sum(not shard.was_there for shard in in_order))
 
 
 def _tasks(
-    target: Target, names: list[str], ledger: _Ledger, found: Pool | Parts | None, settings: NegativeSettings
+    target: Target, names: list[str], kept: Kept, found: Pool | Parts | None, settings: NegativeSettings
 ) -> Iterator[Task[MineJob]]:
     paths = [target.out / POSITIVES / f"{name}.parquet" for name in names]
     for name, record in zip(names, ahead(read_record, paths), strict=True):
         ids = [image.image_id for image in record.images] or [0]
-        start, stop = np.searchsorted(ledger.source.image_id, [ids[0], ids[-1] + 1]).tolist()
-        source = _part(ledger.source, start, stop)
+        start, stop = np.searchsorted(kept.source.image_id, [ids[0], ids[-1] + 1]).tolist()
+        source = _part(kept.source, start, stop)
         proposals = slice_pool(found, start, stop) if isinstance(found, Pool) else found and found.of(start, stop)
-        job = MineJob(target, name, source, ledger.hashes[start:stop].to_pylist(), proposals, settings)
+        job = MineJob(target, name, source, kept.hashes[start:stop].to_pylist(), proposals, settings)
         yield Task(name, job, task_memory(source.images(0, stop - start)))
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.mine import Float32Array, Pool
+from pipeline.parquet import read_metadata
 from pipeline.scales import IntArray
 from pipeline.storage import Location, files_in, is_file, is_folder, local_copy, read_bytes
 from schemas.errors import DataError, UsageError
@@ -106,12 +107,11 @@ def find_parts(folder: Location, positives: str, num_images: int) -> Parts | Non
     files = numbered_parts(folder)
     if 0 not in files:
         return None
-    with local_copy(files[0]) as path:
-        try:
-            about = json.loads((pq.read_metadata(path).metadata or {})[PARTS_KEY])
-            made_from, length = about["positives"], about["length"]
-        except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-            return None
+    try:
+        about = json.loads(read_metadata(files[0])[PARTS_KEY])
+        made_from, length = about["positives"], about["length"]
+    except (DataError, KeyError, ValueError):
+        return None
     if made_from != positives:
         return None
     wanted = range(-(-num_images // length))

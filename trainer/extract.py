@@ -1,7 +1,6 @@
 """Proposals of the RPN alone on all training images at all scales, unflipped (facts §5.2): OUT/proposals."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.coco import SourceImage
-from pipeline.frames import read_frame
+from pipeline.parquet import read_frame, read_metadata
 from pipeline.progress import Progress
 from pipeline.proposals import PARTS_KEY, numbered_parts
 from pipeline.run_file import read_run
@@ -128,8 +127,8 @@ def _part(folder: Location, index: int) -> Location:
 
 def _is_made(path: Location, identity: bytes) -> bool:
     try:
-        return (pq.read_metadata(io.BytesIO(read_bytes(path))).metadata or {}).get(RPN_KEY) == identity
-    except (OSError, pa.ArrowInvalid):
+        return read_metadata(path).get(RPN_KEY) == identity
+    except DataError:
         return False
 
 

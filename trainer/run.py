@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.frames import read_frame
+from pipeline.parquet import read_frame
 from pipeline.run_file import read_run
 from pipeline.storage import Location
 from schemas.model import ModelSettings

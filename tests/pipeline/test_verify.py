@@ -1,5 +1,6 @@
 """verify finds what was damaged, and names it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def test_verify__names_what_was_changed(copy: Path) -> None:
         assert said in text
     (copy / "run.json").write_text("{")
     assert any("run.json: is damaged" in problem for problem in verify(copy).problems)
+
+
+def test_verify__finds_a_shard_of_another_build(copy: Path, demo_set: DataSet, tmp_path: Path) -> None:
+    coco = json.loads(demo_set.annotations.read_bytes())
+    coco["annotations"][0]["bbox"][2] -= 1
+    (tmp_path / "other.json").write_text(json.dumps(coco))
+    chips(tmp_path / "other.json", demo_set.images, tmp_path / "other", ChipSettings(images_per_shard=4))
+    swapped = [path for path in (tmp_path / "other/positives").iterdir() if path.suffix in (".tar", ".parquet")]
+    for path in swapped:
+        shutil.copy(path, copy / "positives")
+    (problem,) = verify(copy).problems
+    assert "positives: the shards are not all those that run.json was written for" in problem
+    chips(demo_set.annotations, demo_set.images, copy, ChipSettings(images_per_shard=4))
+    assert verify(copy).problems == []
 
 
 def test_verify__refuses_what_is_no_data_set(tmp_path: Path) -> None:

@@ -134,5 +134,5 @@ def test_make_proposals__two_ranks_write_the_same_parts(data: Path, proposals: P
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     arguments = [data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, timeout=100, capture_output=True)
+    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
     assert pq.read_table(proposals / "part-00000.parquet").equals(content)

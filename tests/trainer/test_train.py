@@ -66,8 +66,7 @@ def logged_steps(out: Path) -> int:
 
 
 def wait_for_step(out: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while logged_steps(out) < step and process.poll() is None and time.monotonic() < deadline:
+    while logged_steps(out) < step and process.poll() is None:
         time.sleep(0.01)
 
 
@@ -90,7 +89,7 @@ def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
     assert "Traceback" not in message
     assert last(tmp_path).step < total
     finished = start(data, tmp_path, *options, "resume", "loader.prefetch=1")
-    assert finished.wait(120) == 0
+    assert finished.wait() == 0
     ours, theirs = last(tmp_path), last(whole_run)
     assert ours.step == theirs.step
     assert ours.loader == theirs.loader
@@ -124,7 +123,7 @@ def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> 
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(RUNS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, *command, str(data), str(tmp_path / "ranks"), *options]
-    subprocess.run(arguments, check=True, env=environment, timeout=110, capture_output=True)
+    subprocess.run(arguments, check=True, env=environment, capture_output=True)
     train(data, tmp_path / "one", tiny_settings(*options))
     num_chips = len(ChipDataset(data))
     assert num_chips % 8 not in (0, 7)
