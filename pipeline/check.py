@@ -42,8 +42,8 @@ def check(annotations: Location, images: Location | None, *, max_pixels: int, wo
         for first_id, count, rejects in run(_check_images, jobs, Engine(workers=workers)):
             found[first_id] = rejects
             progress.add(count)
-    in_order = [reject for first_id in sorted(found) for reject in found[first_id]]
-    return CheckReport(source, [*source.rejects, *in_order], source.num_images)
+    in_order = [reject for first_id in sorted(found) for reject in found[first_id]]  # one per image not decoded
+    return CheckReport(source, [*source.rejects, *in_order], source.num_images - len(in_order))
 
 
 def _jobs(source: Source, images: Location, max_pixels: int) -> Iterator[Task[_Job]]:

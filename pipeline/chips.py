@@ -24,6 +24,7 @@ from pipeline.storage import (
     locked,
     make_folder,
     remove,
+    remove_files,
     remove_folder,
     remove_temporary,
 )
@@ -34,6 +35,7 @@ from schemas.settings import ChipSettings
 from schemas.tables import PLAN
 
 FOLDER = "positives"
+PLAN_FILES = "plan-*.parquet"
 PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
 PLAN_GROUP_CHIPS, PLAN_GROUP_RUNS = 2048, 256  # a row group of one ends with the run that reaches either
 
@@ -46,7 +48,7 @@ class Report(NamedTuple):
     notes: list[str]
     num_shards: int
     num_made: int  # shards cut by this run; the others were there
-    too_many_bad: str | None  # set when more images were refused than allowed
+    shortfall: str | None  # why this is no success: too many images refused, or every box
 
 
 def chips(
@@ -74,16 +76,19 @@ def chips(
 
     Raises:
         DataError: the annotation file cannot be trusted, or the output cannot be written.
-        UsageError: `out` holds something else or is in use, or the image folder is missing.
+        UsageError: `out` holds something else or is in use, the image folder is missing, or plan_only and overwrite
+            are given together.
     """
+    if plan_only and overwrite:
+        raise UsageError("--plan-only writes no chips, so --overwrite would delete a build for nothing; leave out one")
     out = location(out)
     if not plan_only:
         images = image_folder(None if images is None else location(images))
     source = read_coco(annotations, settings.max_pixels)
     with locked(out):
+        remove_temporary(out)  # first: they would keep their folders
         if overwrite:
             _clear(out)
-        remove_temporary(out)
         runs = _runs(source.num_images, settings.images_per_shard)
         if plan_only:
             return _write_plan(source, out, settings, runs, max_bad)
@@ -106,7 +111,7 @@ def _build(
     engine: Engine,
     max_bad: float,
 ) -> Report:
-    remove_folder(out / "plan")
+    remove_files(out / "plan", PLAN_FILES)
     target = Target(out, FOLDER, out / "run.json", image_root, settings, settings.model_dump(mode="json"))
     prepare(target, runs.keys(), "chips")
     ledgers = _recorded_ledgers(out)
@@ -143,7 +148,7 @@ def _build(
         source.notes,
         len(runs),
         num_made,
-        _too_many_bad(counts, max_bad),
+        _shortfall(counts, max_bad, "Everything good was written; rejects.parquet names the others"),
     )
 
 
@@ -223,19 +228,22 @@ def _write_plan(
     if files_in(out / FOLDER, "chips-*"):
         raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
     folder = out / "plan"
-    remove_folder(folder)
+    remove_files(folder, PLAN_FILES)
     make_folder(folder)
     summary = Summary(source, settings)
 
-    def planned() -> Iterator[pa.Table]:
+    def planned(progress: Progress) -> Iterator[pa.Table]:
         for start, stop in runs.values():
             plan = plan_run(source, start, stop, settings)
             summary.add(plan, start, stop, {}, None)
             yield plan.chips
+            progress.add(stop - start)
 
-    _write_plan_files(folder, planned())
+    with Progress("plan", source.num_images, "images") as progress:
+        _write_plan_files(folder, planned(progress))
     counts = summary.counts()
-    return Report(counts, source.rejects, source.notes, len(runs), 0, _too_many_bad(counts, max_bad))
+    shortfall = _shortfall(counts, max_bad, "`sniper check` names them")
+    return Report(counts, source.rejects, source.notes, len(runs), 0, shortfall)
 
 
 def _write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
@@ -269,19 +277,28 @@ def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _too_many_bad(counts: dict[str, Any], max_bad: float) -> str | None:
+def _shortfall(counts: dict[str, Any], max_bad: float, remark: str) -> str | None:
+    """Why a build is no success, or None; `remark` says what there is all the same."""
     refused, total = sum(counts["images"]["refused"].values()), counts["images"]["total"]
-    if refused / max(total, 1) <= max_bad:
-        return None
-    return (
-        f"{refused} of {total} images were refused, more than --max-bad {max_bad:g} allows. Everything good was "
-        "written; rejects.parquet names the others"
-    )
+    faults = []
+    if refused / max(total, 1) > max_bad:
+        faults.append(f"{refused} of {total} images were refused, more than --max-bad {max_bad:g} allows")
+    boxes = counts["boxes"]
+    if boxes["refused"] and not any(boxes[fate] for fate in ("covered", "rescued", "uncovered", "crowd")):
+        reason, number = max(boxes["refused"].items(), key=lambda item: item[1])
+        faults.append(
+            f"none of {boxes['total']} boxes can be used, so no chip holds any; the commonest reason is {reason} "
+            f"({number} boxes)"
+        )
+    return ". ".join([*faults, remark]) if faults else None
 
 
 def _clear(out: Location) -> None:
     """Delete what builds write, and nothing else a user may keep there."""
     for name in ("run.json", *(f"{n}.parquet" for n in ("images", "annotations", "categories", "rejects"))):
         remove(out / name)
-    for name in (FOLDER, "negatives", "proposals", "plan"):
-        remove_folder(out / name)
+    remove(out / "negatives" / "run.json")
+    for name in ("negatives", FOLDER):
+        remove_files(out / name, "chips-*.tar", "chips-*.parquet")
+    remove_folder(out / "proposals")
+    remove_files(out / "plan", PLAN_FILES)

@@ -10,14 +10,15 @@ the image, contain a best cover among all windows anywhere; the paper's stride g
 starts than `limit` on an axis the grid is used there (plus what makes every fitting box coverable), which
 bounds the work for dense images and for thousands of proposals.
 
-numba's cache does not see that a kernel in another file calls a changed one here: after editing, `make clean`.
+numba's cache does not see that a kernel in another file calls a changed one here. Every make target looks (it runs
+scripts/setup.sh) and compiles all of them again; who edits and runs without make runs that script.
 """
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.scales import FloatArray, IntArray
+from pipeline.scales import Float32Array, FloatArray, IntArray
 
 CountArray = npt.NDArray[np.int32]
 
@@ -53,6 +54,17 @@ def window_end(start: float, extent: float, side: float) -> float:
 def fits(low: float, high: float, extent: float, side: float) -> bool:
     """Whether some window holds [low, high] on this axis; the same arithmetic as the cover, so they agree."""
     return high <= window_end(window_start(low, extent, side), extent, side)
+
+
+@numba.njit(cache=True)
+def holds(windows: FloatArray, w: int, boxes: FloatArray | Float32Array, b: int) -> bool:
+    """Whether window w of [k, 4] holds box b of [n, 4] whole; touching the edge is inside."""
+    return bool(
+        windows[w, 0] <= boxes[b, 0]
+        and windows[w, 1] <= boxes[b, 1]
+        and boxes[b, 2] <= windows[w, 2]
+        and boxes[b, 3] <= windows[w, 3]
+    )
 
 
 @numba.njit(cache=True)
@@ -237,19 +249,19 @@ def _drop_redundant(chosen: IntArray, spans: IntArray, kept: npt.NDArray[np.bool
     times = np.zeros(n, np.int64)
     for w in range(len(chosen)):
         for b in range(n):
-            times[b] += _holds(chosen, w, spans, b)
+            times[b] += _is_within(chosen, w, spans, b)
     for w in range(len(chosen)):
         redundant = True
         for b in range(n):
-            if times[b] == 1 and _holds(chosen, w, spans, b):
+            if times[b] == 1 and _is_within(chosen, w, spans, b):
                 redundant = False
                 break
         if redundant:
             kept[w] = False
             for b in range(n):
-                times[b] -= _holds(chosen, w, spans, b)
+                times[b] -= _is_within(chosen, w, spans, b)
 
 
 @numba.njit(cache=True)
-def _holds(chosen: IntArray, w: int, spans: IntArray, b: int) -> bool:
+def _is_within(chosen: IntArray, w: int, spans: IntArray, b: int) -> bool:
     return bool(spans[b, 0] <= chosen[w, 0] <= spans[b, 1] and spans[b, 2] <= chosen[w, 1] <= spans[b, 3])

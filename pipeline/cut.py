@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.coco import Reject, SourceImage
 from pipeline.images import Codec, ImageRefusedError, codec, cut_chip, encode_jpeg, read_image
 from pipeline.shards import ImageHash, Member, Record, TarWriter, commit_shard, read_record
-from pipeline.storage import Location, ahead, atomic_file, read_each, remove, size_of
+from pipeline.storage import Location, ahead, atomic_file, image_place, read_each, remove, size_of
 from schemas.codes import Reason
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
@@ -89,7 +89,7 @@ def shard_fingerprint(job: ShardJob) -> str:
     with pa.ipc.new_stream(sink, PLAN) as stream:
         stream.write_table(job.chips)
     digest = hashlib.sha256(sink.getvalue())
-    sizes = list(ahead(_file_size, [job.image_root / image.file_name for image in job.images]))
+    sizes = list(ahead(_file_size, [image_place(job.image_root, image.file_name) for image in job.images]))
     versions = [FORMAT_VERSION, *codec()]
     digest.update(msgspec.json.encode([job.images, sizes, job.settings.model_dump(mode="json"), versions]))
     return digest.hexdigest()
@@ -159,7 +159,7 @@ def open_sources(
     Raises:
         DataError: a store does not answer; that is no fault of the image.
     """
-    contents = read_each([image_root / source.file_name for source in sources])
+    contents = read_each([image_place(image_root, source.file_name) for source in sources])
     for source, content in zip(sources, contents, strict=True):
         image_hash, image = None, None
         try:

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cover import fits, greedy_cover, window_end, window_side
+from pipeline.cover import fits, greedy_cover, holds, window_end, window_side
 from pipeline.scales import FloatArray, IntArray
 from schemas.codes import Fate, Status
 
@@ -302,19 +302,9 @@ def _boxes_where(boxes: FloatArray, mask: npt.NDArray[np.uint8], bit: int, first
 
 
 @numba.njit(cache=True)
-def _holds(windows: FloatArray, w: int, boxes: FloatArray, b: int) -> bool:
-    return bool(
-        windows[w, 0] <= boxes[b, 0]
-        and windows[w, 1] <= boxes[b, 1]
-        and boxes[b, 2] <= windows[w, 2]
-        and boxes[b, 3] <= windows[w, 3]
-    )
-
-
-@numba.njit(cache=True)
 def _first_holding(windows: FloatArray, start: int, stop: int, boxes: FloatArray, b: int) -> int:
     for w in range(start, stop):
-        if _holds(windows, w, boxes, b):
+        if holds(windows, w, boxes, b):
             return w
     return -1
 
@@ -341,7 +331,7 @@ def _cover(
     for w in range(len(windows)):
         low_x, low_y, high_x, high_y = width, height, 0.0, 0.0  # hull of the boxes it holds
         for b in range(len(boxes)):
-            if _holds(windows, w, boxes, b):
+            if holds(windows, w, boxes, b):
                 low_x, low_y = min(low_x, boxes[b, 0]), min(low_y, boxes[b, 1])
                 high_x, high_y = max(high_x, boxes[b, 2]), max(high_y, boxes[b, 3])
         u_x = _uniform(seed, image_id, s, 2 * (ordinal + w))

@@ -13,6 +13,7 @@ import PIL
 import pyarrow as pa
 import simplejpeg
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
 
 from pipeline.scales import PIXEL_EPSILON
 from schemas.codes import Reason
@@ -30,6 +31,7 @@ EXIF_TURNS = {  # orientation -> what brings the pixels upright
     8: Image.Transpose.ROTATE_90,
 }
 SWAPS_SIDES = range(5, 9)
+MOST_BANDS = 4
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow's names of what is read. It would also take text for a TGA, start programs for an EPS, and clip deep
@@ -53,6 +55,12 @@ DECODE_ERRORS = (
 _LOST_DATA = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression", re.IGNORECASE)
 # A few bytes of padding before the end marker are common and harmless; damage leaves more (tests/pipeline).
 _PADDING = re.compile(r"Corrupt JPEG data: [1-8] extraneous bytes before marker 0xd9")
+
+
+MORE_PIXELS = (
+    "raise it with --set chips.max_pixels=N (decoding takes 4 bytes per pixel); where chips were made with another "
+    "limit that takes --overwrite, which makes all of them again, or another --out"
+)
 
 
 class ImageRefusedError(Exception):
@@ -108,8 +116,11 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
     if raw[0] * raw[1] > max_pixels:
         raise ImageRefusedError(
             Reason.TOO_MANY_PIXELS,
-            f"{raw[0]}x{raw[1]} is more than {max_pixels:,} pixels; raise it with --set chips.max_pixels=N "
-            "(decoding takes 4 bytes per pixel)",
+            f"{raw[0]}x{raw[1]} is more than {max_pixels:,} pixels; {MORE_PIXELS}",
+        )
+    if (num_bands := _num_bands(image)) > MOST_BANDS:
+        raise ImageRefusedError(
+            Reason.UNSUPPORTED_DEPTH, f"has {num_bands} bands; expected at most {MOST_BANDS}, such as RGB and alpha"
         )
     if _is_deep(image):
         raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, f"mode {image.mode} has more than 8 bits per channel")
@@ -163,6 +174,13 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
         if isinstance(maxval, int) and maxval > 255:
             return True
     return False
+
+
+def _num_bands(image: ImageFile.ImageFile) -> int:
+    """Values per pixel in the file; Pillow opens TIFFs with any number as RGB or CMYK and drops the rest silently."""
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
+    return len(image.getbands())
 
 
 def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:

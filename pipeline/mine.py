@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.cover import fits, greedy_cover, window_end, window_side
+from pipeline.cover import fits, greedy_cover, holds, window_end, window_side
 from pipeline.plan import RunColumns
-from pipeline.scales import FloatArray, IntArray
-
-Float32Array = npt.NDArray[np.float32]
+from pipeline.scales import Float32Array, FloatArray, IntArray
 
 RANDOM_TRIES = 16
 
@@ -204,7 +202,7 @@ def mine_windows(
             for w in range(len(found)):
                 num, score = 0, 0.0
                 for i in range(len(rows)):
-                    if not covered[i] and _holds(found, w, boxes, i):
+                    if not covered[i] and holds(found, w, boxes, i):
                         covered[i] = True
                         num += 1
                         score += pool.score[rows[i]]
@@ -238,21 +236,11 @@ def _open_rows(
             continue
         held = False
         for w in range(len(held_by)):
-            held |= _holds(held_by, w, boxes, b)
+            held |= holds(held_by, w, boxes, b)
         if not held:
             rows[n] = b
             n += 1
     return rows[:n]
-
-
-@numba.njit(cache=True)
-def _holds(windows: FloatArray, w: int, boxes: FloatArray | Float32Array, b: int) -> bool:
-    return bool(
-        windows[w, 0] <= boxes[b, 0]
-        and windows[w, 1] <= boxes[b, 1]
-        and boxes[b, 2] <= windows[w, 2]
-        and boxes[b, 3] <= windows[w, 3]
-    )
 
 
 def random_run(run: RunColumns, per_image: int, chip_size: int, seed: int) -> Mined:

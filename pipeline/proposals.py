@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.mine import Float32Array, Pool
+from pipeline.mine import Pool
 from pipeline.parquet import read_metadata
-from pipeline.scales import IntArray
+from pipeline.scales import Float32Array, IntArray
 from pipeline.storage import Location, files_in, is_file, is_folder, local_copy, read_bytes
 from schemas.errors import DataError, UsageError
 from schemas.tables import PROPOSALS
@@ -31,7 +31,6 @@ OVERHANG = 1.0
 """A box may reach beyond its image by this many source pixels, and is clipped: float32 and files that round to
 whole pixels bring that about. More means coordinates of another frame."""
 LARGEST = float(np.finfo(np.float32).max)  # NaN is not below it
-MOST_PER_IMAGE = 32_767  # what num_proposals can count
 
 
 class Extents(NamedTuple):
@@ -149,7 +148,7 @@ def _read(path: object, files: list[Location], extents: Extents) -> Pool:
     if num_faults:
         more = f"\n... and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
         raise DataError(f"{path}: {num_faults} malformed proposals:\n" + "\n".join(faults) + more)
-    return _by_image(path, extents, _joined(position), _joined(boxes), _joined(score))
+    return _by_image(extents, _joined(position), _joined(boxes), _joined(score))
 
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -159,16 +158,8 @@ def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return whole
 
 
-def _by_image(
-    path: object, extents: Extents, position: npt.NDArray[np.int32], boxes: Float32Array, score: Float32Array
-) -> Pool:
+def _by_image(extents: Extents, position: npt.NDArray[np.int32], boxes: Float32Array, score: Float32Array) -> Pool:
     counts = np.bincount(position, minlength=len(extents.image_id))
-    if counts.max(initial=0) > MOST_PER_IMAGE:
-        image_id = extents.image_id[counts.argmax()]
-        raise DataError(
-            f"{path}: image {image_id} has {counts.max():,} proposals, more than {MOST_PER_IMAGE:,}; "
-            "keep the best of each image"
-        )
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     if (np.diff(position) < 0).any():
         order = np.argsort(position, kind="stable")

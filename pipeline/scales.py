@@ -6,6 +6,7 @@ import numpy.typing as npt
 from schemas.settings import ChipSettings, SideScale
 
 FloatArray = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 PIXEL_EPSILON = 1e-6

@@ -20,6 +20,8 @@ from schemas.tables import MANIFEST
 BLOCK = 512  # tar's unit
 WRITEBACK = 4 << 20  # bytes between requests to the system to write to disk, so that the final flush finds little left
 METADATA_KEY = b"sniper"
+UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException, msgspec.MsgspecError)
+"""What pyarrow and msgspec raise on damaged manifests; ArrowInvalid and UnicodeDecodeError are ValueErrors."""
 
 
 class Member(NamedTuple):
@@ -75,6 +77,16 @@ def _tar_header(name: str, size: int) -> bytes:
     start = encoded.ljust(100, b"\0") + _MODE_AND_OWNER + b"%011o\0" % size + _TIME
     checksum = sum(start) + _CHECKSUM_BLANK + sum(_TYPE_TO_END)
     return start + b"%06o\0 " % checksum + _TYPE_TO_END
+
+
+def member_behind(tar: bytes, end: int) -> bytes:
+    """Content of the member of a TarWriter's file that follows the one whose content ends at `end`; b"" where none."""
+    start = end + -end % BLOCK + BLOCK
+    try:
+        size = int(tar[start - BLOCK : start][124:135], 8)
+    except ValueError:
+        return b""
+    return tar[start : start + size]
 
 
 class ImageHash(NamedTuple):
@@ -135,12 +147,14 @@ def _record(path: Location, content: bytes) -> Record:
     try:
         metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
         return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
-    except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
 
 
 def _rows(path: Location, content: bytes) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(content)).cast(MANIFEST)
-    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        table = pq.read_table(pa.BufferReader(content)).cast(MANIFEST)
+        table.validate(full=True)  # reading alone lets pass what is no UTF-8
+    except UNREADABLE as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
+    return table

@@ -12,6 +12,7 @@ import fcntl
 import fnmatch
 import io
 import os
+import posixpath
 import shutil
 import stat
 import tempfile
@@ -36,6 +37,7 @@ __all__ = [  # a door for what stores.py knows of places, too
     "download",
     "files_in",
     "image_folder",
+    "image_place",
     "is_file",
     "is_folder",
     "local_copy",
@@ -46,6 +48,7 @@ __all__ = [  # a door for what stores.py knows of places, too
     "read_each",
     "read_range",
     "remove",
+    "remove_files",
     "remove_folder",
     "remove_temporary",
     "size_of",
@@ -60,6 +63,8 @@ BUFFER = 1 << 20  # bytes; many small writes become few
 
 TEMPORARY = ".tmp-"
 """Start of every unfinished file's name; no reader or glob for chips-* sees one."""
+_WRITTEN_IN = (".", "positives", "negatives", "proposals", "proposals/rpn", "plan")
+"""Folders of a data set that files are written in. All else below it is the user's."""
 
 PUT_PATIENCE, SLOWEST_PUT = 30.0, 1 << 19  # seconds, and bytes per second on top: nobody below sets a put a limit
 
@@ -217,9 +222,7 @@ def remove_folder(folder: Location) -> None:
             shutil.rmtree(folder)
         return
     # Not by rm: it takes * ? [ in the folder's name for a pattern, and keeps quiet about files that it cannot delete.
-    start = folder.path.rstrip("/") + "/"
-    found = insist(lambda: client(folder).find(folder.path, withdirs=True, detail=True), folder)
-    inside = {name: entry["type"] for name, entry in found.items() if name.startswith(start)}
+    inside = _inside(folder)
 
     def delete(file: str) -> None:
         with suppress(FileNotFoundError):
@@ -231,6 +234,26 @@ def remove_folder(folder: Location) -> None:
         for name in [*sorted((name for name, kind in inside.items() if kind != "file"), reverse=True), folder.path]:
             with suppress(OSError, NotImplementedError):
                 client(folder).rmdir(name)
+
+
+def _inside(folder: UPath) -> dict[str, str]:
+    """Path -> "file" or "directory" of all that is in a remote folder, and of the key that stands for an empty one."""
+    start = folder.path.rstrip("/") + "/"
+    found = insist(lambda: client(folder).find(folder.path, withdirs=True, detail=True), folder)
+    return {name: entry["type"] for name, entry in found.items() if name.startswith(start)}
+
+
+def remove_files(folder: Location, *patterns: str) -> None:
+    """Delete the files directly in a folder whose names match one of `patterns`, in their order; then the folder, if
+    nothing else is in it."""
+    files = [file for pattern in patterns for file in files_in(folder, pattern)]
+    for _ in ahead(remove, files):
+        pass
+    if isinstance(folder, Path):
+        with suppress(OSError):  # there is none, or something else is in it
+            folder.rmdir()
+    elif files and not {name.rstrip("/") for name in _inside(folder)} - {folder.path.rstrip("/")}:
+        remove_folder(folder)
 
 
 @contextmanager
@@ -270,11 +293,18 @@ def image_folder(folder: Location | None) -> Location:
     """The folder, if it is one.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not, or none was given.
     """
-    if folder is None or not is_folder(folder):
+    if folder is None:
+        raise UsageError("--images is missing; give the folder that file_name is relative to")
+    if not is_folder(folder):
         raise UsageError(f"{folder}: no such image folder; give the folder that file_name is relative to as --images")
     return folder
+
+
+def image_place(folder: Location, file_name: str) -> Location:
+    """Where an image lies that is named so; `./a.jpg` is `a.jpg` on a disk, but another key in a bucket."""
+    return folder / posixpath.normpath(file_name)
 
 
 def write_atomic(place: Location, data: bytes) -> None:
@@ -348,10 +378,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Location) -> None:
-    """Delete what an interrupted run left unfinished. Call only while holding the folder's lock."""
+    """Delete what an interrupted run left unfinished in a data set. Call only while holding the folder's lock."""
     if isinstance(folder, Path):  # a put leaves nothing behind
-        for path in folder.rglob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+        for name in _WRITTEN_IN:
+            for path in files_in(folder / name, f"{TEMPORARY}[0-9]*-*"):
+                remove(path)
 
 
 @contextmanager

@@ -1,16 +1,20 @@
 """`sniper verify`: re-hashes a chip data set and names every bad shard and chip."""
 
 import hashlib
+import math
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from pipeline.engines import Engine, Task, run
 from pipeline.progress import Progress
 from pipeline.run_file import read_run, run_fingerprint
-from pipeline.shards import read_shard
-from pipeline.storage import Location, files_in, is_folder, read_bytes
+from pipeline.shards import BLOCK, UNREADABLE, member_behind, read_shard
+from pipeline.storage import Location, files_in, is_folder, local_copy, read_bytes
 from schemas.errors import DataError, UsageError
+from schemas.tables import PLAN
 
 
 class VerifyReport(NamedTuple):
@@ -20,7 +24,7 @@ class VerifyReport(NamedTuple):
 
 
 def verify(data: Location, *, workers: int = 1) -> VerifyReport:
-    """Check that a data set is complete and that every byte is as recorded.
+    """Check that a data set is complete, that every byte is as recorded, and that manifests and tars say the same.
 
     Raises:
         UsageError: `data` holds no chip data set.
@@ -68,6 +72,9 @@ def _check_run(data: Location, root: Location, folder: Location, found: dict[str
             yield f"{name}: is missing; run the build again"
         elif shard.fingerprint is not None:
             fingerprints.append(shard.fingerprint)
+    wanted = {f"{folder.name}/chips-{index:05d}.parquet" for index in range(run["num_shards"])}
+    for name in sorted(name for name in found.keys() - wanted if name.startswith(f"{folder.name}/")):
+        yield f"{name}: is beyond the {run['num_shards']} shards of run.json; run the build again: it deletes it"
     if len(fingerprints) == run["num_shards"] and run_fingerprint(run, fingerprints) != run["fingerprint"]:
         yield (
             f"{folder.name}: the shards are not all those that run.json was written for; run the build again: it "
@@ -75,14 +82,15 @@ def _check_run(data: Location, root: Location, folder: Location, found: dict[str
         )
     for file, digest in run["files"].items():
         try:
-            content = read_bytes(root / file)
+            with local_copy(root / file) as copy, copy.open("rb") as content:
+                found_digest = hashlib.file_digest(content, "sha256").hexdigest()
         except FileNotFoundError:
             yield f"{file}: is missing; run the build again"
             continue
         except OSError as error:
             yield f"{file}: cannot be read: {error}"
             continue
-        if hashlib.sha256(content).hexdigest() != digest:
+        if found_digest != digest:
             yield f"{file}: differs from what run.json records; delete it and run the build again"
 
 
@@ -106,9 +114,11 @@ def _check_shard(path: Location) -> _Shard:
     name = _name(path)
     try:
         table, record = read_shard(path)
-        rows = table.select(["key", "offset", "size", "crc32"]).to_pylist()
-    except (DataError, OSError) as error:
+        rows = table.to_pylist()
+    except DataError as error:
         return _Shard(name, None, 0, [str(error)])
+    except UNREADABLE as error:
+        return _Shard(name, None, 0, [f"{name}: cannot be read: {error}"])
     tar_path = path.with_suffix(".tar")
     tar_name, advice = _name(tar_path), f"delete {name} and run the build again"
     try:
@@ -117,10 +127,40 @@ def _check_shard(path: Location) -> _Shard:
         return _Shard(name, record.fingerprint, 0, [f"{tar_name}: is missing; {advice}"])
     except OSError as error:
         return _Shard(name, record.fingerprint, 0, [f"{tar_name}: cannot be read: {error}"])
-    if len(tar) == record.tar_bytes and hashlib.sha256(tar).hexdigest() == record.tar_sha256:
-        return _Shard(name, record.fingerprint, len(rows), [])
-    bad = [row["key"] for row in rows if zlib.crc32(tar[row["offset"] : row["offset"] + row["size"]]) != row["crc32"]]
-    size = f"{len(tar)} bytes, {record.tar_bytes} recorded" if len(tar) != record.tar_bytes else "SHA-256 differs"
-    problems = [f"{tar_name}: {size}; {len(bad)} of {len(rows)} chips damaged; {advice}"]
-    problems += [f"{tar_name}: chip {key}: damaged" for key in bad]
+    sizes = [_bytes_of(row, tar, tar_name) for row in rows]
+    bad = [row["key"] for row, size in zip(rows, sizes, strict=True) if size is None]
+    problems = []
+    if len(tar) != record.tar_bytes or hashlib.sha256(tar).hexdigest() != record.tar_sha256:
+        what = f"{len(tar)} bytes, {record.tar_bytes} recorded" if len(tar) != record.tar_bytes else "SHA-256 differs"
+        problems = [f"{tar_name}: {what}; {len(bad)} of {len(rows)} chips damaged; {advice}"]
+        problems += [f"{tar_name}: chip {key}: damaged" for key in bad]
+    elif bad:
+        problems = [f"{name}: {len(bad)} of {len(rows)} rows differ from what {tar_name} holds; {advice}"]
+        problems += [f"{name}: chip {key}: its row is damaged" for key in bad]
+    elif sum(size for size in sizes if size) + 2 * BLOCK != len(tar) or len({row["key"] for row in rows}) < len(rows):
+        problems = [f"{name}: its {len(rows)} rows are not the chips of {tar_name}, each once; {advice}"]
     return _Shard(name, record.fingerprint, len(rows), problems)
+
+
+def _bytes_of(row: dict[str, Any], tar: bytes, tar_name: str) -> int | None:
+    """Bytes of a chip's JPEG and JSON in its tar, headers included; None where they are not as its row says."""
+    offset, size = row["offset"], row["size"]
+    if row["shard"] != tar_name or offset is None or size is None:
+        return None
+    if zlib.crc32(tar[offset : offset + size]) != row["crc32"]:
+        return None
+    said = member_behind(tar, offset + size)
+    if not _is_said({name: row[name] for name in PLAN.names}, said):
+        return None
+    return sum(BLOCK + length + -length % BLOCK for length in (size, len(said)))
+
+
+def _is_said(row: dict[str, Any], said: bytes) -> bool:
+    """Whether a chip's JSON says the same as its row. Its null stands for None and, in a range, for infinity."""
+    if any(isinstance(value, float) and (math.isnan(value) or value == -math.inf) for value in row.values()):
+        return False
+    expected = msgspec.json.encode(row)
+    try:
+        return expected == said or expected == msgspec.json.encode(msgspec.json.decode(said))
+    except msgspec.MsgspecError:
+        return False

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same input and settings give other bytes; part of every fingerprint."""
 
 BOX = pa.struct(
@@ -38,9 +38,9 @@ PLAN = pa.schema(
         ),  # valid range of the scale, sqrt(area) in source pixels; infinity: unbounded
         ("range_max", pa.float32()),
         ("boxes", pa.list_(BOX)),
-        ("num_valid", pa.int16()),
-        ("num_boxes", pa.int16()),
-        ("num_proposals", pa.int16()),  # newly covered when the chip was chosen; null for positives
+        ("num_valid", pa.int32()),
+        ("num_boxes", pa.int32()),
+        ("num_proposals", pa.int32()),  # newly covered when the chip was chosen; null for positives
         ("mean_score", pa.float32()),  # of those proposals; null for positives and where there are none
     ]
 )

@@ -320,35 +320,29 @@ def _has_area(low: FloatArray, high: FloatArray) -> BoolArray:
 
 
 def _refuse_repeats(columns: _Columns, faults: dict[int, _Fault], known: _Known) -> int:
-    """Refuse every box whose id occurs in an earlier row; gives those in columns the image behind the last.
+    """Refuse every box in columns whose id is that of one in an earlier row, by giving it the image behind the last.
+
+    What is refused for another reason claims no id: it is in no chip.
 
     Returns:
-        How many of those in columns there are.
+        How many there are.
     """
-    of_faults = [(row, fault) for row, fault in faults.items() if fault.annotation_id is not None]
-    fault_ids = np.array([fault.annotation_id for _, fault in of_faults], np.int64)
-    doubtful = np.unique(np.concatenate([_repeated_values(columns.annotation_id), fault_ids]))
+    doubtful = _repeated_values(columns.annotation_id)
     if not len(doubtful):
         return 0
     starts = range(0, columns.size, CHUNK)
     found = [np.flatnonzero(np.isin(columns.annotation_id[s : s + CHUNK], doubtful)) + s for s in starts]
     place = np.concatenate([np.empty(0, np.int64), *found])
-    ids = np.concatenate([columns.annotation_id[place], fault_ids])
-    rows = np.concatenate([columns.row[place].astype(np.int64), np.array([row for row, _ in of_faults], np.int64)])
-    order = np.lexsort((rows, ids))
-    again = order[1:][ids[order[1:]] == ids[order[:-1]]]
-    for k in again.tolist():
-        row, annotation_id = int(rows[k]), int(ids[k])
-        of_record: tuple[int | None, int | None]
-        if k < len(place):
-            i = place[k]
-            of_record = int(known.images.image_id[columns.image[i]]), int(known.category_id[columns.label[i] - 1])
-            columns.image[i] = len(known.images.image_id)
-        else:
-            of_record = faults[row].image_id, faults[row].category_id
+    ids = columns.annotation_id[place]
+    order = np.argsort(ids, kind="stable")  # columns are in file order
+    again = place[order[1:][ids[order[1:]] == ids[order[:-1]]]]
+    for i in again.tolist():
+        of_record = int(known.images.image_id[columns.image[i]]), int(known.category_id[columns.label[i] - 1])
+        columns.image[i] = len(known.images.image_id)
+        annotation_id = int(columns.annotation_id[i])
         message = f"id {annotation_id} occurs before; the first is kept"
-        faults[row] = _Fault(Fate.REFUSED, Reason.DUPLICATE_ID, message, annotation_id, *of_record)
-    return int(np.count_nonzero(again < len(place)))
+        faults[int(columns.row[i])] = _Fault(Fate.REFUSED, Reason.DUPLICATE_ID, message, annotation_id, *of_record)
+    return len(again)
 
 
 def _repeated_values(ids: IntArray) -> IntArray:

@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest
 from pipeline.coco.file import Image
 from pipeline.coco.ids import IntArray, StringIds, id_or_none, is_id, is_text, repeated_ids, shown
 from pipeline.coco.source import RefusedImage, Reject
+from pipeline.images import MORE_PIXELS
 from schemas.codes import Reason
 
 
@@ -171,8 +172,7 @@ def _reason(r: Any, max_pixels: int | None) -> tuple[Reason, str] | None:
     if max_pixels is not None and r.width * r.height > max_pixels:
         return (
             Reason.TOO_MANY_PIXELS,
-            f"is annotated as {r.width}x{r.height}, more than {max_pixels:,} pixels; "
-            "raise it with --set chips.max_pixels=N",
+            f"is annotated as {r.width}x{r.height}, more than {max_pixels:,} pixels; {MORE_PIXELS}",
         )
     if not _is_safe(r.file_name):
         return (

@@ -86,11 +86,6 @@ class Source:
         """Category ids, int64 [K + 1], by label; label 0 is background and has none, here 0."""
         return np.array([0, *(category_id for category_id, _ in self.categories)], np.int64)
 
-    @property
-    def category_id(self) -> npt.NDArray[np.int64]:
-        """int64 [N], made anew each time; take category_of_label[label] for a run of boxes."""
-        return self.category_of_label[self.label]
-
     def images(self, start: int, stop: int) -> list[SourceImage]:
         """The records of images [start, stop)."""
         columns = (self.image_id, self.width, self.height)
@@ -107,8 +102,8 @@ class RefusedImage(NamedTuple):
     reason: Reason
 
 
-def describe_rejects(rejects: Iterable[Reject], limit: int = 5) -> list[str]:
-    """Lines for a person: each reason with its count and up to `limit` examples."""
+def describe_rejects(rejects: Iterable[Reject], limit: int | None = 5) -> list[str]:
+    """Lines for a person: each reason with its count and up to `limit` examples; None: all."""
     groups: dict[tuple[str, str], list[Reject]] = {}
     for reject in rejects:
         groups.setdefault((reject.kind, reject.reason), []).append(reject)
@@ -116,6 +111,6 @@ def describe_rejects(rejects: Iterable[Reject], limit: int = 5) -> list[str]:
     for (kind, reason), group in sorted(groups.items(), key=lambda item: (item[0][0] != "image", -len(item[1]))):
         lines.append(f"{len(group)} {kind}{'s' if len(group) > 1 else ''}: {reason}")
         lines += [f"    {reject.message}" for reject in group[:limit]]
-        if len(group) > limit:
+        if limit is not None and len(group) > limit:
             lines.append(f"    ... and {len(group) - limit} more")
     return lines

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipeline.check import check
 from pipeline.chips import Report, chips
-from pipeline.storage import locked
+from pipeline.storage import Location, files_in, is_file, location, locked
 from pipeline.verify import verify
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings
 from schemas.tables import PLAN
 from tests.pipeline.conftest import DataSet
+from tests.s3 import S3
 
 OPTIONS = ChipSettings(images_per_shard=2)
 
@@ -137,14 +140,14 @@ def test_chips__changed_annotations_redo_only_their_shards(demo_set: DataSet, tm
 def test_chips__changed_category_name_rewrites_its_ledger_alone(demo_set: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(demo_set, out)
-    before = {path: path.stat().st_ino for path in out.rglob("*")}
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
     coco = json.loads(demo_set.annotations.read_bytes())
     coco["categories"][0]["name"] = "renamed"
     (tmp_path / "renamed.json").write_text(json.dumps(coco))
     report = build(DataSet(tmp_path / "renamed.json", demo_set.images), out)
     assert report.num_made == 0
-    changed = {path.name for path, number in before.items() if path.stat().st_ino != number}
-    assert changed == {"categories.parquet", "run.json"}
+    changed = {path.name for path, seen in before.items() if seen != (path.stat().st_ino, path.stat().st_mtime_ns)}
+    assert changed - {".lock"} == {"categories.parquet", "run.json"}
     assert verify(out).problems == []
 
 
@@ -194,6 +197,74 @@ def test_plan_only__is_the_manifest_without_storage_and_needs_no_images(
         chips(demo_set.annotations, None, built, OPTIONS, plan_only=True)
     build(demo_set, tmp_path)
     assert digests(tmp_path) == digests(built)
+
+
+def in_store(folder: Path, s3: S3, prefix: str) -> Location:
+    """A copy of a folder in the store."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            s3.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+    return location(f"{s3.url}/{prefix}")
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_chips__files_of_the_user_in_its_folders_stay(
+    demo_set: DataSet, built: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    mine = [
+        "plan/notes.txt",
+        "photos/.tmp-1-a.jpg",
+        "positives/notes.txt",
+        "negatives/notes.txt",
+        "a/plan/plan-1.parquet",
+    ]
+    theirs = ["plan/plan-00000.parquet", "negatives/run.json", "negatives/chips-00000.tar", "proposals/rpn/last.pt"]
+    for name in [*mine, *theirs]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(name)
+    shutil.copytree(built, tmp_path / "out", dirs_exist_ok=True)
+    out: Location = tmp_path / "out"
+    if kind == "s3":
+        out = in_store(tmp_path / "out", request.getfixturevalue("s3"), "out")
+
+    def left(names: list[str]) -> list[str]:
+        return [name for name in names if is_file(out / name)]
+
+    assert chips(demo_set.annotations, demo_set.images, out, OPTIONS).num_made == 0
+    assert left(mine) == mine
+    assert left(theirs) == theirs[1:]
+    other = OPTIONS.model_copy(update={"quality": 80})
+    chips(demo_set.annotations, demo_set.images, out, other, overwrite=True)
+    assert left(mine) == mine
+    assert left(theirs) == []
+    assert len(files_in(out / "positives", "chips-*.tar")) == 6
+
+
+def test_chips__overwrite_leaves_no_empty_folder(demo_set: DataSet, tmp_path: Path) -> None:
+    """A folder `negatives` would be taken for an unfinished pool."""
+    for name in ("negatives/.tmp-12-run.json", "negatives/chips-00000.tar", "plan/plan-00000.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    build(demo_set, tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["positives"]
+
+
+def test_chips__roundabout_file_names_mean_the_same_in_a_store(
+    demo_set: DataSet, built: Path, s3: S3, tmp_path: Path
+) -> None:
+    """As on a disk, where they always did."""
+    coco = json.loads(demo_set.annotations.read_bytes())
+    for i, image in enumerate(coco["images"]):
+        image["file_name"] = f"{['./', './/', ''][i % 3]}train{'//' if i % 2 else '/./'}{image['file_name']}"
+    (tmp_path / "roundabout.json").write_text(json.dumps(coco))
+    in_store(demo_set.images, s3, "images/train")
+    out = tmp_path / "out"
+    chips(tmp_path / "roundabout.json", location(f"{s3.url}/images"), out, OPTIONS)
+    assert [
+        r.reason for r in check(tmp_path / "roundabout.json", location(f"{s3.url}/images"), max_pixels=10**8).rejects
+    ] == []
+    for path in (built / "positives").glob("*.tar"):
+        assert (out / "positives" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_chips__image_without_boxes_and_shard_without_chips_stay(demo_set: DataSet, tmp_path: Path) -> None:

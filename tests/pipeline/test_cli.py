@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from schemas.settings import ChipSettings
-from tests.builders import CocoSet, assert_reconciles, build, chip_sums, digest, encoded, sound_set, texture
+from tests.builders import SIDE, CocoSet, assert_reconciles, build, chip_sums, digest, encoded, sound_set, texture
 from tests.conftest import CommandResult, RunSniper
 from tests.paths import shared_data
 
@@ -75,6 +75,16 @@ def test_check_of_bad_set_lists_every_kind_and_fails(tmp_path: Path, sniper: Run
     for name in ("empty.jpg", "gone.jpg", "../up.jpg", "annotations[6]"):
         assert name in result.out
     assert "nothing wrong" not in result.out
+    assert "5 images, 8 boxes, 1 categories; 2 image files decoded" in result.out
+
+
+def test_check_names_everything_it_refuses(tmp_path: Path, sniper: RunSniper) -> None:
+    """It writes no file, so what it does not print is told nowhere."""
+    result = sniper("check", *options(with_bad_images(tmp_path, 1, 12)))
+    assert result.status == 1
+    assert [name for name in (f"{i}.jpg" for i in range(13)) if f"    {name}: " in result.out] == [
+        f"{i}.jpg" for i in range(1, 13)
+    ]
 
 
 def test_check_of_boxes_that_read_as_corners_fails(tmp_path: Path, sniper: RunSniper) -> None:
@@ -166,6 +176,65 @@ def test_max_bad_does_not_count_boxes(tmp_path: Path, sniper: RunSniper) -> None
     result = sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 0)
     assert result.status == 0
     assert "30 annotations: bad_numbers" in result.out
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan-only"]])
+def test_chips_that_lost_every_box_fail_with_the_commonest_reason(
+    plan: list[str], tmp_path: Path, sniper: RunSniper
+) -> None:
+    made = sound_set(tmp_path)
+    made.add_box(1, [1, 1, 0, 5])
+    made.categories = [{"id": 77, "name": "of another file"}]
+    result = sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 1, *plan)
+    assert result.status == 1
+    assert "none of 4 boxes can be used" in result.err
+    assert "commonest reason is unknown_category (4 boxes)" in result.err
+    assert ("rejects.parquet" in result.err) == (not plan)
+    if not plan:
+        assert_reconciles(tmp_path / "out", made.content())
+
+
+def test_chips_of_a_file_without_boxes_is_a_success(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.annotations.clear()
+    assert sniper("chips", *options(made, tmp_path / "out")).status == 0
+
+
+def test_plan_only_with_overwrite_is_wrong_use_and_deletes_nothing(tmp_path: Path, sniper: RunSniper) -> None:
+    command = ["chips", *options(sound_set(tmp_path), tmp_path / "out")]
+    assert sniper(*command).status == 0
+    before = digest(tmp_path)
+    result = sniper(*command, "--plan-only", "--overwrite")
+    assert result.status == 2
+    assert "--plan-only" in result.err
+    assert "--overwrite" in result.err
+    assert digest(tmp_path) == before
+
+
+def test_plan_only_shows_progress(tmp_path: Path, sniper: RunSniper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.progress.LOG_INTERVAL", 0.0)
+    result = sniper("chips", *options(sound_set(tmp_path), tmp_path / "out"), "--plan-only")
+    assert "plan: 2 of 2 images" in result.err
+
+
+def test_chips_without_images_says_that_they_are_missing(tmp_path: Path, sniper: RunSniper) -> None:
+    result = sniper("chips", "--annotations", sound_set(tmp_path).write(), "--out", tmp_path / "out")
+    assert result.status == 2
+    assert "--images is missing" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_advice_to_raise_max_pixels_can_be_followed(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.add_image(50, width=SIDE + 1)
+    command = ["chips", *options(made, tmp_path / "out")]
+    limited = sniper(*command, "--set", f"chips.max_pixels={SIDE * SIDE}")
+    assert limited.status == 1
+    for part in ("chips.max_pixels=N", "--overwrite", "another --out"):
+        assert part in limited.out
+    raised = [*command, "--set", f"chips.max_pixels={2 * SIDE * SIDE}"]
+    assert sniper(*raised).status == 2
+    assert sniper(*raised, "--overwrite").status == 0
 
 
 def test_chips_again_after_bad_images_does_nothing_and_reports_them_again(tmp_path: Path, sniper: RunSniper) -> None:

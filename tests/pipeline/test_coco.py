@@ -83,7 +83,8 @@ def assert_reconciles(source: Source, content: dict[str, Any]) -> None:
         record = content["annotations"][row]
         assert record["image_id"] == source.image_id[owner[i]]
         assert record["id"] == source.annotation_id[i]
-        assert record["category_id"] == source.category_id[i] == source.categories[source.label[i] - 1][0]
+        category_id = source.category_of_label[source.label[i]]
+        assert record["category_id"] == category_id == source.categories[source.label[i] - 1][0]
 
 
 def test_read_coco_columns_are_sorted_by_image_then_row(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_read_coco_columns_are_sorted_by_image_then_row(tmp_path: Path) -> None:
     assert source.offsets.tolist() == [0, 1, 3]
     assert source.row.tolist() == [1, 0, 2]
     assert source.annotation_id.tolist() == [12, 11, 10]
-    assert source.category_id.tolist() == [4, 9, 4]
+    assert source.category_of_label[source.label].tolist() == [4, 9, 4]
     assert source.label.tolist() == [1, 2, 1]
     assert source.box.tolist() == [[0.5, 0, 2.5, 2.25], [1, 2, 4, 6], [30, 20, 40, 25]]
     assert source.crowd.tolist() == [True, False, False]
@@ -249,6 +250,19 @@ def test_read_coco_first_of_repeated_annotation_ids_is_kept(tmp_path: Path) -> N
     assert_reconciles(source, content)
 
 
+def test_read_coco_only_a_box_in_order_claims_its_id(tmp_path: Path) -> None:
+    bad = [{"bbox": [1, 1, 0, 5]}, {"image_id": 77}, {"category_id": 77}, {"bbox": None}]
+    sound = {"id": 20, "image_id": 5, "category_id": 4, "bbox": [1, 1, 5, 5]}
+    source = read(
+        with_list("annotations", [*({**sound, **fault} for fault in bad), sound, sound, sound | bad[0]]), tmp_path
+    )
+    assert source.row.tolist() == [4]
+    reasons = ["no_area", "unknown_image", "unknown_category", "bad_numbers", "duplicate_id", "no_area"]
+    assert [(reject.id, reject.reason) for reject in source.rejects] == [(20, reason) for reason in reasons]
+    (message,) = [reject.message for reject in source.rejects if reject.reason == "duplicate_id"]
+    assert message == "annotations[5]: id 20 occurs before; the first is kept"
+
+
 def test_read_coco_rejects_are_in_file_order_images_first(tmp_path: Path) -> None:
     bad = [[1, 1, 0, 0], "x", [99, 99, 1, 1], None, [1, 1, -1, 1]]
     boxes = [{"id": 100 + i, "image_id": 5, "category_id": 4, "bbox": bbox} for i, bbox in enumerate(bad)]
@@ -390,6 +404,8 @@ def test_describe_rejects_counts_all_and_shows_some(tmp_path: Path) -> None:
     assert lines[2] == "8 annotations: no_area"
     assert lines[-1].strip() == "... and 3 more"
     assert len(lines) == 9
+    lines = describe_rejects(read(content, tmp_path).rejects, limit=None)
+    assert [line.split("]")[0].strip() for line in lines[3:]] == [f"annotations[{i}" for i in range(8)]
 
 
 def test_read_coco_visdrone_file_keeps_every_box() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,37 @@ def test_read_image_16_bit_png_is_refused_and_not_clipped(channels: int) -> None
     assert "8 bits" in error.message
 
 
+def tiff(width: int, height: int, num_bands: int, planar: int = 1) -> bytes:
+    """An RGB TIFF of 8 bits with further bands of no meaning, uncompressed; planar 2: band after band."""
+    offset = 1000
+    band = width * height
+    plane_bytes, planes = (band, num_bands) if planar == 2 else (num_bands * band, 1)
+    lists = {258: [8] * num_bands, 338: [0] * (num_bands - 3)}
+    if planes > 1:
+        lists |= {273: [offset + i * band for i in range(planes)], 279: [plane_bytes] * planes}
+    fields = {256: width, 257: height, 259: 1, 262: 2, 273: offset, 277: num_bands, 278: height, 279: plane_bytes}
+    entries, extra = [], b""
+    start = 8 + 2 + 12 * (len(fields | lists) + 1) + 4
+    for tag in sorted(fields | lists | {284: 0}):
+        values = lists.get(tag) or [{284: planar, **fields}.get(tag, 0)]
+        values = values if tag not in lists or lists[tag] else [0]
+        packed = struct.pack(f"<{len(values)}I", *values)
+        where = packed if len(packed) == 4 else struct.pack("<I", start + len(extra))
+        extra += b"" if len(packed) == 4 else packed
+        entries.append(struct.pack("<HHI", tag, 4, len(values)) + where)
+    head = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4) + extra
+    return head.ljust(offset, b"\0") + bytes(range(256)) * (num_bands * band // 256 + 1)
+
+
+@pytest.mark.parametrize("num_bands", [5, 6])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_read_image_tiff_of_more_bands_than_four_is_refused_and_not_taken_for_rgb(num_bands: int, planar: int) -> None:
+    assert read(tiff(16, 8, 4), 16, 8).shape == (8, 16, 3)
+    error = refusal(tiff(16, 8, num_bands, planar), 16, 8)
+    assert error.reason == Reason.UNSUPPORTED_DEPTH
+    assert f"has {num_bands} bands" in error.message
+
+
 def test_read_image_webp_without_support_says_so_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     content = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
     if features.check("webp"):
@@ -208,7 +240,7 @@ def test_read_image_webp_without_support_says_so_without_a_warning(recwarn: pyte
 def test_read_image_limit_stands_before_decoding_and_is_named() -> None:
     error = refusal(with_size(encoded(texture(64, 64)), 20_000, 20_000), 20_000, 20_000)
     assert error.reason == Reason.TOO_MANY_PIXELS
-    for part in ("20000x20000", "200,000,000", "chips.max_pixels"):
+    for part in ("20000x20000", "200,000,000", "chips.max_pixels", "--overwrite"):
         assert part in error.message
 
 

@@ -85,7 +85,7 @@ def test_write_ledger_rows(source: Source, tmp_path: Path) -> None:
     boxes = pl.read_parquet(tmp_path / "annotations.parquet")
     assert boxes["row"].to_list() == source.row.tolist()
     assert boxes["image_id"].to_list() == np.repeat(source.image_id, np.diff(source.offsets)).tolist()
-    assert boxes["category_id"].to_list() == source.category_id.tolist()
+    assert boxes["category_id"].to_list() == source.category_of_label[source.label].tolist()
     assert boxes.select("x1", "y1", "x2", "y2").to_numpy().tolist() == source.box.tolist()
     of_refused = boxes.filter(pl.col("image_id") == 33)
     assert set(of_refused.select("fate", "reason").rows()) == {("image_refused", "undecodable")}

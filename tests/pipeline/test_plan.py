@@ -140,3 +140,12 @@ def test_plan__no_images() -> None:
     source = make_source(0, num_images=1)
     plan = plan_run(source, 0, 0, ChipSettings())
     assert plan.chips.num_rows == 0
+
+
+def test_plan__a_chip_may_hold_more_boxes_than_16_bits_count() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 490, (40_000, 2))
+    source = make_source(0, 1, (500, 500), np.concatenate([low, low + 8], axis=1).tolist())
+    chips = pl.DataFrame(plan_run(source, 0, 1, ChipSettings(scales=[1.0], ranges=[(0, None)])).chips)
+    assert chips["num_boxes"].to_list() == chips["num_valid"].to_list() == chips["boxes"].list.len().to_list()
+    assert chips["num_boxes"].to_list() == [40_000]

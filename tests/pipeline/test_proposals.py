@@ -59,6 +59,11 @@ def test_read__every_form_gives_the_same(tmp_path: Path, form: str) -> None:
     assert part.score.tolist() == [0.5, 0.125]
 
 
+def test_read__an_image_may_have_more_than_16_bits_count(tmp_path: Path) -> None:
+    pq.write_table(table(ROWS[:1] * 40_000), tmp_path / "many.parquet")
+    assert np.diff(read_proposals(tmp_path / "many.parquet", EXTENTS).offsets).max() == 40_000
+
+
 def test_read__no_proposals_at_all(tmp_path: Path) -> None:
     pq.write_table(PROPOSALS.empty_table(), tmp_path / "none.parquet")
     assert read_proposals(tmp_path / "none.parquet", EXTENTS).offsets.tolist() == [0, 0, 0, 0]

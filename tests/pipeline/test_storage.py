@@ -28,6 +28,7 @@ from pipeline.storage import (
     ahead,
     atomic_file,
     files_in,
+    image_place,
     is_file,
     is_folder,
     local_copy,
@@ -38,6 +39,7 @@ from pipeline.storage import (
     read_each,
     read_range,
     remove,
+    remove_files,
     remove_folder,
     remove_temporary,
     size_of,
@@ -236,6 +238,38 @@ def test_remove_folder_takes_it_whole_and_nothing_else(folder: Location) -> None
     with suppress(NotADirectoryError):
         remove_folder(folder / "runs")
     assert [name for name in kept if is_file(folder / name)] == kept
+
+
+def test_remove_files_takes_what_matches_and_a_folder_that_is_then_empty(folder: Location) -> None:
+    files = ["run.json", "chips-0.tar", "chips-1.tar", "chips-1.parquet", "chips-x/chips-1.tar", "mine.tar"]
+    for name in files:
+        make_folder((folder / "run" / name).parent)
+        write_atomic(folder / "run" / name, b"x")
+    remove_files(folder / "run", "run.json", "chips-*.tar")
+    assert [name for name in files if is_file(folder / "run" / name)] == files[3:]
+    remove_files(folder / "run", "*")
+    assert is_folder(folder / "run")  # for the folder in it
+    remove_files(folder / "run/chips-x", "chips-*")
+    assert not is_folder(folder / "run/chips-x")
+    remove_files(folder / "absent", "*")
+
+
+@pytest.mark.parametrize("name", ["./a/b c.jpg", "a//b c.jpg", "a/./b c.jpg", ".//a/b c.jpg", "a/b c.jpg"])
+def test_image_place_is_one_for_all_ways_to_write_it(folder: Location, name: str) -> None:
+    make_folder(folder / "a")
+    write_atomic(folder / "a" / "b c.jpg", DATA)
+    assert image_place(folder, name) == folder / "a" / "b c.jpg"
+    assert read_bytes(image_place(folder, name)) == DATA
+
+
+def test_remove_temporary_leaves_what_is_not_of_a_data_set(tmp_path: Path) -> None:
+    ours = [".tmp-12-run.json", "positives/.tmp-12-chips-00000.tar", "plan/.tmp-3-plan-00000.parquet"]
+    others = [".tmp-mine", "photos/.tmp-12-a.jpg", "positives/old/.tmp-12-a.tar", "positives/chips-00000.tar"]
+    for name in [*ours, *others]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_temporary(tmp_path)
+    assert [name for name in [*ours, *others] if (tmp_path / name).exists()] == others
 
 
 def test_read_each_keeps_order_and_tells_errors_in_their_place(folder: Location) -> None:

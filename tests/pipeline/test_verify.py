@@ -1,15 +1,19 @@
 """verify finds what was damaged, and names it."""
 
 import json
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from pipeline.chips import chips
+from pipeline.shards import commit_shard, read_rows, read_shard
 from pipeline.verify import verify
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
 from tests.pipeline.conftest import DataSet
 
@@ -69,6 +73,84 @@ def test_verify__names_what_was_changed(copy: Path) -> None:
         assert said in text
     (copy / "run.json").write_text("{")
     assert any("run.json: is damaged" in problem for problem in verify(copy).problems)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_verify__finds_every_flipped_bit_of_a_manifest_that_changes_its_rows(copy: Path, seed: int) -> None:
+    """And ends with no other error, whatever the damage makes pyarrow raise."""
+    path = copy / "positives/chips-00002.parquet"
+    sound, rows = path.read_bytes(), read_rows(path)
+    rng = random.Random(seed)
+    num_changed = 0
+    for _ in range(60):
+        bit = rng.randrange(8 * len(sound))
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        problems = verify(copy).problems
+        try:
+            is_changed = not read_rows(path).equals(rows)
+        except DataError:
+            is_changed = True
+        num_changed += is_changed
+        assert not is_changed or any("positives/chips-00002.parquet" in problem for problem in problems), bit
+    assert num_changed > 20
+
+
+def _with(name: str, value: object, row: int) -> Callable[[pa.Table], pa.Table]:
+    def change(rows: pa.Table) -> pa.Table:
+        values = rows[name].to_pylist()
+        values[row] = value
+        field = rows.schema.field(name)
+        return rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        (_with("shard", "positives/chips-00002.tar", 2), 2),
+        (_with("offset", 512, 2), 2),
+        (_with("offset", None, 2), 2),
+        (_with("size", 10, 2), 2),
+        (_with("crc32", 7, 2), 2),
+        (_with("range_max", float("nan"), 2), 2),
+        (_with("image_id", 77, 2), 2),
+        (_with("boxes", [], 2), 2),
+        (lambda rows: rows.slice(1), None),
+        (lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]), None),
+    ],
+)
+def test_verify__holds_each_row_against_the_tar(
+    copy: Path, change: Callable[[pa.Table], pa.Table], row: int | None
+) -> None:
+    path = copy / "positives/chips-00001.parquet"
+    rows, record = read_shard(path)
+    commit_shard(path, change(rows), record)
+    problems = verify(copy).problems
+    assert problems[0].startswith("positives/chips-00001.parquet: ")
+    if row is None:
+        assert "each once" in problems[0]
+    else:
+        assert problems[1:] == [f"positives/chips-00001.parquet: chip {rows['key'][row]}: its row is damaged"]
+
+
+def test_verify__names_a_manifest_that_holds_no_text(copy: Path) -> None:
+    path = copy / "positives/chips-00001.parquet"
+    rows, record = read_shard(path)
+    raw = pa.array([b"\xff" * 20] * len(rows)).view(pa.string())
+    commit_shard(path, rows.set_column(0, "key", raw), record)
+    (problem,) = verify(copy).problems
+    assert "positives/chips-00001.parquet: is not a chip manifest" in problem
+
+
+def test_verify__names_a_shard_beyond_those_of_run_json(copy: Path, demo_set: DataSet) -> None:
+    for suffix in (".tar", ".parquet"):
+        shutil.copy(copy / f"positives/chips-00002{suffix}", copy / f"positives/chips-00003{suffix}")
+    assert verify(copy).problems[0].startswith("positives/chips-00003.parquet: is beyond the 3 shards")
+    chips(demo_set.annotations, demo_set.images, copy, ChipSettings(images_per_shard=4))
+    assert verify(copy).problems == []
 
 
 def test_verify__finds_a_shard_of_another_build(copy: Path, demo_set: DataSet, tmp_path: Path) -> None:
