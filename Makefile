@@ -69,6 +69,8 @@ ifeq ($(strip $(CHECKPOINT)),)
 	$(LAUNCH) evaluate --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json --images $(DEMO)/data/val \
 	    --out "$(or $(OUT),$(DEMO)/report/detections.json)" $(ARGS)
 else
+	@if [ -z "$(ANNOTATIONS)" ] || [ -z "$(IMAGES)" ]; then \
+	    echo "make evaluate: CHECKPOINT needs ANNOTATIONS=<file> and IMAGES=<folder> beside it" >&2; exit 2; fi
 	$(LAUNCH) evaluate --checkpoint "$(CHECKPOINT)" --annotations "$(ANNOTATIONS)" --images "$(IMAGES)" \
 	    $(if $(OUT),--out "$(OUT)") $(ARGS)
 endif

@@ -91,7 +91,7 @@ def check(annotations: Location, images: Location | None, workers: int, settings
         f"{len(source.row) + len(source.refused_boxes):,} boxes, {len(source.categories)} categories; "
         f"{report.num_read:,} image files decoded; {source.num_clipped:,} boxes are clipped to their image"
     )
-    for line in (*source.notes, *describe_rejects(report.rejects)):
+    for line in (*source.notes, *describe_rejects(report.rejects, limit=None)):
         click.echo(line)
     if report.rejects or source.notes:
         sys.exit(1)
@@ -153,8 +153,8 @@ def chips(
         click.echo(f"{out}: made {report.num_made} shards" + (f"; {there} were there already" if there else ""))
     else:
         click.echo(f"{out}: all {report.num_shards} shards are there already; nothing to do")
-    if report.too_many_bad:
-        raise SniperError(report.too_many_bad)
+    if report.shortfall:
+        raise SniperError(report.shortfall)
 
 
 @cli.command()
@@ -301,12 +301,14 @@ def evaluate(
         from trainer.recall import evaluate_proposals
     run = evaluate_proposals if proposals else score_detections
     max_dets = max_dets or (300 if proposals else 100)
-    report = run(checkpoint, annotations, images, settings.detect, out=out, max_dets=max_dets)
+    report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets)
     if report is None:
         return  # under torchrun the first process reports
     for line in describe_rejects(report.rejects):
         click.echo(line)
-    click.echo(describe(report, max_dets))
+    click.echo(describe(report))
+    if any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
+        sys.exit(1)
 
 
 @cli.command()
@@ -324,12 +326,13 @@ def detect(
 
     with needed("train"):
         from trainer.detect import detect as run
-    results = run(checkpoint, images, settings.detect, out=out, min_drawn=min_drawn)
+    results = run(checkpoint, images, settings, out=out, min_drawn=min_drawn)
     bad = [result for result in results if "error" in result]
     for result in bad:
         click.echo(f"{result['file']}: {result['error']}")
     number = sum(len(result.get("detections", ())) for result in results)
-    click.echo(f"{out}: {number:,} detections on {len(results) - len(bad)} images")
+    count = sum("detections" in result for result in results)
+    click.echo(f"{out}: {number:,} detections on {count} images")
     if bad:
         sys.exit(1)
 

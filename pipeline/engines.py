@@ -56,7 +56,7 @@ def run(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], engine:
 
     Raises:
         DataError: tasks whose workers died, each named, when all others are done.
-        UsageError: an engine that is not there.
+        UsageError: an engine that is not there, or an address where none is needed.
         Whatever `function` raises; the other workers are stopped at once.
     """
     if engine.kind == "ray":
@@ -65,6 +65,8 @@ def run(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], engine:
         return run_ray(function, tasks, engine)
     if engine.kind != "local":
         raise UsageError(f"engine {engine.kind!r}: expected local or ray")
+    if engine.address is not None:
+        raise UsageError("--address names a Ray cluster: give --engine ray with it")
     return _run_local(function, tasks, engine.processes)
 
 

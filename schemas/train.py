@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from schemas.section import Section
 
+Norm = Literal["train", "sync", "frozen"]
+Precision = Literal["bf16", "fp16", "fp32"]
 REFERENCE_BATCH = 128
 """The batch that `learning_rate` is for; it is scaled in proportion to another."""
 
@@ -21,9 +23,9 @@ class TrainSettings(Section):
     warmup_steps: int = Field(1000, ge=0, description="linear, from a thirtieth of the rate (facts §8)")
     weight_decay: float = Field(1.25e-5, ge=0, description="of matrices; not of biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1)
-    precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
+    precision: Precision | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
     weights: str | None = Field(None, description="torchvision weights name, or a file; null: from scratch")
-    norm: Literal["train", "sync", "frozen"] | None = Field(
+    norm: Norm | None = Field(
         None, description="batch norm; null: train from 8 chips per rank up, else frozen (train from scratch)"
     )
     norm_momentum: float = Field(0.005, gt=0, le=1, description="of running statistics (facts §7.7)")

@@ -21,7 +21,7 @@ from trainer.detect import detect_images
 from trainer.model import Detector, predict
 from trainer.pyramid import compose, plan_views, read_batches
 from trainer.soft_nms import soft_nms
-from trainer.views import Clock, split_runs, tile_overlaps
+from trainer.views import Clock, Inference, split_runs, tile_overlaps
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT / "../shared/data/coco-real"
@@ -34,7 +34,8 @@ def pipeline_rate(
     clock = Clock()
     runs = split_runs(len(images))
     started = time.perf_counter()
-    count = sum(1 for _ in detect_images(model, ChipSettings(), runs, images, root, DetectSettings(), device, clock))
+    inference = Inference(model, ChipSettings(), DetectSettings(), device, "bf16")
+    count = sum(1 for _ in detect_images(inference, runs, images, root, clock))
     return count / (time.perf_counter() - started), clock.data_wait
 
 

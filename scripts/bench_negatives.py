@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from bench_train import plausible_batch
-from torch import Tensor
 
 from pipeline.coco import Source, read_coco
 from pipeline.mine import Pool, mine_run, pool_scales
@@ -23,7 +22,7 @@ from schemas.detect import DetectSettings
 from schemas.settings import ChipSettings, NegativeSettings, Settings, load_settings
 from trainer.batch import Batch
 from trainer.model import Detector, propose, training_losses
-from trainer.views import Clock, run_views
+from trainer.views import Clock, Inference, run_views
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT / "../shared/data/coco-val2017-boxes/val.json"
@@ -124,16 +123,11 @@ def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int
     model.keep_rpn_only()
     rpn = seconds_per_chip(model, batch)
     images = read_coco(IMAGES / "train.json").images(0, num_images)
-    clock, options, runs = Clock(), DetectSettings(), [range(num_images)]
-    model.eval()
-
-    def forward(pixels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(boxes.cpu(), scores.cpu()) for boxes, scores in propose(model, pixels, sizes)]
-
+    clock = Clock()
+    inference = Inference(model.eval(), settings.chips, DetectSettings(), device, "bf16")
     started = time.perf_counter()
-    with torch.inference_mode():
-        for _ in run_views(forward, runs, images, IMAGES / "images", settings.chips, options, device, clock):
-            pass
+    for _ in run_views(propose, inference, [range(num_images)], images, IMAGES / "images", clock):
+        pass
     extraction = (time.perf_counter() - started) / num_images
     stage = settings.negatives.rpn_epochs * chips_per_image * rpn + extraction
     drawn = min(settings.loader.negatives_per_image, pool_per_image)

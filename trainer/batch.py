@@ -22,7 +22,6 @@ class Batch:
     boxes: float32 [M, 4], x1 y1 x2 y2, chip pixels, clipped to the content
     labels: int64 [M], 1..K
     status: uint8 [M], schemas.codes.Status
-    visible: float32 [M], share of the box inside the window
     offsets: int64 [B + 1]; chip b owns the boxes offsets[b]:offsets[b + 1]
     max_boxes, max_rescued: the most boxes, and rescued boxes, of one chip. Left at -1 they are counted here.
         That reads tensors, so build batches on the CPU: once known, no step on a GPU waits for a shape.
@@ -36,7 +35,6 @@ class Batch:
     boxes: Tensor
     labels: Tensor
     status: Tensor
-    visible: Tensor
     offsets: Tensor
     max_boxes: int = -1
     max_rescued: int = -1

@@ -8,9 +8,10 @@ import torch
 
 from pipeline.storage import Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
 from schemas.errors import DataError, UsageError
+from schemas.train import Norm, Precision
 from trainer.loader import State
 
-FORMAT = 1
+FORMAT = 2
 BEST = "best.pt"
 """The checkpoint with the highest AP of a run that validates."""
 
@@ -37,24 +38,27 @@ class Checkpoint(NamedTuple):
 
     model: state of the Detector; ema: the same of the average, or None
     optimizer, scaler: their state dicts
-    random: torch's state on the CPU and, where there is one, on the GPU
     step: optimiser steps done; loader: seed, epoch, position of the next
-    settings: section -> key -> value, as resolved; categories: (source id, name) by label from 1
-    chips: settings the data set was made with; data: its fingerprint
+    settings: section -> key -> value, as given; norm, precision: what was chosen where they leave it open
+    rpn_only: the run trained nothing behind the RPN
+    categories: (source id, name) by label from 1
+    chips: settings the data set was made with; data: fingerprints of what was trained on, positives and negatives
     """
 
     model: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor] | None
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    random: dict[str, torch.Tensor]
     step: int
     loader: tuple[int, int, int]
     settings: dict[str, dict[str, Any]]
+    norm: Norm
+    precision: Precision
+    rpn_only: bool
     categories: list[tuple[int, str]]
     chips: dict[str, Any]
-    data: str
-    best_ap: float = -1.0  # highest validation AP so far
+    data: dict[str, str]
+    best_ap: float  # highest validation AP so far
 
     @property
     def state(self) -> State:
@@ -63,11 +67,15 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:
     """Write folder/step-N.pt, whole or not at all, then delete all but the last `keep`."""
-    path = folder / f"step-{checkpoint.step:08d}.pt"
+    path = checkpoint_path(folder, checkpoint.step)
     write_checkpoint(path, checkpoint)
     for old in find_checkpoints(folder)[:-keep]:
         remove(old)
     return path
+
+
+def checkpoint_path(folder: Location, step: int) -> Location:
+    return folder / f"step-{step:08d}.pt"
 
 
 def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
@@ -94,24 +102,30 @@ def read_checkpoint(path: Location) -> Checkpoint:
         raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if content.pop("format") != FORMAT:
-            raise ValueError("made by another version")
-        return Checkpoint(**content)
-    except Exception as error:  # torch.load raises whatever its unpickler meets
-        raise DataError(f"{path}: is not a checkpoint of `sniper train`: {error}") from error
+    except Exception as error:  # whatever its unpickler meets
+        raise DataError(f"{path}: is not a checkpoint of `sniper train`, or it is damaged") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise DataError(f"{path}: is not a checkpoint of `sniper train`; weights of others serve as train.weights")
+    if content.pop("format") != FORMAT or content.keys() != set(Checkpoint._fields):
+        raise DataError(f"{path}: is a checkpoint of another version of this program; train anew")
+    return Checkpoint(**content)
 
 
-def check_resumable(checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: str) -> None:
+def check_resumable(
+    checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: dict[str, str]
+) -> None:
     """Refuse to go on with other data or settings.
 
     Raises:
         UsageError: naming every difference.
     """
-    if checkpoint.data != data:
-        raise UsageError(
-            f"{path}: was trained on other chips (fingerprint {checkpoint.data[:12]}, here {data[:12]}); resume with "
-            "the same --data, or start a new run with --set train.weights=FILE"
-        )
+    for name in sorted(checkpoint.data.keys() | data.keys()):
+        there, here = (fingerprints.get(name, "none")[:12] for fingerprints in (checkpoint.data, data))
+        if there != here:
+            raise UsageError(
+                f"{path}: was trained on other {name} (fingerprint {there}, here {here}); resume with "
+                "the same --data, or start a new run with --set train.weights=FILE"
+            )
     changed = [
         f"{section}.{key}: {checkpoint.settings[section].get(key)!r} there, {value!r} now"
         for section, values in settings.items()

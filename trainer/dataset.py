@@ -1,6 +1,5 @@
 """Any chip by its index: one read at the offset that the manifest gives, one decode."""
 
-import io
 import os
 import resource
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from simplejpeg import decode_jpeg
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,22 +23,6 @@ from trainer.manifest import open_manifest
 
 Pixels = npt.NDArray[np.uint8]
 Target = dict[str, Any]
-
-
-def decode_with_pillow(data: bytes, colorspace: str, *, buffer: Pixels | None = None) -> Pixels:
-    """What simplejpeg's decode_jpeg does, by detours: Pillow cannot decode into a given buffer."""
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert(colorspace))
-    if buffer is None or pixels.size > buffer.size:
-        return pixels
-    target = buffer.reshape(-1)[: pixels.size].reshape(pixels.shape)
-    target[...] = pixels
-    return target
-
-
-try:
-    from simplejpeg import decode_jpeg
-except ImportError:
-    decode_jpeg = decode_with_pillow
 
 
 class ChipDataset(Dataset[tuple[Tensor, Target]]):

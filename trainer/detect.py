@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,22 +11,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from upath import UPath
 
 from pipeline.coco import SourceImage
 from pipeline.images import EXIF_ORIENTATION, SWAPS_SIDES, read_image
-from pipeline.storage import Location, make_folder, write_atomic
+from pipeline.progress import Progress
+from pipeline.storage import Location, location, make_folder, write_atomic
 from schemas.detect import DetectSettings
-from schemas.errors import UsageError
-from schemas.settings import ChipSettings
-from trainer.checkpoint import Checkpoint, read_checkpoint
-from trainer.model import Detections, Detector, predict
+from schemas.errors import DataError, UsageError
+from schemas.settings import Settings
+from trainer.model import Detections, predict
 from trainer.pyramid import EDGE
-from trainer.run import make_detector
 from trainer.soft_nms import soft_nms
-from trainer.views import Clock, Viewed, run_views, tile_overlaps, to_source, widened_ranges
+from trainer.views import (
+    Clock,
+    Inference,
+    Viewed,
+    open_inference,
+    run_views,
+    split_runs,
+    tile_overlaps,
+    to_source,
+    widened_ranges,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+STEM = 100  # characters of an image's name that its picture has
 COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
 
 
@@ -41,43 +52,30 @@ class Found(NamedTuple):
 
 
 def detect_images(
-    model: Detector,
-    chips: ChipSettings,
-    runs: Sequence[range],
-    images: Sequence[SourceImage],
-    root: Location,
-    options: DetectSettings,
-    device: torch.device,
-    clock: Clock,
+    inference: Inference, runs: Sequence[range], images: Sequence[SourceImage], root: Location, clock: Clock
 ) -> Iterator[tuple[int, Found]]:
     """Yield (position, what was found) for each image of the runs; refused ones are in the clock's rejects.
 
-    Args:
-        model: in eval mode, on `device`; chips: the settings it was trained with; the rest as of run_views.
+    Arguments as of run_views.
     """
-
-    def forward(pixels: Tensor, sizes: Tensor) -> list[Detections]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            found = predict(model, pixels, sizes, options.min_score)
-        return [Detections(*(values.cpu() for values in each)) for each in found]
-
-    with torch.inference_mode():
-        for viewed in run_views(forward, runs, images, root, chips, options, device, clock):
-            if viewed.views:
-                yield viewed.image, merge(viewed, images[viewed.image], chips.bounds(), options)
+    options, bounds = inference.options, inference.chips.bounds()
+    forward = partial(predict, min_score=options.min_score)
+    for viewed in run_views(forward, inference, runs, images, root, clock):
+        if viewed.views:
+            yield viewed.image, merge(viewed, images[viewed.image], bounds, options)
 
 
-def merge(
-    viewed: Viewed[Detections], image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings
-) -> Found:
+def merge(viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings) -> Found:
     """Keep of each scale what its range admits and no tile's inner edge cuts; soft-NMS per class over the rest.
 
     Args:
+        viewed: boxes, scores and labels of each view, as Detections has them.
         bounds: the training ranges, per scale [lo, hi).
     """
     ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
     parts: list[Found] = []
-    for view, found in sorted(viewed.views, key=lambda item: item[0]):
+    for view, output in sorted(viewed.views, key=lambda item: item[0]):
+        found = Detections(*output)
         in_source = to_source(found.boxes, view).numpy()
         kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(
             in_source, view.window, image, overlaps[view.scale_index]
@@ -124,60 +122,62 @@ def _cut_by_tile(
     return cut
 
 
-def open_model(path: Location, device: torch.device) -> tuple[Checkpoint, Detector, ChipSettings]:
-    """A checkpoint, its network ready to detect, and the settings of the chips it was trained on.
-
-    Raises:
-        DataError: as read_checkpoint.
-    """
-    checkpoint = read_checkpoint(path)
-    return checkpoint, make_detector(checkpoint).to(device).eval(), ChipSettings.model_validate(checkpoint.chips)
-
-
 def detect(
-    checkpoint: Location,
-    images: Sequence[Location],
-    options: DetectSettings | None = None,
+    checkpoint: Location | str,
+    images: Location | str | Sequence[Location | str],
+    settings: Settings | None = None,
     *,
-    out: Location | None = None,
+    out: Location | str | None = None,
     min_drawn: float = 0.3,
 ) -> list[dict[str, Any]]:
     """Detect on image files of this machine, and folders of them.
 
     Args:
+        images: one or several.
+        settings: as of open_inference.
         out: folder for detections.json and a picture of each image with the boxes that score `min_drawn` or more.
+            Folders of images are searched without it.
 
     Returns:
         Per image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score", "category_id",
-        "category"}]}, best first; {"file", "error"} where a file cannot be used.
+        "category"}]}, best first; {"file", "error"} where a file cannot be used. An image of which no picture could
+        be made has an "error" beside its detections.
 
     Raises:
-        UsageError: there is no such file, or no image in a folder.
-        DataError: the checkpoint cannot be read.
+        UsageError: there is no such file, or no image in a folder; or as open_inference.
+        DataError: the checkpoint cannot be read, or serves no detection.
     """
-    options = options or DetectSettings()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state, model, chips = open_model(checkpoint, device)
-    files = [file for path in images for file in _files(path)]
+    state, inference = open_inference(location(checkpoint), settings or Settings(), device)
+    if state.rpn_only:
+        raise DataError(f"{checkpoint}: is the RPN alone, trained for `sniper negatives`; its head has learnt nothing")
+    out = None if out is None else location(out)
+    wanted = [images] if isinstance(images, str | Path | UPath) else images
+    files = [file for path in wanted for file in _files(location(path), out)]
+    if out is not None:
+        make_folder(out)
     sources, errors = _measure(files)
     clock = Clock()
     results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
-    runs = [range(i, i + 1) for i in range(len(sources))]
-    for position, found in detect_images(model, chips, runs, sources, Path(), options, device, clock):
-        source = sources[position]
-        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-        named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
-        size = {"width": source.width, "height": source.height}
-        results[source.file_name] = {"file": source.file_name, **size, "detections": named}
+    with Progress("detect", len(sources), "images") as progress:
+        for position, found in detect_images(inference, split_runs(len(sources)), sources, Path(), clock):
+            source = sources[position]
+            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+            named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
+            size = {"width": source.width, "height": source.height}
+            results[source.file_name] = {"file": source.file_name, **size, "detections": named}
+            progress.add(1)
     for reject in clock.rejects:
         results[reject.file or ""] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
     in_order = [results[str(file)] for file in files]
     if out is not None:
-        make_folder(out)
-        write_atomic(out / "detections.json", json.dumps(in_order, indent=1).encode())
         for index, result in enumerate(in_order):
             if "detections" in result:
-                _draw(result, out / f"{index:04d}-{Path(result['file']).stem}.jpg", min_drawn)
+                try:
+                    _draw(result, out / f"{index:04d}-{Path(result['file']).stem[:STEM]}.jpg", min_drawn)
+                except (OSError, ValueError) as error:
+                    result["error"] = f"no picture could be made: {error}"
+        write_atomic(out / "detections.json", json.dumps(in_order, indent=1).encode())
     return in_order
 
 
@@ -186,11 +186,12 @@ def _as_dict(box: list[float], score: float, category_id: int, category: str) ->
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, "category_id": category_id, "category": category}
 
 
-def _files(path: Location) -> list[Path]:
+def _files(path: Location, out: Location | None) -> list[Path]:
     if not isinstance(path, Path):
         raise UsageError(f"{path}: detect reads images of this machine; `sniper evaluate` reads them from a store")
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in images if out is None or file.parent != out)
         if not found:
             raise UsageError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
         return found

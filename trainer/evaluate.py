@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +15,12 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline.coco import Reject, Source, SourceImage, read_coco
 from pipeline.progress import Progress
-from pipeline.storage import Location, image_folder, make_folder, read_bytes, write_atomic
-from schemas.detect import DetectSettings
-from schemas.errors import DataError
-from schemas.settings import ChipSettings
-from trainer.detect import Found, detect_images, open_model
-from trainer.model import Detector
+from pipeline.storage import Location, image_folder, is_folder, make_folder, read_bytes, write_atomic
+from schemas.errors import DataError, UsageError
+from schemas.settings import Settings
+from trainer.detect import Found, detect_images
 from trainer.ranks import Rank, joined
-from trainer.views import Clock, split_runs
+from trainer.views import Clock, Inference, open_inference, split_runs
 
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
@@ -29,20 +29,29 @@ Summary = dict[str, float | None]
 """Line -> value in 0..1, or None where there is no such box."""
 
 
+class Truth(NamedTuple):
+    """What is scored against: an annotation file, as it lies there and as read, and the folder of its images."""
+
+    annotations: Location
+    images: Location
+    source: Source
+    notes: list[str]  # what a reader of the scores should know
+
+
 class Evaluation(NamedTuple):
     """detections: COCO results format; proposals, where those were scored."""
 
     summary: Summary
     detections: Results
-    rejects: list[Reject]
-    num_crowded: int  # images that hold more boxes than the detections taken into account
+    rejects: list[Reject]  # images and boxes that were left out
+    notes: list[str]
 
 
 def evaluate(
     checkpoint: Location,
     annotations: Location,
     images: Location,
-    options: DetectSettings | None = None,
+    settings: Settings | None = None,
     *,
     out: Location | None = None,
     max_dets: int = 100,
@@ -57,61 +66,90 @@ def evaluate(
         DataError: the checkpoint or the annotation file cannot be read, or no category of it is one the model knows.
         UsageError: there is no such image folder.
     """
-    image_folder(images)
-    options = options or DetectSettings()
     with joined() as rank:
-        state, model, chips = open_model(checkpoint, rank.device)
-        return score_model(model, state.categories, chips, annotations, images, options, rank, out, max_dets)
+        state, inference = open_inference(checkpoint, settings or Settings(), rank.device)
+        if state.rpn_only:
+            raise DataError(
+                f"{checkpoint}: is the RPN alone, trained for `sniper negatives`; its head has learnt nothing. "
+                "`--proposals` scores it"
+            )
+        truth = open_truth(annotations, images, inference.chips.max_pixels, state.categories)
+        return score_model(inference, state.categories, truth, rank, out, max_dets)
+
+
+def open_truth(
+    annotations: Location, images: Location, max_pixels: int, categories: list[tuple[int, str]] | None
+) -> Truth:
+    """Read what is to be scored against.
+
+    Args:
+        categories: those of the model; None where classes do not matter.
+
+    Raises:
+        DataError: the file cannot be trusted, or has no category that the model knows.
+        UsageError: there is no such image folder.
+    """
+    image_folder(images)
+    source = read_coco(annotations, max_pixels)
+    notes = list(source.notes)
+    if categories is not None:
+        there, known = dict(source.categories), dict(categories)
+        if there.keys().isdisjoint(known):
+            raise DataError(
+                f"{annotations}: has categories {list(there)[:10]}, the model knows {list(known)[:10]}: "
+                "none in common; evaluate on data with the categories it was trained on"
+            )
+        if unknown := [f"{id_} ({name})" for id_, name in there.items() if id_ not in known]:
+            notes.append(f"the model knows no category {', '.join(unknown)}: nothing of it can be found")
+        if renamed := [
+            f"{i}: {known[i]!r} learnt, {there[i]!r} here" for i in there if known.get(i, there[i]) != there[i]
+        ]:
+            notes.append(f"categories have other names than in training, {'; '.join(renamed)}: are they the same?")
+    return Truth(annotations, images, source, notes)
 
 
 def score_model(
-    model: Detector,
+    inference: Inference,
     categories: list[tuple[int, str]],
-    chips: ChipSettings,
-    annotations: Location,
-    images: Location,
-    options: DetectSettings,
+    truth: Truth,
     rank: Rank,
     out: Location | None,
     max_dets: int,
 ) -> Evaluation | None:
-    """Score a network at hand; see `evaluate`. The model must be in eval mode."""
-    source = read_coco(annotations, chips.max_pixels)
-    known = {category_id for category_id, _ in source.categories}
-    if known.isdisjoint(category_id for category_id, _ in categories):
-        raise DataError(
-            f"{annotations}: has categories {sorted(known)[:10]}, the model knows {[c for c, _ in categories][:10]}: "
-            "none in common; evaluate on data with the categories it was trained on"
-        )
+    """Score a network at hand; see `evaluate`."""
 
     def find(sources: Sequence[SourceImage], runs: Sequence[range], clock: Clock) -> Iterator[Results]:
-        for position, found in detect_images(model, chips, runs, sources, images, options, rank.device, clock):
+        for position, found in detect_images(inference, runs, sources, truth.images, clock):
             yield as_results(sources[position], found, categories)
 
-    def summarise(truth: dict[str, Any], results: Results) -> Summary:
-        return score(truth, results, chips.bounds(), max_dets)
+    def summarise(objects: dict[str, Any], results: Results) -> Summary:
+        return score(objects, results, inference.chips.bounds(), max_dets)
 
-    return score_source(source, annotations, find, summarise, rank, out, max_dets)
+    counted = min(max_dets, inference.options.max_detections)
+    return score_source(truth, find, summarise, rank, out, counted)
 
 
 def score_source(
-    source: Source,
-    annotations: Location,
+    truth: Truth,
     find: Callable[[Sequence[SourceImage], Sequence[range], Clock], Iterator[Results]],
     summarise: Callable[[dict[str, Any], Results], Summary],
     rank: Rank,
     out: Location | None,
-    max_dets: int,
+    most: int,
 ) -> Evaluation | None:
-    """Search every image of a source once, whatever the number of ranks, and score what all of them found.
+    """Search every image once, whatever the number of ranks, and score what all of them found.
 
     Args:
-        source: what read_coco gave for `annotations`.
+        most: results per image that can count; of images with more boxes it makes a note.
         find: yields the results of each image of the runs, best first, and leaves refused images in the clock.
         summarise: from the truth, as of load_truth, and all results; called on the first rank alone.
         The others as in `evaluate`.
     """
-    sources = source.images(0, source.num_images)
+    if out is not None and rank.is_first:
+        if is_folder(out):
+            raise UsageError(f"{out}: is a folder; name a file for what is found")
+        make_folder(out.parent)
+    sources = truth.source.images(0, truth.source.num_images)
     runs = split_runs(len(sources))[rank.index :: rank.count]
     clock = Clock()
     found: Results = []
@@ -123,13 +161,18 @@ def score_source(
     if not rank.is_first:
         return None
     results.sort(key=lambda result: result["image_id"])  # stable: best first within an image
-    truth = load_truth(annotations, set(source.row.tolist()), {reject.id for reject in rejects})
-    summary = summarise(truth, results)
+    objects = load_truth(truth.annotations, set(truth.source.row.tolist()), {reject.id for reject in rejects})
+    summary = summarise(objects, results)
     if out is not None:
-        make_folder(out.parent)
         write_atomic(out, json.dumps(results).encode())
         write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
-    return Evaluation(summary, results, rejects, crowded(truth, max_dets))
+    notes = list(truth.notes)
+    if num_crowded := crowded(objects, most):
+        notes.append(
+            f"{num_crowded} images hold more boxes than the {most} results of an image that can count; see --max-dets "
+            "and, for detections, detect.max_detections"
+        )
+    return Evaluation(summary, results, [*truth.source.rejects, *rejects], notes)
 
 
 def as_results(image: SourceImage, found: Found, categories: list[tuple[int, str]]) -> Results:
@@ -184,11 +227,18 @@ def score(truth: dict[str, Any], results: Results, bounds: Sequence[tuple[float,
     summary |= {f"AP_{name}": whole.precision(area=name) for name in ("small", "medium", "large")}
     summary |= {f"AR_{name}" if name != "all" else "AR": whole.recall(area=name) for name in COCO_AREAS}
     names = {category["id"]: category.get("name", category["id"]) for category in truth["categories"]}
-    summary |= {f"AP[{names[id_]}]": whole.precision(category=k) for k, id_ in enumerate(whole.categories)}
-    areas = {f"{lo:g}-{hi:g}": (lo**2, min(hi**2, 1e10)) for lo, hi in bounds}
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    lines = {id_: f"{name} #{id_}" if name in twice else name for id_, name in names.items()}
+    summary |= {f"AP[{lines[id_]}]": whole.precision(category=k) for k, id_ in enumerate(whole.categories)}
+    areas = {f"{lo:g}-{hi:g}": area_range(lo, hi) for lo, hi in bounds}
     by_range = run_coco(with_box_areas(truth), results, areas, max_dets)
     summary |= {f"AP_range_{name}": by_range.precision(area=name) for name in areas}
     return summary
+
+
+def area_range(lo: float, hi: float) -> tuple[float, float]:
+    """The areas of sizes in [lo, hi), both ends included as pycocotools takes them."""
+    return lo**2, math.nextafter(min(hi**2, 1e10), 0)
 
 
 def with_box_areas(truth: dict[str, Any]) -> dict[str, Any]:
@@ -259,18 +309,11 @@ def _index(dataset: dict[str, Any]) -> Any:
 
 def crowded(truth: dict[str, Any], max_dets: int) -> int:
     """How many images hold more boxes than `max_dets`."""
-    counts: dict[int, int] = {}
-    for box in truth["annotations"]:
-        counts[box["image_id"]] = counts.get(box["image_id"], 0) + 1
+    counts = Counter(box["image_id"] for box in truth["annotations"])
     return sum(count > max_dets for count in counts.values())
 
 
-def describe(report: Evaluation, max_dets: int) -> str:
-    """The summary in text, one line each."""
+def describe(report: Evaluation) -> str:
+    """The summary in text, one line each, and what to know of it."""
     lines = [f"{name:<28}{'n/a' if value is None else f'{value:.3f}'}" for name, value in report.summary.items()]
-    if report.num_crowded:
-        lines.append(
-            f"WARNING: {report.num_crowded} images hold more boxes than the {max_dets} that count of what is found; "
-            "see --max-dets and, for detections, detect.max_detections"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"WARNING: {note}" for note in report.notes)])

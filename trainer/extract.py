@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from pipeline.coco import SourceImage
 from pipeline.parquet import read_frame, read_metadata
@@ -18,13 +17,11 @@ from pipeline.run_file import read_run
 from pipeline.storage import Location, atomic_file, make_folder, read_bytes, remove
 from schemas.detect import DetectSettings
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import Settings
 from schemas.tables import PROPOSALS
-from trainer.checkpoint import read_checkpoint
-from trainer.model import Detector, propose
+from trainer.model import propose
 from trainer.ranks import joined, wait_for_all
-from trainer.run import make_detector
-from trainer.views import RUN, Clock, Viewed, run_views, split_runs, to_source
+from trainer.views import RUN, Clock, Inference, Viewed, open_inference, run_views, split_runs, to_source
 
 RPN_KEY = b"sniper-rpn"
 MOST = 300  # per view; the `proposals` setting of the network may give fewer (facts §5.2)
@@ -45,7 +42,6 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
         DataError: the checkpoint or the data set cannot be read.
     """
     positives = read_run(data, "sniper chips")
-    chips = ChipSettings.model_validate(positives["settings"]["chips"])
     sources = kept_images(data)
     folder = data / "proposals"
     make_folder(folder)
@@ -56,13 +52,11 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
     with joined() as rank:
         mine = {i: run for i, run in runs.items() if i % rank.count == rank.index}
         todo = {i: run for i, run in mine.items() if not _is_made(_part(folder, i), identity)}
-        model = make_detector(read_checkpoint(checkpoint)).to(rank.device).eval()
+        _, inference = open_inference(checkpoint, Settings(detect=options), rank.device)
         clock = Clock()
         collected: dict[int, list[pa.Table]] = {i: [] for i in todo}
         with Progress("proposals", sum(map(len, todo.values())), "images") as progress:
-            for position, rows in propose_images(
-                model, chips, list(todo.values()), sources, images, options, rank.device, clock
-            ):
+            for position, rows in propose_images(inference, list(todo.values()), sources, images, clock):
                 part = position // RUN
                 progress.add(1)
                 if rows is None:  # its part is not written, so that another run comes back to it
@@ -84,31 +78,17 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
 
 
 def propose_images(
-    model: Detector,
-    chips: ChipSettings,
-    runs: Sequence[range],
-    images: Sequence[SourceImage],
-    root: Location,
-    options: DetectSettings,
-    device: torch.device,
-    clock: Clock,
+    inference: Inference, runs: Sequence[range], images: Sequence[SourceImage], root: Location, clock: Clock
 ) -> Iterator[tuple[int, pa.Table | None]]:
     """Yield (position, proposals at all scales) for each image of the runs; None for a refused one.
 
-    Args:
-        model: in eval mode, on `device`; chips: the settings it was trained with; the rest as of run_views.
+    Arguments as of run_views.
 
     Returns:
         Tables of schema PROPOSALS, by scale and tile, best first, MOST of each; every box has an area.
     """
-
-    def forward(pixels: torch.Tensor, sizes: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return [(boxes.cpu(), scores.cpu()) for boxes, scores in propose(model, pixels, sizes)]
-
-    with torch.inference_mode():
-        for viewed in run_views(forward, runs, images, root, chips, options, device, clock):
-            yield viewed.image, _rows(viewed, images[viewed.image]) if viewed.views else None
+    for viewed in run_views(propose, inference, runs, images, root, clock):
+        yield viewed.image, _rows(viewed, images[viewed.image]) if viewed.views else None
 
 
 def kept_images(data: Location) -> list[SourceImage]:
@@ -132,7 +112,7 @@ def _is_made(path: Location, identity: bytes) -> bool:
         return False
 
 
-def _rows(viewed: Viewed[tuple[torch.Tensor, torch.Tensor]], source: SourceImage) -> pa.Table:
+def _rows(viewed: Viewed, source: SourceImage) -> pa.Table:
     parts = []
     for view, (boxes, scores) in sorted(viewed.views, key=lambda item: (item[0].scale_index, item[0].window)):
         in_source = to_source(boxes, view).numpy()

@@ -42,10 +42,11 @@ class Journal:
 
     def record(self, step: int, values: dict[str, float]) -> None:
         line = json.dumps({"step": step, **values}) + "\n"
-        self._text += line
         if isinstance(self._path, Path):
             with self._path.open("a") as file:
                 file.write(line)
+        else:
+            self._text += line
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

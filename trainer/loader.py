@@ -196,7 +196,6 @@ class BatchLoader:
             boxes=pin(m.corners[boxes]),
             labels=pin(m.labels[boxes].astype(np.int64)),
             status=pin(m.status[boxes]),
-            visible=pin(m.visible[boxes]),
             offsets=pin(np.concatenate([[0], np.cumsum(counts)])),
         )
         return Micro(batch, pin(flips))

@@ -87,7 +87,7 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
     Raises:
         DataError: the data set or its pool is unfinished, they do not belong together, or a manifest is damaged.
     """
-    runs = _finished_runs(data, pool)
+    runs = finished_runs(data, pool)
     identity = json.dumps([CACHE_FORMAT, [(name, run["fingerprint"]) for name, run in runs.items()]])
     kind = "-".join(runs)
     name = f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
@@ -117,8 +117,12 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
     return manifest
 
 
-def _finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
-    """The run.json of the positives and, where wanted and there, of the pool, by folder name."""
+def finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
+    """The run.json of the positives and, where wanted and there, of the pool, by folder name.
+
+    Raises:
+        DataError: one is unfinished, or they do not belong together.
+    """
     runs = {"positives": read_run(data, "sniper chips")}
     if pool and is_folder(data / "negatives"):
         run = read_run(data / "negatives", "sniper negatives")

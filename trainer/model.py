@@ -31,6 +31,12 @@ class Features(NamedTuple):
         return tuple((level.shape[2], level.shape[3]) for level in self.maps)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """For the layers that give scores and boxes: half precision has a few hundred different scores, and top-k among
+    thousands would fall among equals (the original keeps its outputs in fp32, facts §8.3)."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class Rpn(nn.Module):
     """3x3 convolution, ReLU, then objectness and box offsets for k anchors per cell; shared by the levels."""
 
@@ -45,16 +51,17 @@ class Rpn(nn.Module):
     def everywhere(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Objectness float32 [B, A] and offsets float32 [B, A, 4] of all anchors, without gradient.
 
-        Weights are detached on top of no_grad: autocast caches the casts of leaves, and would hand these, which
-        have no graph, to `at`.
+        The weight is detached on top of no_grad: autocast caches the casts of leaves, and would hand this one, which
+        has no graph, to `at`.
         """
         logits, deltas = [], []
         for level in maps:
             x = F.relu_(F.conv2d(level, self.conv.weight.detach(), self.conv.bias, padding=1))
-            logits.append(F.conv2d(x, self.logits.weight.detach(), self.logits.bias))
-            deltas.append(F.conv2d(x, self.deltas.weight.detach(), self.deltas.bias))
+            with full_precision(x):
+                logits.append(F.conv2d(x.float(), self.logits.weight, self.logits.bias))
+                deltas.append(F.conv2d(x.float(), self.deltas.weight, self.deltas.bias))
         rows = flatten_maps(deltas)  # [B, cells, 4 k]
-        return flatten_maps(logits).flatten(1).float(), rows.reshape(len(rows), rows.shape[1] * self.k, 4).float()
+        return flatten_maps(logits).flatten(1), rows.reshape(len(rows), rows.shape[1] * self.k, 4)
 
     def at(self, rows: Tensor, shapes: tuple[tuple[int, int], ...], slots: Tensor) -> tuple[Tensor, Tensor]:
         """The same with gradient, of the given anchors only.
@@ -76,9 +83,11 @@ class Rpn(nn.Module):
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # [hidden, 9 C], as the patches
         x = F.relu_(F.linear(patches.flatten(2), weight, self.conv.bias))
         shape = (slots % self.k)[..., None]
-        logits = F.linear(x, self.logits.weight.flatten(1), self.logits.bias).gather(2, shape).squeeze(2)
-        deltas = F.linear(x, self.deltas.weight.flatten(1), self.deltas.bias).view(*slots.shape, self.k, 4)
-        return logits.float(), deltas.gather(2, shape[..., None].expand(-1, -1, -1, 4)).squeeze(2).float()
+        with full_precision(x):
+            x = x.float()
+            logits = F.linear(x, self.logits.weight.flatten(1), self.logits.bias).gather(2, shape).squeeze(2)
+            deltas = F.linear(x, self.deltas.weight.flatten(1), self.deltas.bias).view(*slots.shape, self.k, 4)
+        return logits, deltas.gather(2, shape[..., None].expand(-1, -1, -1, 4)).squeeze(2)
 
 
 @lru_cache(maxsize=16)
@@ -106,7 +115,9 @@ class BoxHead(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """[N, bins, C] -> scores float32 [N, K + 1] (0 is background), offsets float32 [N, 1 or K, 4]."""
         x = self.layers(pooled.flatten(1))
-        return self.scores(x).float(), self.deltas(x).float().view(len(x), self.deltas.out_features // 4, 4)
+        with full_precision(x):
+            x = x.float()
+            return self.scores(x), self.deltas(x).view(len(x), self.deltas.out_features // 4, 4)
 
 
 class Detections(NamedTuple):

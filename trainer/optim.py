@@ -1,7 +1,7 @@
 """What the optimiser does at which step: parameter groups, the rate's schedule, the average of weights."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from schemas.train import REFERENCE_BATCH, TrainSettings
 
@@ -47,8 +47,3 @@ class Ema:
         torch._foreach_lerp_([self.state[n] for n in moving], [new[n] for n in moving], 1 - self.decay)
         for name in self.state.keys() - set(moving):
             self.state[name].copy_(new[name])
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """The sum of the loss parts (equal weights, facts §6.3.6)."""
-    return torch.stack(list(losses.values())).sum()

@@ -1,13 +1,21 @@
 """One process per device: who this one is, and how all of them agree. Without torchrun there is one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from schemas.errors import SniperError, UsageError
+
+Made = TypeVar("Made")
+
+PATIENCE = timedelta(hours=6)  # the others wait while the first scores a validation set, NCCL by default 10 minutes
 
 
 @dataclass(frozen=True)
@@ -23,16 +31,26 @@ class Rank:
 
 @contextmanager
 def joined() -> Iterator[Rank]:
-    """Join the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Inside another `joined`, that one."""
+    """Join the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Inside another `joined`, that one.
+
+    Raises:
+        UsageError: more processes than GPUs on this machine.
+    """
     count = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {local} of this machine has no GPU, {torch.cuda.device_count()} are there: start one "
+                "process per GPU (make GPUS=N, torchrun --nproc-per-node N)"
+            )
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield Rank(int(os.environ.get("RANK", 0)), count, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    is_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if is_gpu else "gloo", timeout=PATIENCE, device_id=device if is_gpu else None)
     try:
         yield Rank(dist.get_rank(), count, device)
     finally:
@@ -44,6 +62,30 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def mean_over_ranks(values: list[Tensor]) -> None:
+    """In place, each tensor by itself."""
+    if dist.is_initialized():
+        for tensor in values:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+def from_first(make: Callable[[], Made]) -> Made:
+    """What the first process makes, on all of them; what it raises of ours, all raise."""
+    if not dist.is_initialized():
+        return make()
+    made: list[Made | SniperError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            made[0] = make()
+        except SniperError as error:
+            made[0] = error
+    dist.broadcast_object_list(made)
+    if isinstance(made[0], SniperError):
+        raise made[0]
+    return made[0]  # type: ignore[return-value]
 
 
 def wait_for_all() -> None:

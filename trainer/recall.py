@@ -1,22 +1,28 @@
 """`sniper evaluate --proposals`: recall of the RPN's proposals alone, of any class, by size (paper, Table 1)."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.coco import SourceImage, read_coco
+from pipeline.coco import SourceImage
 from pipeline.mine import Pool, pool_scales
-from pipeline.storage import Location, image_folder
-from schemas.detect import DetectSettings
-from schemas.settings import NegativeSettings
-from trainer.detect import open_model
-from trainer.evaluate import Evaluation, Results, Summary, run_coco, score_source, with_box_areas
+from pipeline.storage import Location
+from schemas.settings import NegativeSettings, Settings
+from trainer.evaluate import (
+    Evaluation,
+    Results,
+    Summary,
+    area_range,
+    open_truth,
+    run_coco,
+    score_source,
+    with_box_areas,
+)
 from trainer.extract import propose_images
 from trainer.ranks import joined
-from trainer.views import Clock
+from trainer.views import Clock, open_inference
 
 SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
 """[lo, hi) of sqrt(width * height), source pixels (paper, Table 1)."""
@@ -26,7 +32,7 @@ def evaluate_proposals(
     checkpoint: Location,
     annotations: Location,
     images: Location,
-    options: DetectSettings | None = None,
+    settings: Settings | None = None,
     *,
     out: Location | None = None,
     max_dets: int = 300,
@@ -43,20 +49,18 @@ def evaluate_proposals(
         DataError: the checkpoint or the annotation file cannot be read.
         UsageError: there is no such image folder.
     """
-    image_folder(images)
-    options = options or DetectSettings()
     with joined() as rank:
-        _, model, chips = open_model(checkpoint, rank.device)
+        _, inference = open_inference(checkpoint, settings or Settings(), rank.device)
 
         def find(sources: Sequence[SourceImage], runs: Sequence[range], clock: Clock) -> Iterator[Results]:
-            for position, rows in propose_images(model, chips, runs, sources, images, options, rank.device, clock):
+            for position, rows in propose_images(inference, runs, sources, images, clock):
                 yield [] if rows is None else best_proposals(sources[position].image_id, rows, max_dets)
 
-        def summarise(truth: dict[str, Any], proposals: Results) -> Summary:
-            return recall(truth, proposals, max_dets)
+        def summarise(objects: dict[str, Any], proposals: Results) -> Summary:
+            return recall(objects, proposals, max_dets)
 
-        source = read_coco(annotations, chips.max_pixels)
-        return score_source(source, annotations, find, summarise, rank, out, max_dets)
+        truth = open_truth(annotations, images, inference.chips.max_pixels, None)
+        return score_source(truth, find, summarise, rank, out, max_dets)
 
 
 def best_proposals(image_id: int, rows: pa.Table, most: int) -> Results:
@@ -81,7 +85,7 @@ def recall(truth: dict[str, Any], proposals: Results, max_dets: int) -> Summary:
     boxes = [{**box, "category_id": 1} for box in truth["annotations"]]
     truth = {**truth, "annotations": boxes, "categories": [{"id": 1}]}
     found = [{**proposal, "category_id": 1} for proposal in proposals]
-    by_size = {f"{lo}-{hi}": (float(lo**2), math.nextafter(hi**2, 0)) for lo, hi in SIZES}
+    by_size = {f"{lo}-{hi}": area_range(lo, hi) for lo, hi in SIZES}
     scores = run_coco(truth, found, {"all": (0.0, 1e10), **by_size}, max_dets)
     summary = {"AR": scores.recall(), "AR50": scores.recall(iou=0.5), "AR75": scores.recall(iou=0.75)}
     return summary | {f"AR_{size}": scores.recall(area=size) for size in by_size}

@@ -45,4 +45,4 @@ def _is_stale(data: Location, run: Location) -> bool:
     """The RPN was trained on positives that have changed since."""
     checkpoints = find_checkpoints(run)
     fingerprint = read_run(data, "sniper chips")["fingerprint"]
-    return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != fingerprint
+    return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != {"positives": fingerprint}

@@ -9,47 +9,65 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.parquet import read_frame
-from pipeline.run_file import read_run
 from pipeline.storage import Location
+from schemas.errors import UsageError
 from schemas.model import ModelSettings
 from schemas.settings import Settings
+from schemas.train import Norm, Precision
 from trainer.checkpoint import Checkpoint
 from trainer.dataset import ChipDataset
 from trainer.loader import BatchLoader, State
+from trainer.manifest import finished_runs
 from trainer.model import Detector
 from trainer.optim import Ema, make_optimizer
-from trainer.ranks import Rank
+from trainer.ranks import Rank, mean_over_ranks
 from trainer.weights import load_weights, set_norm_policy
 
 NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (facts §8.5)
+STATISTICS = ("running_mean", "running_var")
 
 
 class Run:
     """All that a run is made of, in the order it is made; see Checkpoint for what of it is kept."""
 
     def __init__(
-        self, dataset: ChipDataset, out: Location, settings: Settings, rank: Rank, *, rpn_only: bool = False
+        self,
+        dataset: ChipDataset,
+        out: Location,
+        settings: Settings,
+        rank: Rank,
+        *,
+        last: Checkpoint | None = None,
+        rpn_only: bool = False,
     ) -> None:
+        """Make it anew, ready for `restore` where `last` is its last checkpoint.
+
+        Raises:
+            UsageError: settings that do not go together here. DataError: the data set or the weights cannot be read.
+        """
         options = settings.train
         self.dataset, self.out, self.settings, self.rank = dataset, out, settings, rank
         self.terminated = False  # SIGTERM came to this rank
         self.stopping = False  # all ranks end after this step
-        self.source = read_run(dataset.data, "sniper chips")
-        self.fingerprint: str = self.source["fingerprint"]
-        self.chips: dict[str, Any] = self.source["settings"]["chips"]
+        runs = finished_runs(dataset.data, pool=not rpn_only)
+        self.data: dict[str, str] = {name: run["fingerprint"] for name, run in runs.items()}
+        self.chips: dict[str, Any] = runs["positives"]["settings"]["chips"]
         table = read_frame(dataset.data / "categories.parquet").sort("label")
         self.categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
-        self.precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
+        self.precision: Precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
         self.model = Detector(settings.model, len(self.categories), self.chips["size"])
-        if options.weights is not None:
+        if options.weights is not None and last is None:
             new = [name for name in load_weights(self.model, options.weights) if name.startswith("head.")]
             self.tell(f"weights from {options.weights}" + (f"; start anew: {', '.join(new)}" if new else ""))
         from_scratch = options.weights is None
         per_rank = min(options.chips_per_rank, math.ceil(options.batch_size / rank.count))
-        norm = options.norm or ("train" if per_rank >= NORM_CHIPS or from_scratch else "frozen")
+        chosen: Norm = "train" if per_rank >= NORM_CHIPS or from_scratch else "frozen"
+        self.norm = options.norm or (last.norm if last else chosen)
+        if self.norm == "sync" and rank.device.type != "cuda":
+            raise UsageError("train.norm: sync takes the statistics of several GPUs, here is none; use train")
         if rpn_only:
             self.model.keep_rpn_only()
-        set_norm_policy(self.model, norm, freeze_stem=not from_scratch, momentum=options.norm_momentum)
+        set_norm_policy(self.model, self.norm, freeze_stem=not from_scratch, momentum=options.norm_momentum)
         self.model.to(rank.device)
         self.model.train()
         self.optimizer = make_optimizer(self.model, options)
@@ -79,42 +97,51 @@ class Run:
             click.echo(text, err=True)
 
     def autocast(self) -> torch.autocast:
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.rank.device.type, dtype, enabled=self.precision != "fp32")
+        return autocast(self.rank.device, self.precision)
 
     def settings_tree(self) -> dict[str, dict[str, Any]]:
         return self.settings.model_dump(mode="json", include={"model", "loader", "train"})
 
     def checkpoint(self) -> Checkpoint:
-        random = {"cpu": torch.get_rng_state()}
-        if self.rank.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state()
         return Checkpoint(
             model=self.model.state_dict(),
             ema=self.ema.state if self.ema else None,
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
-            random=random,
             step=self.step,
             loader=(self.state.seed, self.state.epoch, self.state.position),
             settings=self.settings_tree(),
+            norm=self.norm,
+            precision=self.precision,
+            rpn_only=self.model.rpn_only,
             categories=self.categories,
             chips=self.chips,
-            data=self.fingerprint,
+            data=self.data,
             best_ap=self.best_ap,
         )
 
+    def agree(self) -> None:
+        """Give all ranks the same running statistics, the mean, where each has taken those of its own batches.
+
+        Before every validation and checkpoint, so that what is scored is what is kept.
+        """
+        if self.norm == "train":
+            states = [self.model.state_dict(), *([self.ema.state] if self.ema else [])]
+            mean_over_ranks([v for state in states for name, v in state.items() if name.endswith(STATISTICS)])
+
     def restore(self, last: Checkpoint) -> None:
+        """Go on where it was; the run has been made with the same settings."""
         self.model.load_state_dict(last.model)
         self.optimizer.load_state_dict(last.optimizer)
         self.scaler.load_state_dict(last.scaler)
         if self.ema is not None and last.ema is not None:
             self.ema.state = {name: value.to(self.rank.device) for name, value in last.ema.items()}
-        torch.set_rng_state(last.random["cpu"])
-        if self.rank.device.type == "cuda" and "cuda" in last.random:
-            torch.cuda.set_rng_state(last.random["cuda"])
         self.state, self.step, self.best_ap = last.state, last.step, last.best_ap
-        self.tell(f"resumed: epoch {self.state.epoch}, step {self.step}")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def make_detector(checkpoint: Checkpoint) -> Detector:

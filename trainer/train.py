@@ -13,28 +13,31 @@ import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.storage import Location, make_folder, write_atomic
+from pipeline.storage import Location, is_file, make_folder, write_atomic
 from schemas.errors import DataError, SniperError, UsageError
 from schemas.settings import ChipSettings, Settings
 from trainer.batch import Batch
 from trainer.cache import cache_of
 from trainer.checkpoint import (
     BEST,
+    Checkpoint,
     check_resumable,
+    checkpoint_path,
     find_checkpoints,
     read_checkpoint,
     save_checkpoint,
     write_checkpoint,
 )
 from trainer.dataset import ChipDataset
-from trainer.evaluate import score_model
+from trainer.evaluate import Truth, open_truth, score_model
 from trainer.journal import PICTURED, Journal, Meter, draw_batch, progress_line
 from trainer.loader import Epoch, Step
 from trainer.model import Detections, predict, training_losses
-from trainer.optim import learning_rate, total
-from trainer.ranks import joined, sum_over_ranks, wait_for_all
+from trainer.optim import learning_rate
+from trainer.ranks import from_first, joined, sum_over_ranks, wait_for_all
 from trainer.report import anchor_report, pool_report
 from trainer.run import Run, make_detector
+from trainer.views import Inference
 
 PARTS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
 
@@ -70,24 +73,37 @@ def train(
     """
     with joined() as rank:
         torch.manual_seed(settings.train.seed)
-        checkpoints = find_checkpoints(out)
-        if checkpoints and not resume:
-            raise UsageError(
-                f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out"
-            )
+        last = from_first(lambda: _last_checkpoint(out, settings, resume))  # the others need not see the folder
         make_folder(out)
         dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
-        run = Run(dataset, out, settings, rank, rpn_only=rpn_only)
-        if checkpoints:
-            last = read_checkpoint(checkpoints[-1])
-            check_resumable(last, checkpoints[-1], run.settings_tree(), run.fingerprint)
-            run.restore(last)
-        else:
+        run = Run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
+        if last is None:
             run.tell(f"{pool_report(dataset)}, {len(run.categories)} classes")
             run.tell(anchor_report(dataset, settings))
+        else:
+            check_resumable(last, out, run.settings_tree(), run.data)
+            run.restore(last)
+            run.tell(f"resumed: epoch {run.state.epoch}, step {run.step}")
+        truth = open_truth(*validation, run.chips["max_pixels"], run.categories) if validation else None
         # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
-        signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
-        return _loop(run, validation)
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
+        try:
+            return _loop(run, truth)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _last_checkpoint(out: Location, settings: Settings, resume: bool) -> Checkpoint | None:
+    """Where a run in `out` stands; None where there is none."""
+    checkpoints = find_checkpoints(out)
+    if not checkpoints:
+        return None
+    if not resume:
+        raise UsageError(f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out")
+    last = read_checkpoint(checkpoints[-1])
+    if not is_file(out / BEST):
+        return last
+    return last._replace(best_ap=max(last.best_ap, read_checkpoint(out / BEST).best_ap))  # scored after it was saved
 
 
 def train_step(run: Run, step: Step) -> dict[str, float]:
@@ -116,8 +132,8 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
                 losses = training_losses(
                     run.forward, batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
                 )
-            # DDP takes the mean over ranks; our losses are parts of one sum
-            torch.autograd.backward(run.scaler.scale(total(losses) * ranks))
+            # equal weights (facts §6.3.6); DDP takes the mean over ranks, our losses are parts of one sum
+            torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))
         parts[:-1] += torch.stack([losses[name].detach() for name in names])
     *values, stop = sum_over_ranks(parts).tolist()  # the step's one wait for the device, before anything is changed
     losses_now = dict(zip(names, values, strict=True))
@@ -137,7 +153,7 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
     return losses_now
 
 
-def _loop(run: Run, validation: tuple[Location, Location] | None) -> Location:
+def _loop(run: Run, truth: Truth | None) -> Location:
     options, rank, out = run.settings.train, run.rank, run.out
     journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
     meter = Meter(_steps_left(run), rank.device)
@@ -154,18 +170,21 @@ def _loop(run: Run, validation: tuple[Location, Location] | None) -> Location:
                 run.tell(progress_line(epoch, run.step, values))
             if rank.is_first and run.step % options.picture_every == 0 and not run.model.rpn_only:
                 _picture(run, step.micros[0].to(rank.device))
-            if validation and epoch_ends and run.state.epoch % options.evaluate_every == 0:
-                values = _validate(run, *validation)
-                if journal:
-                    journal.record(run.step, {"epoch": epoch, **values})
             if run.stopping or epoch_ends or run.step % options.save_every == 0:
+                run.agree()
                 if journal:
                     save_checkpoint(out, run.checkpoint(), options.keep)
                     journal.put()
                 wait_for_all()
+            if truth and epoch_ends and run.state.epoch % options.evaluate_every == 0:
+                values = _validate(run, truth)
+                if journal:
+                    journal.record(run.step, {"epoch": epoch, **values})
+                    journal.put()
             if run.stopping:
-                raise StoppedError(f"stopped at step {run.step}; `--resume` goes on from {find_checkpoints(out)[-1]}")
-    return find_checkpoints(out)[-1]
+                path = checkpoint_path(out, run.step)
+                raise StoppedError(f"stopped at step {run.step}; `--resume` goes on from {path}")
+    return checkpoint_path(out, run.step)
 
 
 def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
@@ -202,12 +221,12 @@ def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float])
     )
 
 
-def _validate(run: Run, annotations: Location, images: Location) -> dict[str, float]:
+def _validate(run: Run, truth: Truth) -> dict[str, float]:
     """Score the network, or its average of weights, on whole images; all ranks take part. AP values on the first."""
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
     chips = ChipSettings.model_validate(run.chips)
-    detect = run.settings.detect
-    report = score_model(model, run.categories, chips, annotations, images, detect, run.rank, None, 100)
+    inference = Inference(model, chips, run.settings.detect, run.rank.device, run.precision)
+    report = score_model(inference, run.categories, truth, run.rank, None, 100)
     if report is None:
         return {}
     values = {name: value for name, value in report.summary.items() if value is not None}

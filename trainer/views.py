@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,17 @@ from torch import Tensor
 from pipeline.coco import Reject, SourceImage
 from pipeline.storage import Location
 from schemas.detect import DetectSettings
-from schemas.settings import ChipSettings
+from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings, Settings
+from schemas.train import Precision
+from trainer.checkpoint import Checkpoint, read_checkpoint
 from trainer.loader import available_cores
+from trainer.model import Detector
 from trainer.pyramid import View, compose, plan_views, read_batches
+from trainer.run import autocast, make_detector
 
-Output = TypeVar("Output")
+Output = Sequence[Tensor]
+"""What a network gives for one view."""
 ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
 RUN = 64
 """Images whose views share batches. Runs are dealt out to ranks whole, so ranks change no batch and no rounding."""
@@ -34,9 +40,62 @@ class Clock:
         return self.waited / max(self.waited + self.worked, 1e-9)
 
 
-@dataclass(frozen=True)
-class Viewed(Generic[Output]):
-    """One image and what the network gave for each of its views; no views when the image was refused."""
+class Inference(NamedTuple):
+    """A network and how it is run over whole images.
+
+    model: in eval mode, on `device`; chips: settings of those it was trained on, its scales and ranges
+    precision: that it was trained in; a CPU always computes in fp32
+    """
+
+    model: Detector
+    chips: ChipSettings
+    options: DetectSettings
+    device: torch.device
+    precision: Precision
+
+
+def open_inference(path: Location, settings: Settings, device: torch.device) -> tuple[Checkpoint, Inference]:
+    """A checkpoint, and its network ready to be run.
+
+    Args:
+        settings: `detect` is used, and chips.max_pixels where it was given. What else was given must be as the
+            checkpoint has it.
+
+    Raises:
+        DataError: as read_checkpoint, or its network cannot be made.
+        UsageError: other scales, ranges or network than the checkpoint's.
+    """
+    checkpoint = read_checkpoint(path)
+    chips = dict(checkpoint.chips)
+    if "max_pixels" in settings.chips.model_fields_set:
+        chips["max_pixels"] = settings.chips.max_pixels
+    there = {"chips": {name: chips[name] for name in ("scales", "ranges")}, "model": checkpoint.settings["model"]}
+    differing = []
+    for section, values in there.items():
+        given, now = getattr(settings, section).model_fields_set, settings.model_dump(mode="json")[section]
+        differing += [
+            f"{section}.{name}: {value!r} there, {now[name]!r} given"
+            for name, value in values.items()
+            if name in given and now[name] != value
+        ]
+    if differing:
+        raise UsageError(
+            f"{path}: was trained with other settings, which stay as they are:\n  " + "\n  ".join(differing)
+        )
+    try:
+        model = make_detector(checkpoint)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{path}: its network cannot be made again: {str(error).splitlines()[0]}; train anew"
+        ) from error
+    ready = model.to(device).eval()
+    return checkpoint, Inference(
+        ready, ChipSettings.model_validate(chips), settings.detect, device, checkpoint.precision
+    )
+
+
+class Viewed(NamedTuple):
+    """One image and what the network gave for each of its views, on the CPU; no views when it was refused."""
 
     image: int
     views: list[tuple[View, Output]]
@@ -59,23 +118,21 @@ def tile_overlaps(bounds: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def run_views(
-    forward: Callable[[Tensor, Tensor], list[Output]],
+    forward: Callable[[Detector, Tensor, Tensor], Sequence[Output]],
+    inference: Inference,
     runs: Sequence[range],
     images: Sequence[SourceImage],
     root: Location,
-    chips: ChipSettings,
-    options: DetectSettings,
-    device: torch.device,
     clock: Clock,
-) -> Iterator[Viewed[Output]]:
+) -> Iterator[Viewed]:
     """Yield each image of the runs once, refused ones too, in the order in which they are complete.
 
     Args:
-        forward: (images uint8 [B, 3, H, W], sizes int64 [B, 2]), on the device -> one output per view.
+        forward: network, images uint8 [B, 3, H, W] and sizes int64 [B, 2], on the device -> one output per view.
         runs: positions among `images`; each run's views share batches.
         root: folder that file names are relative to.
-        chips: scales and ranges.
     """
+    model, chips, options, device, precision = inference
     overlaps = tile_overlaps(chips.bounds())
     batches: list[list[View]] = []
     missing: dict[int, int] = {}
@@ -95,7 +152,9 @@ def run_views(
         read = time.perf_counter()
         clock.waited += read - started
         if batch.views:
-            outputs = forward(batch.images.to(device, non_blocking=True), batch.sizes.to(device, non_blocking=True))
+            pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.sizes))
+            with torch.inference_mode(), autocast(device, precision if pin else "fp32"):
+                outputs = [[values.cpu() for values in output] for output in forward(model, pixels, sizes)]
             clock.worked += time.perf_counter() - read
             for view, output in zip(batch.views, outputs, strict=True):
                 done[view.image].append((view, output))

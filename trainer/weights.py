@@ -1,7 +1,7 @@
 """Where the network's numbers come from, and which of them learn."""
 
 import io
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.storage import is_file, location, read_bytes
 from schemas.errors import DataError, UsageError
+from schemas.train import Norm
 from trainer.model import Detector
 
 CLASS_LAYERS = ("head.scores.", "head.deltas.")
@@ -76,9 +77,7 @@ def _read(source: str) -> dict[str, Any]:
     return downloaded
 
 
-def set_norm_policy(
-    model: Detector, policy: Literal["train", "sync", "frozen"], *, freeze_stem: bool = True, momentum: float = 0.005
-) -> None:
+def set_norm_policy(model: Detector, policy: Norm, *, freeze_stem: bool = True, momentum: float = 0.005) -> None:
     """Decide what of the backbone learns; call before the optimiser and DDP are made.
 
     A norm whose affine parameters are frozen uses stored statistics, in train mode too.

@@ -1,5 +1,6 @@
 """One contract for every engine: each task once, errors as they are, the lost named, no worker left behind."""
 
+import itertools
 import os
 import resource
 import signal
@@ -154,8 +155,8 @@ def test_run__workers_end_with_their_parent(tmp_path: Path, sent: signal.Signals
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.send_signal(sent)
-    process.wait(10)
-    gone, alive = psutil.wait_procs(children, timeout=5)
+    process.wait(60)
+    gone, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
 
@@ -163,12 +164,32 @@ def test_run__a_task_for_more_memory_than_any_node_has_is_run_all_the_same(ray_c
     assert list(run(square, [Task("large", 3, memory=1 << 50)], Engine("ray", 1, ray_cluster))) == [9]
 
 
+def when(seconds: float) -> tuple[float, float]:
+    started = time.time()
+    time.sleep(seconds)
+    return started, time.time()
+
+
+def test_run__tasks_that_fill_a_node_one_by_one_do_not_meet_there(ray_cluster: str) -> None:
+    import ray
+
+    much = int(0.6 * ray.cluster_resources()["memory"])
+    large = [Task(f"large-{i}", 0.3, memory=much) for i in range(3)]
+    times = sorted(run(when, large, Engine("ray", 3, ray_cluster)))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+
+
 def test_run__ctrl_c_ends_a_ray_run_and_leaves_the_cluster_to_others(ray_cluster: str, tmp_path: Path) -> None:
     engine = Engine("ray", 2, ray_cluster)
     process = start_sleeping(engine, tmp_path)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) != 0
+    assert process.wait(60) != 0
     assert sorted(run(square, tasks(4), engine)) == [0, 1, 4, 9]
+
+
+def test_run__an_address_is_of_a_cluster() -> None:
+    with pytest.raises(UsageError, match="give --engine ray"):
+        run(square, tasks(1), Engine("local", 1, NOWHERE))
 
 
 def test_run__says_when_no_cluster_answers() -> None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import trainer.dataset
 from schemas.codes import Status
 from schemas.errors import DataError
 from tests.trainer.manifests import reference_pixels, rows_of
@@ -60,12 +59,6 @@ def test_getitem__indices(dataset: ChipDataset) -> None:
     for index in (len(dataset), -len(dataset) - 1):
         with pytest.raises(IndexError):
             dataset[index]
-
-
-def test_pillow_fallback__same_pixels(dataset: ChipDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = digest(dataset, range(len(dataset)))
-    monkeypatch.setattr(trainer.dataset, "decode_jpeg", trainer.dataset.decode_with_pillow)
-    assert digest(dataset, range(len(dataset))) == expected
 
 
 def test_pickle__a_few_kilobytes(dataset: ChipDataset) -> None:

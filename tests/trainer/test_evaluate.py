@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,17 +13,19 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+import trainer.views
 from pipeline.chips import chips
 from pipeline.coco import SourceImage, read_coco
+from pipeline.plan import plan_run
 from schemas.detect import DetectSettings
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, load_settings
+from schemas.settings import ChipSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.pipeline.sources import make_source
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
-from trainer.checkpoint import find_checkpoints
+from trainer.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.detect import detect, merge
-from trainer.evaluate import as_results, describe, evaluate, load_truth, score
+from trainer.evaluate import Evaluation, as_results, describe, evaluate, load_truth, score
 from trainer.model import Detections
 from trainer.pyramid import compose, plan_views
 from trainer.train import train
@@ -91,6 +93,55 @@ def test_merge__truth_through_the_pyramid_scores_one(max_side: int, seed: int) -
     assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
 
 
+def test_truth_through_chips_and_back_scores_one() -> None:
+    """What the chips say of the boxes they hold whole, put back into the image, is what was cut."""
+    source = make_source(5, num_images=25)
+    rows = plan_run(source, 0, source.num_images, ChipSettings()).chips.to_pylist()
+    found = {}
+    for row in rows:
+        for box in row["boxes"]:
+            if box["status"] in ("valid", "rescued"):
+                corners = [box[name] / row["scale"] for name in ("x1", "y1", "x2", "y2")]
+                x1, y1, x2, y2 = (c + row["xy"[i % 2] + "1"] for i, c in enumerate(corners))
+                found[box["annotation_id"]] = (row["image_id"], box["category_id"], [x1, y1, x2 - x1, y2 - y1])
+    results = [{"image_id": i, "category_id": c, "bbox": box, "score": 0.9} for i, c, box in found.values()]
+    annotations = []
+    for at in np.flatnonzero(source.crowd | np.isin(source.annotation_id, list(found))):
+        x1, y1, x2, y2 = source.box[at].tolist()
+        image = int(source.image_id[np.searchsorted(source.offsets, at, "right") - 1])
+        box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(source.crowd[at])}
+        annotations.append({"id": int(at) + 1, "image_id": image, "category_id": 7, **box})
+    truth = {
+        "images": [{"id": int(i)} for i in source.image_id],
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "thing"}],
+    }
+    assert len(found) > 0.75 * (~source.crowd).sum()  # the others are thinner than 4 px in every chip
+    summary = score(truth, results, ChipSettings().bounds(), 10_000)
+    assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
+
+
+@pytest.mark.parametrize("merge", ["gaussian", "linear", "hard"])
+def test_merge__thousands_of_boxes_of_one_image_come_through(merge: Literal["gaussian", "linear", "hard"]) -> None:
+    """2,500 boxes side by side, which every scale sees; of what a scale finds again soft-NMS leaves low scores."""
+    boxes = np.array([[20.0 * x, 20.0 * y, 20.0 * x + 17, 20.0 * y + 17] for x in range(50) for y in range(50)])
+    image = SourceImage(1, "a", 1000, 1000)
+    labels = 1 + np.arange(len(boxes)) % 3
+    found = perfect(image, boxes, labels, DetectSettings(merge=merge, max_detections=10_000))
+    fields = [{"image_id": 1, "category_id": int(k), "iscrowd": 0, "area": 289.0} for k in labels]
+    truth = {
+        "images": [{"id": 1}],
+        "annotations": [
+            {**f, "id": i, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for i, (f, (x1, y1, x2, y2)) in enumerate(zip(fields, boxes.tolist(), strict=True), 1)
+        ],
+        "categories": [{"id": k, "name": str(k)} for k in (1, 2, 3)],
+    }
+    results = as_results(image, found, [(1, "1"), (2, "2"), (3, "3")])
+    assert score(truth, results, ChipSettings().bounds(), 10_000)["AP"] == pytest.approx(1.0)
+    assert (found.scores > 0.5).sum() == len(boxes)
+
+
 def test_score__thousands_of_boxes_count_when_max_dets_is_above_them() -> None:
     """2,400 boxes of 20 classes in one image; pycocotools counts detections per image and class."""
     boxes = [[10.0 * (i % 50), 10.0 * (i // 50), 8, 8] for i in range(2400)]
@@ -137,11 +188,14 @@ def test_views__cover_every_image_within_the_side_and_waste_little() -> None:
     assert sorted(view for batch in batches for view in batch) == sorted(views)
     for batch in batches:
         assert len({(view.scale_index, view.shape) for view in batch}) == 1
+        for view in batch:
+            assert 0 <= view.shape[0] - view.height < 32
+            assert 0 <= view.shape[1] - view.width < 32
         assert len(batch) * batch[0].shape[0] * batch[0].shape[1] <= 4_000_000 or len(batch) == 1
 
 
 def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change_nothing(
-    demo: Path, checkpoint: Path, tmp_path: Path
+    demo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = evaluate(checkpoint, demo / "val.json", demo / "val", out=tmp_path / "one.json")
     assert report is not None
@@ -151,11 +205,13 @@ def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change
     assert source_ids == {1, 3, 7}
     truth = COCO(str(demo / "val.json"))
     assert len(truth.loadRes(str(tmp_path / "one.json")).anns) == len(report.detections)
-    assert "AP50" in describe(report, 100)
-    assert "WARNING" in describe(report._replace(num_crowded=2), 100)
+    assert "AP50" in describe(report)
+    monkeypatch.setattr(trainer.views, "RUN", 2)  # so that both ranks have images
+    evaluate(checkpoint, demo / "val.json", demo / "val", out=tmp_path / "one.json")
     code = (
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
-        "from trainer.evaluate import evaluate\n"
+        "import trainer.views\nfrom trainer.evaluate import evaluate\n"
+        "trainer.views.RUN = 2\n"
         "evaluate(*map(Path, sys.argv[1:4]), out=Path(sys.argv[4]))"
     )
     script = tmp_path / "evaluate.py"
@@ -215,8 +271,8 @@ def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_p
     (tmp_path / "in/bad.jpg").write_bytes(b"nothing")
     huge = Image.new("RGB", (3000, 200), "gray")
     huge.save(tmp_path / "long.png")
-    options = DetectSettings(max_side=320, min_score=0.01)
-    results = detect(checkpoint, [tmp_path / "in", tmp_path / "long.png"], options, out=tmp_path / "out")
+    settings = Settings(detect=DetectSettings(max_side=320, min_score=0.01))
+    results = detect(checkpoint, [tmp_path / "in", tmp_path / "long.png"], settings, out=tmp_path / "out")
     assert [Path(result["file"]).name for result in results] == ["0.jpg", "1.jpg", "bad.jpg", "long.png"]
     assert "error" in results[2]
     assert (results[3]["width"], results[3]["height"]) == (3000, 200)
@@ -234,11 +290,134 @@ def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_p
         detect(checkpoint, [tmp_path / "none.jpg"])
 
 
-def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path) -> None:
-    options = tiny_settings("train.epochs=2", "train.norm=train", "train.norm_momentum=0.3")
-    train(demo / "chips", tmp_path, options, validation=(demo / "val.json", demo / "val"))
+def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second of five epochs; what the network scores is replaced, so that the best is not the last."""
+    given = iter([0.1, 0.7])
+    monkeypatch.setattr(
+        "trainer.train.score_model", lambda *arguments: Evaluation({"AP": next(given), "AP50": None}, [], [], [])
+    )
+    options = ["train.norm=train", "train.norm_momentum=0.3", "train.evaluate_every=2", "train.keep=9"]
+    validation = (demo / "val.json", demo / "val")
+    train(demo / "chips", tmp_path, tiny_settings("train.epochs=5", *options), validation=validation)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    scores = [line["AP"] for line in lines if "AP" in line]
-    assert len(scores) == 2
-    assert (tmp_path / "best.pt").is_file()
-    assert find_checkpoints(tmp_path)
+    assert [(line["epoch"], line["AP"]) for line in lines if "AP" in line] == [(1, 0.1), (3, 0.7)]
+    best = read_checkpoint(tmp_path / "best.pt")
+    assert (best.loader[1], best.best_ap) == (4, 0.7)
+    assert read_checkpoint(tmp_path).step == best.step < read_checkpoint(find_checkpoints(tmp_path)[-1]).step
+    # the checkpoint of that step was saved before it was scored; resumed from there, a worse one is not the best
+    for path in find_checkpoints(tmp_path):
+        if read_checkpoint(path).step > best.step:
+            path.unlink()
+    assert read_checkpoint(find_checkpoints(tmp_path)[-1]).best_ap == 0.1
+    given = iter([0.3])
+    options[2] = "train.evaluate_every=1"
+    train(demo / "chips", tmp_path, tiny_settings("train.epochs=5", *options), resume=True, validation=validation)
+    assert read_checkpoint(tmp_path / "best.pt").step == best.step
+
+
+def test_train__scores_a_network_on_whole_images(demo: Path, tmp_path: Path) -> None:
+    options = tiny_settings("train.norm=train", "train.norm_momentum=0.3")
+    train(demo / "chips", tmp_path, options, validation=(demo / "val.json", demo / "val"))
+    assert read_checkpoint(tmp_path / "best.pt").best_ap >= 0
+    report = evaluate(tmp_path / "best.pt", demo / "val.json", demo / "val", tiny_settings())
+    assert report is not None
+    assert report.summary["AP"] == read_checkpoint(tmp_path / "best.pt").best_ap
+
+
+def test_train__what_cannot_be_scored_on_is_refused_before_the_first_step(demo: Path, tmp_path: Path) -> None:
+    for validation in ((demo / "none.json", demo / "val"), (demo / "val.json", demo / "none")):
+        with pytest.raises((DataError, UsageError)):
+            train(demo / "chips", tmp_path / "out", tiny_settings(), validation=validation)
+        assert not (tmp_path / "out/log.jsonl").exists()
+
+
+def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoint: Path, tmp_path: Path) -> None:
+    content = json.loads((demo / "val.json").read_bytes())
+    content["annotations"][0]["bbox"][2] = -1
+    content["categories"][0]["name"] = content["categories"][1]["name"]
+    content["categories"].append({"id": 50, "name": "unheard of"})
+    (tmp_path / "odd.json").write_text(json.dumps(content))
+    settings = Settings(detect=DetectSettings(max_detections=1))
+    report = evaluate(checkpoint, tmp_path / "odd.json", demo / "val", settings, max_dets=1000)
+    assert report is not None
+    assert [reject.kind for reject in report.rejects] == ["annotation"]
+    text = describe(report)
+    for said in (
+        "knows no category 50 (unheard of)",
+        "have other names than in training, 1: ",
+        "more boxes than the 1 ",
+    ):
+        assert said in text
+    names = [line for line in report.summary if line.startswith("AP[")]
+    assert len(names) == len(content["categories"])
+
+
+def test_evaluate__refuses_other_settings_and_the_rpn_alone(demo: Path, checkpoint: Path, tmp_path: Path) -> None:
+    other = load_settings(None, ("chips.scales=[1, 2]", "chips.ranges=[[0, 9], [5, null]]", "model.width=99"))
+    with pytest.raises(UsageError, match=r"(?s)chips.scales: \[0.5,.*\[1.*given.*model.width: 16 there, 99 given"):
+        evaluate(checkpoint, demo / "val.json", demo / "val", other)
+    same = load_settings(None, (*TINY_CHIPS, "model.width=16"))
+    assert evaluate(checkpoint, demo / "val.json", demo / "val", same) is not None
+    write_checkpoint(tmp_path / "rpn.pt", read_checkpoint(checkpoint)._replace(rpn_only=True))
+    with pytest.raises(DataError, match="is the RPN alone"):
+        evaluate(tmp_path / "rpn.pt", demo / "val.json", demo / "val")
+    with pytest.raises(DataError, match="is the RPN alone"):
+        detect(tmp_path / "rpn.pt", demo / "val")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"text", "is not a checkpoint of `sniper train`, or it is damaged"),
+        ({"a": torch.ones(2)}, "weights of others serve as train.weights"),
+        ([1, 2], "weights of others serve as train.weights"),
+        ({"format": 1, "model": {}}, "of another version of this program; train anew"),
+        ("lacks a weight", "its network cannot be made again"),
+        ("other network", "its network cannot be made again"),
+    ],
+)
+def test_detect__says_what_is_wrong_with_a_checkpoint(
+    checkpoint: Path, tmp_path: Path, content: Any, said: str
+) -> None:
+    path = tmp_path / "odd.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
+        kept = read_checkpoint(checkpoint)
+        if content == "lacks a weight":
+            kept.model.popitem()
+        else:
+            kept.settings["model"]["unheard_of"] = 1
+        write_checkpoint(path, kept)
+    else:
+        torch.save(content, path)
+    with pytest.raises(DataError) as caught:
+        detect(path, tmp_path)
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_detect__one_image_named_by_text_and_pictures_that_cannot_be_made(
+    demo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = sorted((demo / "val").iterdir())[0]
+    name = "n" * 240 + ".jpg"
+    (tmp_path / name).write_bytes(image.read_bytes())
+    [found] = detect(str(checkpoint), name, out="found")
+    assert len(list((tmp_path / "found").glob("0000-n*.jpg"))) == 1
+    assert len(detect(checkpoint, tmp_path, out=tmp_path / "found")) == 1  # its own pictures are none of the images
+    Image.new("RGB", (66_000, 20)).save(tmp_path / "longer than a JPEG may be.png")
+    long, short = detect(checkpoint, [tmp_path], out=tmp_path / "found")
+    assert "no picture could be made" in long["error"]
+    assert long["width"] == 66_000
+    assert short["detections"] == found["detections"]
+    assert json.loads((tmp_path / "found/detections.json").read_bytes())[0]["error"] == long["error"]
+
+
+def test_detect__an_image_above_max_pixels_is_read_where_that_is_raised(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("1", (16_000, 13_000)).save(tmp_path / "large.png")  # 208 million pixels
+    [refused] = detect(checkpoint, tmp_path / "large.png")
+    assert "too_many_pixels" in refused["error"]
+    [taken] = detect(checkpoint, tmp_path / "large.png", load_settings(None, ("chips.max_pixels=300000000",)))
+    assert "detections" in taken

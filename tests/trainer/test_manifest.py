@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -199,10 +198,11 @@ def write_synthetic(out: Path, num: int, files: int) -> None:
 
 
 def test_open_manifest__a_million_rows(tmp_path: Path) -> None:
+    """The second time no manifest is read."""
     write_synthetic(tmp_path, 1_000_000, 4)
     assert len(open_manifest(tmp_path, pool=True).keys) == 1_000_000
-    started = time.perf_counter()
+    for path in tmp_path.glob("*/chips-*.parquet"):
+        path.unlink()
     m = open_manifest(tmp_path, pool=True)
-    assert time.perf_counter() - started < 2
     assert m.keys[999_999].as_py() == "000000999999-0p000"
     assert len(m.labels) == 3_000_000

@@ -25,7 +25,7 @@ from tests.trainer.runs import TINY, TINY_CHIPS
 from trainer.extract import MOST, propose_images
 from trainer.recall import best_proposals, recall
 from trainer.rpn import make_proposals
-from trainer.views import Clock
+from trainer.views import Clock, Inference
 
 NUM_IMAGES = 6
 
@@ -103,8 +103,8 @@ def test_propose_images__boxes_have_an_area(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("trainer.extract.propose", lambda model, pixels, sizes: [found] * len(pixels))
     settings = ChipSettings.model_validate({"scales": [0.5], "ranges": [[0, None]]})
     images = [SourceImage(7, "a.png", 101, 64)]
-    arguments = (images, tmp_path, DetectSettings(), torch.device("cpu"), Clock())
-    [(position, rows)] = propose_images(cast(Any, None), settings, [range(1)], *arguments)
+    inference = Inference(cast(Any, None), settings, DetectSettings(), torch.device("cpu"), "fp32")
+    [(position, rows)] = propose_images(inference, [range(1)], images, tmp_path, Clock())
     assert (position, len(rows)) == (0, MOST)
     assert set(zip(rows["x1"].to_pylist(), rows["x2"].to_pylist(), strict=True)) == {(80, 101)}
     assert rows["score"][0].as_py() == pytest.approx(found[1][1].item())

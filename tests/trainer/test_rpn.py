@@ -126,13 +126,18 @@ def test_make_proposals__two_ranks_write_the_same_parts(data: Path, proposals: P
     script = tmp_path / "extract.py"
     script.write_text(
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
-        "from schemas.detect import DetectSettings\nfrom trainer.extract import extract_proposals\n"
-        "extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
+        "import trainer.extract, trainer.views\nfrom schemas.detect import DetectSettings\n"
+        "trainer.views.RUN = trainer.extract.RUN = 3  # so that both ranks have parts\n"
+        "trainer.extract.extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
     )
-    content = pq.read_table(proposals / "part-00000.parquet")
-    (proposals / "part-00000.parquet").unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     arguments = [data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
-    assert pq.read_table(proposals / "part-00000.parquet").equals(content)
+    found = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
+        command = [sys.executable, *launcher, str(script), *map(str, arguments)]
+        for part in proposals.glob("part-*.parquet"):
+            part.unlink()
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        found.append({part.name: part.read_bytes() for part in proposals.glob("part-*.parquet")})
+    assert found[0] == found[1]
+    assert len(found[0]) > 1

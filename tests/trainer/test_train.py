@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor
 
 from pipeline.chips import chips
+from pipeline.negatives import negatives
 from schemas.errors import DataError, UsageError
-from schemas.settings import load_settings
+from schemas.settings import NegativeSettings, load_settings
 from scripts.make_demo_data import make_demo_data
+from tests.paths import ROOT
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.checkpoint import Checkpoint, find_checkpoints, read_checkpoint
 from trainer.dataset import ChipDataset
+from trainer.model import Detector
 from trainer.train import train
 from trainer.weights import load_weights
 
@@ -132,6 +136,50 @@ def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> 
     assert_same(ours.model, theirs.model, 1e-4)
 
 
+RANK_SCRIPT = """
+import os, sys
+from pathlib import Path
+import torch
+import trainer.train
+from tests.paths import ROOT
+from tests.trainer.runs import tiny_settings
+
+torch.set_num_threads(1)
+out = Path(sys.argv[2]) / os.environ["RANK"]  # folders that the other rank does not see
+loop = trainer.train._loop
+
+def keeping(run, truth):
+    path = loop(run, truth)
+    torch.save([run.model.state_dict(), run.ema.state], out / f"{run.step}.state")
+    return path
+
+trainer.train._loop = keeping
+trainer.train.train(Path(sys.argv[1]), out, tiny_settings(*sys.argv[3:]), resume=True)
+"""
+
+
+def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_path: Path) -> None:
+    """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANK_SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for epochs in (1, 2):
+        options = [f"train.epochs={epochs}", "train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5"]
+        done = subprocess.run(
+            [*command, str(data), str(tmp_path), *options], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        kept = last(tmp_path / "0")
+        assert find_checkpoints(tmp_path / "1") == []
+        assert kept.ema is not None
+        for rank in "01":
+            model, ema = torch.load(tmp_path / rank / f"{kept.step}.state", weights_only=True)
+            assert_same(model, kept.model)
+            assert_same(ema, kept.ema)
+    assert kept.loader == (0, 2, 0)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_train__half_precision_runs(tmp_path: Path, precision: str) -> None:
     make_demo_data(tmp_path, num_train=1, num_val=1)  # few chips: a CPU is slow at fp16
@@ -165,11 +213,47 @@ def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path)
     assert train(data, whole_run, options, resume=True) == find_checkpoints(whole_run)[-1]  # done already
 
 
+def test_train__a_resumed_run_keeps_what_it_chose(data: Path, tmp_path: Path) -> None:
+    """Fewer chips per rank would freeze batch norm; the weights it began with need not be there any more."""
+    weights = tmp_path / "weights.pt"
+    torch.save(Detector(tiny_settings().model, 3, 64).state_dict(), weights)
+    options = [f"train.weights={weights}", "train.norm=null"]
+    train(data, tmp_path / "out", tiny_settings("train.epochs=1", *options))
+    assert last(tmp_path / "out").norm == "train"
+    weights.unlink()
+    train(data, tmp_path / "out", tiny_settings("train.epochs=2", "train.chips_per_rank=4", *options), resume=True)
+    assert last(tmp_path / "out").norm == "train"
+    with pytest.raises(UsageError, match="neither a file nor a torchvision name"):
+        train(data, tmp_path / "anew", tiny_settings(*options))
+
+
+def test_train__refuses_to_go_on_with_another_pool(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "chips")
+    pool = {"random": 2, "settings": NegativeSettings()}
+    negatives(tmp_path / "chips", **pool)
+    train(tmp_path / "chips", tmp_path / "out", tiny_settings("train.epochs=1"))
+    negatives(tmp_path / "chips", **{**pool, "random": 3}, overwrite=True)
+    with pytest.raises(UsageError, match="was trained on other negatives"):
+        train(tmp_path / "chips", tmp_path / "out", tiny_settings("train.epochs=2"), resume=True)
+
+
+def test_train__leaves_sigterm_as_it_was(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    options = ("train.epochs=2", "train.norm=train", "train.ema=0.9")
+    train(data, whole_run, tiny_settings(*options), resume=True)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_train__statistics_of_several_gpus_need_gpus(data: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match=r"train\.norm: sync"):
+        train(data, tmp_path, tiny_settings("train.norm=sync"))
+
+
 def test_train__weights_of_a_checkpoint_with_other_classes(
     data: Path, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.model import Detector
-
     path = find_checkpoints(whole_run)[-1]
     settings = tiny_settings()
     same = Detector(settings.model, 3, 64)
