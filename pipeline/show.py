@@ -102,7 +102,7 @@ def show(
 def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     """Give each negative chip its `proposals`, float64 [n, 4], chip pixels; false where there are none to read."""
     from pipeline.mine import pool_scales  # compiled code, which sheets of positives do without
-    from pipeline.proposals import Extents, read_proposals
+    from pipeline.proposals import Extents, find_parts, read_parts, read_proposals
 
     try:
         run = read_run(data / "negatives", "sniper negatives")
@@ -115,7 +115,13 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     wanted = images.filter(pl.col("image_id").is_in({chip["image_id"] for chip in chips})).sort("image_id")
     size = wanted.select("width", "height").to_numpy().astype(np.float64)
     ids = wanted["image_id"].to_numpy()
-    pool = pool_scales(read_proposals(place, Extents(ids, size, images["image_id"].to_numpy())), threshold)
+    kept = images.filter(pl.col("state") == "kept")["image_id"].sort().to_numpy()
+    if parts := find_parts(place, run["positives"], len(kept)):  # of our own RPN: only what is needed
+        files = {file: None for i in np.searchsorted(kept, ids).tolist() for file in parts.of(i, i + 1)}
+        found = read_parts(list(files), Extents(ids, size, None))
+    else:
+        found = read_proposals(place, Extents(ids, size, images["image_id"].to_numpy()))
+    pool = pool_scales(found, threshold)
     for chip in chips:
         m = int(np.searchsorted(ids, chip["image_id"]))
         boxes = pool.boxes[pool.offsets[m] : pool.offsets[m + 1]].astype(np.float64)

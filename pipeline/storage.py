@@ -304,7 +304,7 @@ def image_folder(folder: Location | None) -> Location:
 
 def image_place(folder: Location, file_name: str) -> Location:
     """Where an image lies that is named so; `./a.jpg` is `a.jpg` on a disk, but another key in a bucket."""
-    return folder / posixpath.normpath(file_name)
+    return folder / (file_name if isinstance(folder, Path) else posixpath.normpath(file_name))
 
 
 def write_atomic(place: Location, data: bytes) -> None:

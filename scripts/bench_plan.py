@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import click
 
 from pipeline.coco import read_coco
+from pipeline.ledger import write_ledger
 from pipeline.plan import plan_run
+from pipeline.summary import Summary
 from schemas.settings import ChipSettings
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-val2017-boxes/val.json"
@@ -67,10 +69,29 @@ class Measured(NamedTuple):
 
 def plan_only(annotations: Path, folder: Path) -> Measured:
     """A `sniper chips --plan-only` process, start and reading included."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()"]
-    arguments = ["chips", "--annotations", str(annotations), "--out", str(folder), "--plan-only"]
+    command = "from pipeline.cli import main; main()"
+    return measured(command, "chips", "--annotations", str(annotations), "--out", str(folder), "--plan-only")
+
+
+def read_back(annotations: Path, folder: Path) -> Measured:
+    """A process that reads the ledger of a build back, as `sniper negatives` does, start included."""
+    folder.mkdir()
+    source, settings = read_coco(annotations), ChipSettings()
+    summary = Summary(source, settings)
+    for start in range(0, source.num_images, settings.images_per_shard):
+        stop = min(start + settings.images_per_shard, source.num_images)
+        hashes: list[str | None] = [f"{i:032x}" for i in range(start, stop)]
+        summary.add(plan_run(source, start, stop, settings), start, stop, {}, hashes)
+    write_ledger(folder, summary, [], {})
+    command = "import sys; from pathlib import Path; from pipeline.kept import read_kept; read_kept(Path(sys.argv[1]))"
+    return measured(command, str(folder))
+
+
+def measured(code: str, *arguments: str) -> Measured:
+    """A Python process."""
     started = time.perf_counter()
-    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = anonymous = 0.0
     while process.poll() is None:
         # from outside, for its kernels hold the interpreter; and not ru_maxrss, which counts this process in
@@ -115,7 +136,9 @@ def scale(annotations: Path, folder: Path) -> dict[str, float]:
         results[f"{name}_ms_per_image"] = (run.seconds - base.seconds) * 1e3 / num_images
         results[f"{name}_over_base_mb"] = over / 2**20
         results[f"{name}_share_of_allowed"] = over / (BYTES_PER_IMAGE * num_images + BYTES_PER_BOX * num_boxes)
-        file.unlink()
+    small, large = (read_back(folder / f"{name}.json", folder / f"ledger-{name}") for name in ("base", SIZES[-1]))
+    results |= {f"scale_read_back_{field}": value for field, value in large._asdict().items()}
+    results["scale_read_back_over_base_mb"] = large.peak_mb - small.peak_mb
     most = SIZES[-1]
     repeat_records(annotations, most, folder / "images.json", with_boxes=False)
     of_images = (plan_only(folder / "images.json", folder / "images").peak_mb - base.peak_mb) * 2**20

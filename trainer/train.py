@@ -73,7 +73,7 @@ def train(
     """
     with joined() as rank:
         torch.manual_seed(settings.train.seed)
-        last = from_first(lambda: _last_checkpoint(out, settings, resume))  # the others need not see the folder
+        last = from_first(lambda: _last_checkpoint(out, resume))  # the others need not see the folder
         make_folder(out)
         dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
         run = Run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
@@ -93,7 +93,7 @@ def train(
             signal.signal(signal.SIGTERM, before)
 
 
-def _last_checkpoint(out: Location, settings: Settings, resume: bool) -> Checkpoint | None:
+def _last_checkpoint(out: Location, resume: bool) -> Checkpoint | None:
     """Where a run in `out` stands; None where there is none."""
     checkpoints = find_checkpoints(out)
     if not checkpoints:

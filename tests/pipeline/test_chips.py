@@ -16,9 +16,10 @@ import pytest
 
 from pipeline.check import check
 from pipeline.chips import Report, chips
+from pipeline.images import codec
 from pipeline.storage import Location, files_in, is_file, location, locked
 from pipeline.verify import verify
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
 from schemas.tables import PLAN
 from tests.pipeline.conftest import DataSet
@@ -53,6 +54,15 @@ def test_chips__same_bytes_for_any_number_of_workers(
 ) -> None:
     build(demo_set, tmp_path, workers=workers)
     assert digests(tmp_path) == digests(built)
+
+
+def test_chips__a_worker_with_other_codecs_stops_the_build(
+    demo_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.chips.codec", lambda: codec()._replace(jpeg="another"))  # of the command alone
+    with pytest.raises(DataError, match=r"chips-\d+: this worker has .*the command was started with another"):
+        build(demo_set, tmp_path, workers=2)
+    assert not list(tmp_path.rglob("chips-*"))
 
 
 def test_chips__order_of_the_annotation_file_does_not_matter_to_the_chips(

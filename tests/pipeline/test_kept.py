@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import kept
+from pipeline import ledger
 from pipeline.coco import Source
 from pipeline.kept import read_kept
 from pipeline.ledger import write_ledger
@@ -26,8 +26,10 @@ def source() -> Source:
     return make_source(7, 30)
 
 
-@pytest.fixture
-def written(source: Source, tmp_path: Path) -> Path:
+@pytest.fixture(params=[3, 64, 1 << 16])
+def written(source: Source, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A ledger, in row groups of several lengths."""
+    monkeypatch.setattr(ledger, "ROWS", request.param)
     summary = Summary(source, ChipSettings())
     hashes: list[str | None] = [f"{i:032x}" for i in range(source.num_images)]
     refused = {int(source.image_id[REFUSED]): Reason.UNDECODABLE}
@@ -36,11 +38,7 @@ def written(source: Source, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("rows", [3, 64, 1 << 16])
-def test_read_kept_gives_the_source_without_what_was_refused(
-    source: Source, written: Path, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kept, "ROWS", rows)
+def test_read_kept_gives_the_source_without_what_was_refused(source: Source, written: Path) -> None:
     found = read_kept(written)
     images = np.delete(np.arange(source.num_images), REFUSED)
     boxes = np.flatnonzero(~np.isin(np.repeat(np.arange(source.num_images), np.diff(source.offsets)), REFUSED))

@@ -15,6 +15,7 @@ import torch
 from pipeline.chips import chips
 from pipeline.negatives import negatives
 from pipeline.proposals import COLUMNS
+from pipeline.show import show
 from pipeline.verify import verify
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings, load_settings
@@ -106,11 +107,17 @@ def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Pat
         make_proposals(data, data.parent / "train", settings("train.momentum=0.5"))
 
 
-def test_negatives__then_training_uses_the_pool(data: Path, proposals: Path, tmp_path: Path) -> None:
+def test_negatives__then_training_uses_the_pool(
+    data: Path, proposals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = settings()
     report = negatives(data, proposals=proposals, settings=options.negatives)
     assert report.num_made == report.num_shards
     assert verify(data).problems == []
+    show(data, tmp_path / "parts.png", kind="negative")
+    monkeypatch.setattr("pipeline.proposals.find_parts", lambda *_: None)
+    show(data, tmp_path / "whole.png", kind="negative")
+    assert (tmp_path / "parts.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
     dataset = ChipDataset(data)
     pool = len(dataset) - dataset.manifest.num_positives
     assert pool > 0
