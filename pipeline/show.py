@@ -76,7 +76,7 @@ def show(
     names = dict(read_frame(data / "categories.parquet").select("id", "name").iter_rows())
     sheet = Image.new("RGB", _sheet_size(len(counts), columns, tile), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = _font(12)
+    font = label_font(12)
     samples = {
         scale_index: _sample(chips.filter(pl.col("scale_index") == scale_index), counts[scale_index], columns, seed)
         for scale_index in sorted(counts)
@@ -214,7 +214,7 @@ def _caption(chip: dict[str, Any]) -> str:
     return f"{place}  {chip['num_proposals']} new, mean {chip['mean_score']:.2f}"
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def label_font(size: int) -> ImageFont.ImageFont:
     try:
         return ImageFont.load_default(size)  # type: ignore[return-value]  # needs FreeType, which a build may lack
     except (ImportError, OSError):

@@ -16,6 +16,7 @@ from upath import UPath
 from pipeline.coco import SourceImage
 from pipeline.images import EXIF_ORIENTATION, SWAPS_SIDES, read_image
 from pipeline.progress import Progress
+from pipeline.show import label_font
 from pipeline.storage import Location, location, make_folder, write_atomic
 from schemas.detect import DetectSettings
 from schemas.errors import DataError, UsageError
@@ -36,6 +37,7 @@ from trainer.views import (
 )
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+RUN = 8  # images whose views share batches; few, since a person waits for them
 STEM = 100  # characters of an image's name that its picture has
 COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
 
@@ -160,7 +162,7 @@ def detect(
     clock = Clock()
     results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
     with Progress("detect", len(sources), "images") as progress:
-        for position, found in detect_images(inference, split_runs(len(sources)), sources, Path(), clock):
+        for position, found in detect_images(inference, split_runs(len(sources), RUN), sources, Path(), clock):
             source = sources[position]
             rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
             named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
@@ -221,12 +223,15 @@ def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
     picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 400)
+    height = max(12, max(picture.size) // 80)
+    font = label_font(height)
     for found in reversed(result["detections"]):
         if found["score"] >= min_score:
-            x, y, width, height = found["bbox"]
+            x, y, w, h = found["bbox"]
             color = COLORS[found["category_id"] % len(COLORS)]
-            draw.rectangle((x, y, x + width, y + height), outline=color, width=line)
-            draw.text((x + line, y + line), f"{found['category']} {found['score']:.2f}", fill=color)
+            draw.rectangle((x, y, x + w, y + h), outline=color, width=line)
+            place = (x, max(0, y - 1.2 * height - line))  # above the box, since many are smaller than their label
+            draw.text(place, f"{found['category']} {found['score']:.2f}", color, font)
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=90)
     write_atomic(path, encoded.getvalue())

@@ -101,9 +101,10 @@ class Viewed(NamedTuple):
     views: list[tuple[View, Output]]
 
 
-def split_runs(num_images: int) -> list[range]:
-    """Runs of RUN images, the last one shorter; no rank gets part of one."""
-    return [range(start, min(start + RUN, num_images)) for start in range(0, num_images, RUN)]
+def split_runs(num_images: int, length: int | None = None) -> list[range]:
+    """Runs of RUN images, or of `length`, the last one shorter; no rank gets part of one."""
+    length = length or RUN
+    return [range(start, min(start + length, num_images)) for start in range(0, num_images, length)]
 
 
 def widened_ranges(bounds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
