@@ -68,7 +68,10 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
         "--engine", type=click.Choice(["local", "ray"]), default="local", help="processes of this machine, or Ray"
     )(command)
     return click.option(
-        "--workers", type=click.IntRange(1), show_default="all cores", help="processes, or Ray tasks at a time"
+        "--workers",
+        type=click.IntRange(1),
+        show_default="all cores; on Ray twice the cluster's",
+        help="processes, or Ray tasks",
     )(command)
 
 

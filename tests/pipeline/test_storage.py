@@ -415,8 +415,8 @@ def test_a_location_goes_to_a_new_process(there: Location) -> None:
     assert read_bytes(there) == DATA
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         jobs: list[Future[Any]] = [pool.submit(read_bytes, there), pool.submit(files_in, there.parent, "*")]
-        assert jobs[0].result(timeout=60) == DATA
-        assert _names(jobs[1].result(timeout=60)) == [there.name]
+        assert jobs[0].result(timeout=120) == DATA
+        assert _names(jobs[1].result(timeout=120)) == [there.name]
 
 
 def test_a_location_is_of_use_on_both_sides_of_a_fork(there: Location) -> None:

@@ -103,7 +103,7 @@ def _fetch_slowly(store: Store) -> None:
 
 
 def wait_until(condition: str, store: Store) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not eval(condition):
         assert time.monotonic() < deadline, condition
         time.sleep(0.01)
@@ -121,7 +121,7 @@ def test_killed_while_downloading__another_goes_on(store: Store) -> None:
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        assert content_of(waiting.result(timeout=20)) == store.contents[0]
+        assert content_of(waiting.result(timeout=120)) == store.contents[0]
     assert content_of(store.fetch(0)) == store.contents[0]
     assert downloads(store.log)["0.tar"] == 2
 
@@ -231,7 +231,7 @@ def test_cap__open_in_another_process_until_it_is_killed(store: Store) -> None:
     ready = FORK.Event()
     child = FORK.Process(target=_hold, args=(store, ready))
     child.start()
-    assert ready.wait(20)
+    assert ready.wait(120)
     store.use(1, 1)
     assert store.cached() == [0, 1]
     child.kill()
@@ -401,7 +401,7 @@ def test_fetcher__what_follows_is_fetched_when_there_is_room(store: Store) -> No
     shards = open_shards(store)
     fetcher = Fetcher(shards, [3, 1], {0: [3], 1: [1]}, limit=2, max_files=2, then=lambda: [1, 5])
     fetcher.passed(0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while store.cached() != [1, 3, 5] and time.monotonic() < deadline:
         time.sleep(0.01)
         fetcher.passed(2)

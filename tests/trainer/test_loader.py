@@ -333,7 +333,7 @@ def test_window__fetched_while_the_one_before_is_read(many_shards: ChipDataset, 
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
