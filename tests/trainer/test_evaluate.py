@@ -25,7 +25,7 @@ from tests.pipeline.sources import make_source
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.detect import detect, merge
-from trainer.evaluate import Evaluation, as_results, describe, evaluate, load_truth, score
+from trainer.evaluate import Evaluation, as_results, describe, evaluate, load_truth, run_coco, score
 from trainer.model import Detections
 from trainer.pyramid import compose, plan_views
 from trainer.train import train
@@ -126,7 +126,8 @@ def test_merge__thousands_of_boxes_of_one_image_come_through(merge: Literal["gau
     """2,500 boxes side by side, which every scale sees; of what a scale finds again soft-NMS leaves low scores."""
     boxes = np.array([[20.0 * x, 20.0 * y, 20.0 * x + 17, 20.0 * y + 17] for x in range(50) for y in range(50)])
     image = SourceImage(1, "a", 1000, 1000)
-    labels = 1 + np.arange(len(boxes)) % 3
+    names = [(k, str(k)) for k in range(1, 26)]  # pycocotools compares each box with each of its class
+    labels = 1 + np.arange(len(boxes)) % len(names)
     found = perfect(image, boxes, labels, DetectSettings(merge=merge, max_detections=10_000))
     fields = [{"image_id": 1, "category_id": int(k), "iscrowd": 0, "area": 289.0} for k in labels]
     truth = {
@@ -135,10 +136,10 @@ def test_merge__thousands_of_boxes_of_one_image_come_through(merge: Literal["gau
             {**f, "id": i, "bbox": [x1, y1, x2 - x1, y2 - y1]}
             for i, (f, (x1, y1, x2, y2)) in enumerate(zip(fields, boxes.tolist(), strict=True), 1)
         ],
-        "categories": [{"id": k, "name": str(k)} for k in (1, 2, 3)],
+        "categories": [{"id": k, "name": name} for k, name in names],
     }
-    results = as_results(image, found, [(1, "1"), (2, "2"), (3, "3")])
-    assert score(truth, results, ChipSettings().bounds(), 10_000)["AP"] == pytest.approx(1.0)
+    scores = run_coco(truth, as_results(image, found, names), {"all": (0.0, 1e10)}, 10_000)
+    assert scores.precision() == pytest.approx(1.0)
     assert (found.scores > 0.5).sum() == len(boxes)
 
 
@@ -415,9 +416,13 @@ def test_detect__one_image_named_by_text_and_pictures_that_cannot_be_made(
     assert json.loads((tmp_path / "found/detections.json").read_bytes())[0]["error"] == long["error"]
 
 
-def test_detect__an_image_above_max_pixels_is_read_where_that_is_raised(checkpoint: Path, tmp_path: Path) -> None:
-    Image.new("1", (16_000, 13_000)).save(tmp_path / "large.png")  # 208 million pixels
-    [refused] = detect(checkpoint, tmp_path / "large.png")
+def test_detect__an_image_above_max_pixels_is_read_where_that_is_raised(
+    demo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    kept = read_checkpoint(checkpoint)
+    write_checkpoint(tmp_path / "low.pt", kept._replace(chips={**kept.chips, "max_pixels": 1000}))
+    image = sorted((demo / "val").iterdir())[0]
+    [refused] = detect(tmp_path / "low.pt", image)
     assert "too_many_pixels" in refused["error"]
-    [taken] = detect(checkpoint, tmp_path / "large.png", load_settings(None, ("chips.max_pixels=300000000",)))
+    [taken] = detect(tmp_path / "low.pt", image, load_settings(None, ("chips.max_pixels=10000000",)))
     assert "detections" in taken

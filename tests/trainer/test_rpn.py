@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import trainer.extract
+import trainer.views
 from pipeline.chips import chips
 from pipeline.negatives import negatives
 from pipeline.proposals import COLUMNS
 from pipeline.show import show
 from pipeline.verify import verify
+from schemas.detect import DetectSettings
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings, load_settings
 from scripts.make_demo_data import make_demo_data
@@ -128,23 +131,34 @@ def test_negatives__then_training_uses_the_pool(
     assert kept.step > -(-dataset.manifest.num_positives // options.train.batch_size)  # more than the positives alone
 
 
-def test_make_proposals__two_ranks_write_the_same_parts(data: Path, proposals: Path, tmp_path: Path) -> None:
+def test_make_proposals__two_ranks_write_the_same_parts(
+    data: Path, proposals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Extraction only: with another number of ranks the RPN's own training differs in rounding."""
     script = tmp_path / "extract.py"
     script.write_text(
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
         "import trainer.extract, trainer.views\nfrom schemas.detect import DetectSettings\n"
-        "trainer.views.RUN = trainer.extract.RUN = 3  # so that both ranks have parts\n"
+        "trainer.views.RUN = trainer.extract.RUN = 3\n"
         "trainer.extract.extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
     )
-    arguments = [data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    found = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
-        command = [sys.executable, *launcher, str(script), *map(str, arguments)]
+    arguments = (data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train")
+
+    def parts_now() -> dict[str, bytes]:
+        return {part.name: part.read_bytes() for part in proposals.glob("part-*.parquet")}
+
+    def remove_parts() -> None:
         for part in proposals.glob("part-*.parquet"):
             part.unlink()
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        found.append({part.name: part.read_bytes() for part in proposals.glob("part-*.parquet")})
-    assert found[0] == found[1]
-    assert len(found[0]) > 1
+
+    for module in (trainer.views, trainer.extract):
+        monkeypatch.setattr(module, "RUN", 3)  # so that both ranks have parts
+    remove_parts()
+    extract_proposals(*arguments, DetectSettings())
+    expected = parts_now()
+    assert len(expected) == 3
+    remove_parts()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
+    assert parts_now() == expected

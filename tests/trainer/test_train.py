@@ -141,8 +141,8 @@ import os, sys
 from pathlib import Path
 import torch
 import trainer.train
-from tests.paths import ROOT
 from tests.trainer.runs import tiny_settings
+from trainer.ranks import joined
 
 torch.set_num_threads(1)
 out = Path(sys.argv[2]) / os.environ["RANK"]  # folders that the other rank does not see
@@ -154,7 +154,10 @@ def keeping(run, truth):
     return path
 
 trainer.train._loop = keeping
-trainer.train.train(Path(sys.argv[1]), out, tiny_settings(*sys.argv[3:]), resume=True)
+with joined():
+    for epochs in (1, 2):  # the second goes on where the first ended
+        settings = tiny_settings(f"train.epochs={epochs}", *sys.argv[3:])
+        trainer.train.train(Path(sys.argv[1]), out, settings, resume=True)
 """
 
 
@@ -164,20 +167,20 @@ def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_
     script.write_text(RANK_SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for epochs in (1, 2):
-        options = [f"train.epochs={epochs}", "train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5"]
-        done = subprocess.run(
-            [*command, str(data), str(tmp_path), *options], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        kept = last(tmp_path / "0")
-        assert find_checkpoints(tmp_path / "1") == []
+    options = ["train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5"]
+    done = subprocess.run(
+        [*command, str(data), str(tmp_path), *options], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert find_checkpoints(tmp_path / "1") == []
+    checkpoints = [read_checkpoint(path) for path in find_checkpoints(tmp_path / "0")]
+    assert [kept.loader for kept in checkpoints] == [(0, 1, 0), (0, 2, 0)]
+    for kept in checkpoints:
         assert kept.ema is not None
         for rank in "01":
             model, ema = torch.load(tmp_path / rank / f"{kept.step}.state", weights_only=True)
             assert_same(model, kept.model)
             assert_same(ema, kept.ema)
-    assert kept.loader == (0, 2, 0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
