@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.coco import Source
+from pipeline.coco.ids import find_ids
 from pipeline.parquet import read_table
 from pipeline.scales import IntArray
 from pipeline.storage import Location, local_copy
@@ -101,9 +102,7 @@ def _groups(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
 
 def _of_images(boxes: pa.Table, image_id: IntArray) -> tuple[IntArray, pa.Table]:
     """The boxes of known images alone, and for each the position of its image among the sorted ids."""
-    wanted = boxes["image_id"].to_numpy()
-    at = np.searchsorted(image_id, wanted)
-    is_known = np.append(image_id, -1)[at] == wanted
+    at, is_known = find_ids(image_id, boxes["image_id"].to_numpy())
     return at[is_known], boxes.filter(pa.array(is_known))
 
 

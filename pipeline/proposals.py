@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.coco.ids import find_ids
 from pipeline.mine import Pool
 from pipeline.parquet import read_metadata
 from pipeline.scales import Float32Array, IntArray
@@ -315,8 +316,6 @@ def _faults(batch: _Batch, extents: Extents) -> dict[int, str]:
 
 def _position(image_id: IntArray, known: IntArray) -> IntArray:
     """int64 [k], where each id stands among `known`, int64 [n] sorted; -1 where it does not."""
-    if not len(known):
-        return np.full(len(image_id), -1, np.int64)
-    place = np.minimum(np.searchsorted(known, image_id), len(known) - 1)
-    position: IntArray = np.where(known[place] == image_id, place, -1)
+    place, is_known = find_ids(known, image_id)
+    position: IntArray = np.where(is_known, place, -1)
     return position

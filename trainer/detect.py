@@ -21,6 +21,7 @@ from pipeline.storage import Location, location, make_folder, write_atomic
 from schemas.detect import DetectSettings
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
+from trainer.checkpoint import Checkpoint
 from trainer.model import Detections, predict
 from trainer.pyramid import EDGE
 from trainer.soft_nms import soft_nms
@@ -51,6 +52,21 @@ class Found(NamedTuple):
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+
+
+def open_detector(path: Location, settings: Settings, device: torch.device) -> tuple[Checkpoint, Inference]:
+    """As open_inference, of a network that detects.
+
+    Raises:
+        DataError: nothing behind its RPN was trained; or as open_inference. UsageError: as open_inference.
+    """
+    checkpoint, inference = open_inference(path, settings, device)
+    if checkpoint.rpn_only:
+        raise DataError(
+            f"{path}: is the RPN alone, trained for `sniper negatives`; its head has learnt nothing. "
+            "`sniper evaluate --proposals` scores it"
+        )
+    return checkpoint, inference
 
 
 def detect_images(
@@ -150,9 +166,7 @@ def detect(
         DataError: the checkpoint cannot be read, or serves no detection.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state, inference = open_inference(location(checkpoint), settings or Settings(), device)
-    if state.rpn_only:
-        raise DataError(f"{checkpoint}: is the RPN alone, trained for `sniper negatives`; its head has learnt nothing")
+    state, inference = open_detector(location(checkpoint), settings or Settings(), device)
     out = None if out is None else location(out)
     wanted = [images] if isinstance(images, str | Path | UPath) else images
     files = [file for path in wanted for file in _files(location(path), out)]

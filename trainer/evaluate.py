@@ -18,9 +18,9 @@ from pipeline.progress import Progress
 from pipeline.storage import Location, image_folder, is_folder, make_folder, read_bytes, write_atomic
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
-from trainer.detect import Found, detect_images
+from trainer.detect import Found, detect_images, open_detector
 from trainer.ranks import Rank, joined
-from trainer.views import Clock, Inference, open_inference, split_runs
+from trainer.views import Clock, Inference, split_runs
 
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
@@ -67,12 +67,7 @@ def evaluate(
         UsageError: there is no such image folder.
     """
     with joined() as rank:
-        state, inference = open_inference(checkpoint, settings or Settings(), rank.device)
-        if state.rpn_only:
-            raise DataError(
-                f"{checkpoint}: is the RPN alone, trained for `sniper negatives`; its head has learnt nothing. "
-                "`--proposals` scores it"
-            )
+        state, inference = open_detector(checkpoint, settings or Settings(), rank.device)
         truth = open_truth(annotations, images, inference.chips.max_pixels, state.categories)
         return score_model(inference, state.categories, truth, rank, out, max_dets)
 

@@ -32,8 +32,8 @@ class Features(NamedTuple):
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """For the layers that give scores and boxes: half precision has a few hundred different scores, and top-k among
-    thousands would fall among equals (the original keeps its outputs in fp32, facts §8.3)."""
+    """For boxes, losses, and the layers that give scores and boxes: half precision has a few hundred different
+    scores, and top-k among thousands would fall among equals (the original keeps its outputs in fp32, facts §8.3)."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -202,25 +202,25 @@ class Detector(nn.Module):
         settings, device, chips = self.settings, images.device, max(1, global_chips)
         features = self.features(images, sizes)
         logits, deltas = self.rpn.everywhere(features.maps)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), full_precision(images):
             anchors = anchor_grid(self.layout, features.shapes(), device)
             truth = pad(batch)
             draw = key_states(batch.keys, seed, epoch, device)
             labels, match = label_anchors(anchors, sizes, truth)
             sample = sample_anchors(anchors, labels, match, truth, draw)
         rpn_logits, rpn_deltas = self.rpn.at(features.rows, features.shapes(), sample.slots)
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(images):
             rpn = rpn_losses(rpn_logits, rpn_deltas, sample, chips)
         if self.rpn_only:
             return dict(zip(("rpn_class", "rpn_box"), rpn, strict=True))
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), full_precision(images):
             proposals = clip(decode(deltas, anchors), sizes)
             eligible = trainable(proposals, batch, truth) & on_content(anchors, sizes)
             rois, used, _ = select(proposals, logits, eligible, settings.pre_nms, settings.proposals)
             rois, used = with_truth(rois, used, batch, truth, draw)
             roi_labels, roi_targets = label_rois(rois, used, truth)
         roi_scores, roi_deltas = self.detect(features, rois)
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(images):
             roi = roi_losses(roi_scores, roi_deltas, roi_labels, roi_targets, chips)
         return dict(zip(("rpn_class", "rpn_box", "roi_class", "roi_box"), (*rpn, *roi), strict=True))
 
@@ -246,7 +246,7 @@ def training_losses(model: nn.Module, batch: Batch, *, seed: int, epoch: int, gl
 def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Proposals of any size, without a range filter (facts §9.4); as `select` gives them."""
     logits, deltas = model.rpn.everywhere(features.maps)
-    with torch.autocast(logits.device.type, enabled=False):
+    with full_precision(logits):
         anchors = anchor_grid(model.layout, features.shapes(), logits.device)
         proposals = clip(decode(deltas, anchors), sizes)
         eligible = on_content(anchors, sizes)
@@ -279,7 +279,7 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
     features = model.features(images, sizes)
     rois, used, _ = _propose(model, features, sizes)
     scores, deltas = model.detect(features, rois)
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images):
         boxes = clip(
             decode(deltas / constant(ROI_WEIGHTS, deltas.device), rois[:, :, None]), sizes
         )  # [B, P, 1 or K, 4]

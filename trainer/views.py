@@ -145,8 +145,8 @@ def run_views(
             missing[view.image] = missing.get(view.image, 0) + 1
     done: dict[int, list[tuple[View, Output]]] = {image: [] for image in missing}
     threads = options.threads or available_cores()
-    pin = device.type == "cuda"
-    reader = read_batches(batches, images, root, chips.max_pixels, clock.rejects, threads=threads, pin=pin)
+    on_gpu = device.type == "cuda"
+    reader = read_batches(batches, images, root, chips.max_pixels, clock.rejects, threads=threads, pin=on_gpu)
     for views in batches:
         started = time.perf_counter()
         batch = next(reader)
@@ -154,7 +154,7 @@ def run_views(
         clock.waited += read - started
         if batch.views:
             pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.sizes))
-            with torch.inference_mode(), autocast(device, precision if pin else "fp32"):
+            with torch.inference_mode(), autocast(device, precision if on_gpu else "fp32"):
                 outputs = [[values.cpu() for values in output] for output in forward(model, pixels, sizes)]
             clock.worked += time.perf_counter() - read
             for view, output in zip(batch.views, outputs, strict=True):

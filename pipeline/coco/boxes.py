@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.coco.categories import Categories
 from pipeline.coco.file import Annotation
 from pipeline.coco.grouping import group
-from pipeline.coco.ids import IntArray, StringIds, id_or_none, is_id, shown
+from pipeline.coco.ids import IntArray, StringIds, find_ids, id_or_none, is_id, shown
 from pipeline.coco.images import Images
 from pipeline.coco.source import RefusedBox, Reject
 from schemas.codes import Fate, Reason
@@ -240,8 +240,8 @@ def _check_run(
         place = np.flatnonzero(is_in_order)
         numbers = _numbers([run[i] for i in place])
         assert numbers is not None
-    image, has_image = _positions(known.images.image_id, numbers.image_id)
-    category, has_category = _positions(known.category_id, numbers.category_id)
+    image, has_image = find_ids(known.images.image_id, numbers.image_id)
+    category, has_category = find_ids(known.category_id, numbers.category_id)
     is_known = has_image & has_category
     if not is_known.all():
         for i in place[~is_known].tolist():
@@ -263,14 +263,6 @@ def _check_run(
             Fate.REFUSED, reason, f"bbox {shown(r.bbox)} {what}", r.id, r.image_id, r.category_id, int(flags[j])
         )
     columns.add(first_row + place, image, numbers.annotation_id, category + 1, flags, box, where=in_order)
-
-
-def _positions(among: IntArray, values: IntArray) -> tuple[IntArray, BoolArray]:
-    """Where int64 values [m] stand in a sorted array, and whether they do."""
-    if not len(among):
-        return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)
-    positions = np.minimum(np.searchsorted(among, values), len(among) - 1)
-    return positions, among[positions] == values
 
 
 def _fault(r: Any, known: _Known) -> _Fault:
@@ -295,7 +287,7 @@ def _fault(r: Any, known: _Known) -> _Fault:
 
 
 def _is_among(ids: IntArray, value: int | None) -> bool:
-    return value is not None and bool(_positions(ids, np.array([value]))[1][0])
+    return value is not None and bool(find_ids(ids, np.array([value]))[1][0])
 
 
 def _clip(xywh: FloatArray, size: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray, BoolArray]:
@@ -380,7 +372,7 @@ def _refused(faults: dict[int, _Fault], known: _Known) -> tuple[list[RefusedBox]
         if fault.fate == Fate.REFUSED:
             file = None
             if fault.image_id is not None:
-                position, is_kept = _positions(known.images.image_id, np.array([fault.image_id]))
+                position, is_kept = find_ids(known.images.image_id, np.array([fault.image_id]))
                 file = known.images.file_name[position[0]].as_py() if is_kept[0] else None
             message = f"annotations[{row}]: {fault.message}"
             rejects.append(Reject("annotation", fault.annotation_id, file, fault.reason, message))

@@ -37,6 +37,14 @@ class StringIds:
         ]
 
 
+def find_ids(among: IntArray, ids: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Where int64 ids [m] stand in a sorted array, and whether they do."""
+    if not len(among):
+        return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+    positions = np.minimum(np.searchsorted(among, ids), len(among) - 1)
+    return positions, among[positions] == ids
+
+
 def repeated_ids(name: str, ids: IntArray, rows: IntArray) -> list[str]:
     """At most one line: the first id that occurs twice, and how many do.
 
