@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.coco import SourceImage
 from schemas.codes import Status
 from schemas.model import ModelSettings
-from tests.trainer.chips import CLASSES, SLIM, iou, make_batch, slim_detector, take
+from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_detector, take
 from trainer.backbone import normalise
 from trainer.batch import Batch
+from trainer.detect import Found
+from trainer.evaluate import as_results, run_coco
 from trainer.model import Detector, predict, training_losses
 from trainer.weights import set_norm_policy
 
@@ -182,32 +185,54 @@ def test_training_losses__bf16_autocast():
         assert predict(model, batch.images, batch.sizes)[0].boxes.dtype == torch.float32
 
 
-def test_detector__overfits_a_few_chips():
-    """A slim model finds the bright rectangles of four chips after a few dozen steps."""
-    torch.manual_seed(0)
+def bright_rectangles() -> Batch:
+    """Four chips of dark noise, a bright rectangle in each; three classes, each of one colour."""
     boxes = torch.tensor([[8.0, 8, 40, 44], [50, 20, 88, 52], [20, 30, 70, 60], [10, 55, 42, 90]])
-    images = torch.randint(0, 60, (4, 3, 96, 96), dtype=torch.uint8)
+    images = torch.randint(0, 60, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for chip, (x1, y1, x2, y2) in enumerate(boxes.int().tolist()):
         images[chip, chip % 3, y1:y2, x1:x2] = 230
     batch = make_batch([1] * 4, statuses=[Status.VALID])
     values = {"images": images, "boxes": boxes, "labels": torch.tensor([1, 2, 3, 1])}
     values |= {"sizes": torch.full((4, 2), 96), "scales": torch.ones(4), "ranges": torch.tensor([[0, torch.inf]] * 4)}
-    batch = Batch(**{**vars(batch), **values})
+    return Batch(**{**vars(batch), **values})
+
+
+def ap50(model: Detector, batch: Batch) -> float:
+    """COCO's AP at an IoU of 0.5 of all that the network finds in the chips, the mean over their classes."""
+    categories = [(label, "") for label in range(1, CLASSES + 1)]
+    results, truth = [], []
+    for chip, found in enumerate(predict(model.eval(), batch.images, batch.sizes)):
+        image = SourceImage(chip, "", *batch.sizes[chip].tolist())
+        results += as_results(image, Found(*(each.numpy() for each in found)), categories)
+        for (x1, y1, x2, y2), label, _ in chip_boxes(batch, chip):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            truth.append({**box, "image_id": chip, "category_id": label})
+    images = [{"id": chip} for chip in range(len(batch))]
+    names = [{"id": label, "name": name} for label, name in categories]
+    objects = {"images": images, "annotations": truth, "categories": names}
+    precision = run_coco(objects, results, {"all": (0, 1e10)}, 100).precision(0.5)
+    assert precision is not None
+    return precision
+
+
+def test_detector__overfits_a_few_chips():
+    """A slim model finds the bright rectangles of four chips, and nothing else with as much certainty.
+
+    Losses of a given step hang on how a CPU rounds. The steps are many and end small, so that all CPUs come to the
+    same end: AP50 is 1 from about the 70th step on.
+    """
+    batch = bright_rectangles()
     model = slim_detector(settings=SLIM.model_copy(update={"width": 32, "pooled": 5, "head_width": 128}))
     set_norm_policy(model, "train", freeze_stem=False, momentum=0.1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    totals = []
-    for step in range(60):
+    steps = 100
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 - 2 * step / steps))
+    assert ap50(model, batch) < 0.1
+    model.train()
+    for step in range(steps):
         losses = training_losses(model, batch, seed=0, epoch=step, global_chips=4)
-        total = sum(losses.values())
         optimizer.zero_grad()
-        total.backward()
+        sum(losses.values()).backward()
         optimizer.step()
-        totals.append(total.item())
-    assert sum(totals[-5:]) < 0.25 * sum(totals[:5])
-    detections = predict(model.eval(), images, batch.sizes)
-    for chip, (found, scores, labels) in enumerate(detections):
-        best = int(scores.argmax())
-        assert labels[best] == batch.labels[chip]
-        assert scores[best] > 0.7
-        assert iou(found[best].tolist(), boxes[chip].tolist()) > 0.6
+        schedule.step()
+    assert ap50(model, batch) >= 0.95
