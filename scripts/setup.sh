@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv from requirements.lock and installs this project into it, editable. Run by `make setup`.
 # Does nothing when the last run succeeded with the same lock files; --force repeats it all the same. Kernels whose
-# source has changed since (an edit, a pull) are compiled again.
+# source has changed since (an edit, a pull) are compiled again, and so is pillow-simd when headers that it can use
+# have been installed or removed since.
 # --peers makes .venv-peers, what the benchmarks compare with, instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,8 +23,28 @@ simd_cc=cc
 if grep -qsw avx2 /proc/cpuinfo; then simd_cc="cc -mavx2"; fi
 CC=${CC:-$simd_cc} # a compiler named by the caller stands as it is
 
+# The libraries that pillow-simd uses, as far as the compiler finds their headers. Empty where there is no compiler.
+libraries=$($CC -E -P -x c - 2>/dev/null <<'END' | paste -sd ' ' || true
+#if __has_include(<zlib.h>)
+zlib
+#endif
+#if __has_include(<jpeglib.h>)
+jpeg
+#endif
+#if __has_include(<tiffio.h>)
+tiff
+#endif
+#if __has_include(<webp/decode.h>) && __has_include(<webp/demux.h>)
+webp
+#endif
+#if __has_include(<freetype2/ft2build.h>) || __has_include(<ft2build.h>)
+freetype
+#endif
+END
+)
+
 # The stamp covers all that decides what is installed, the folder included: a venv cannot be moved.
-hash=$({ cat $locks pyproject.toml scripts/setup.sh && echo "$simd_cc $PWD"; } | sha256sum | cut -c1-16)
+hash=$({ cat $locks pyproject.toml scripts/setup.sh && echo "$simd_cc $libraries $PWD"; } | sha256sum | cut -c1-16)
 stamp=$venv/.lock-$hash
 
 # numba's cache looks at a kernel's own file alone, and would keep what it has compiled into it from another one. So the
@@ -113,7 +134,7 @@ fi
 # `sync` installs exactly what is listed, without looking at dependencies, and removes what is listed no more.
 only pillow-simd >"$venv/lock-simd.txt"
 all_but pillow-simd >"$venv/lock-rest.txt"
-simd_stamp=$venv/.simd-$({ cat "$venv/lock-simd.txt" && echo "$CC" && "$venv/bin/python" --version; } | sha256sum | cut -c1-16)
+simd_stamp=$venv/.simd-$({ cat "$venv/lock-simd.txt" && echo "$CC $libraries" && "$venv/bin/python" --version; } | sha256sum | cut -c1-16)
 
 if [ -e "$simd_stamp" ] && [ -z "$force" ]; then # built by an earlier run: it stays
     "$uv" pip sync --require-hashes requirements.lock >>"$log" 2>&1 || fail "installing requirements.lock failed"
@@ -122,17 +143,23 @@ else
     "$uv" pip sync --require-hashes "$venv/lock-rest.txt" >>"$log" 2>&1 || fail "installing requirements.lock failed"
 
     # --no-cache: a wheel that another build left in the cache may lack AVX2.
-    echo "setup: building pillow-simd with CC='$CC'" >>"$log"
+    echo "setup: building pillow-simd with CC='$CC' and $libraries" >>"$log"
     if CC=$CC "$uv" pip install --require-hashes --no-deps --no-cache --no-build-isolation \
         --no-binary pillow-simd -r "$venv/lock-simd.txt" >>"$log" 2>&1 &&
         "$venv/bin/python" -c 'from PIL import features; assert features.check("jpg") and features.check("zlib")' \
             >>"$log" 2>&1; then
         touch "$simd_stamp"
+        lacking=$("$venv/bin/python" -c 'from PIL import features
+losses = {"libtiff": "libtiff (compressed TIFF is refused)", "webp": "libwebp (WebP is refused)",
+          "freetype2": "libfreetype (pictures are labelled in a small Latin font)"}
+print(", ".join(loss for feature, loss in losses.items() if not features.check(feature)))')
+        [ -z "$lacking" ] ||
+            echo "setup: WARNING: pillow-simd was built without $lacking, since the headers are missing; to have them: apt-get install libtiff-dev libwebp-dev libfreetype-dev (Debian), then make setup" >&2
     else
         "$uv" pip uninstall pillow-simd >>"$log" 2>&1 || true
         "$uv" pip install --require-hashes --no-deps -r requirements-pillow.lock >>"$log" 2>&1 ||
             fail "neither pillow-simd nor Pillow could be installed"
-        echo "setup: WARNING: pillow-simd did not build, so plain Pillow is used and chips resize up to ten times slower; for the fast one: apt-get install gcc python3-dev libjpeg62-turbo-dev zlib1g-dev (Debian), then scripts/setup.sh --force" >&2
+        echo "setup: WARNING: pillow-simd did not build, so plain Pillow is used and chips resize up to ten times slower; for the fast one: apt-get install gcc python3-dev libjpeg62-turbo-dev zlib1g-dev libtiff-dev libwebp-dev libfreetype-dev (Debian), then scripts/setup.sh --force" >&2
     fi
 fi
 
