@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.engines import cores
-from pipeline.extras import needed
+from pipeline.engines.extras import needed
+from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError, UsageError
 from schemas.settings import Settings, load_settings
@@ -23,7 +23,7 @@ COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--hel
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    from pipeline.images import codec
+    from pipeline.images.chip import codec
 
     used = codec()
     simd = "SIMD" if used.simd else "not SIMD"
@@ -84,8 +84,8 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
 @_settings_options
 def check(annotations: Location, images: Location | None, workers: int, settings: Settings) -> None:
     """List everything that is wrong with the data, before any work."""
-    from pipeline.check import check as run
     from pipeline.coco import describe_rejects
+    from pipeline.commands.check import check as run
 
     report = run(annotations, images, max_pixels=settings.chips.max_pixels, workers=workers)
     source = report.source
@@ -130,9 +130,9 @@ def chips(
     settings: Settings,
 ) -> None:
     """Cut multi-scale chips out of a COCO data set, into tar shards with Parquet manifests."""
-    from pipeline.chips import chips as run
     from pipeline.coco import describe_rejects
-    from pipeline.summary import describe
+    from pipeline.commands.chips import chips as run
+    from pipeline.dataset.ledger.summary import describe
 
     report = run(
         annotations,
@@ -165,7 +165,7 @@ def chips(
 @_workers
 def verify(data: Location, workers: int) -> None:
     """Re-hash a chip data set; name every bad shard and chip."""
-    from pipeline.verify import verify as run
+    from pipeline.commands.verify import verify as run
 
     report = run(data, workers=workers)
     for line in report.problems:
@@ -183,7 +183,7 @@ def verify(data: Location, workers: int) -> None:
 @click.option("--seed", type=int, default=0, help="another seed draws other chips")
 def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> None:
     """Draw a contact sheet of chips with their boxes, read back from the shards."""
-    from pipeline.show import show as run
+    from pipeline.commands.show import show as run
 
     number = run(data, out, kind=kind, columns=columns, seed=seed)
     click.echo(f"{out}: {number} chips")
@@ -211,13 +211,13 @@ def negatives(
     settings: Settings,
 ) -> None:
     """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
-    from pipeline.negatives import describe, image_root
-    from pipeline.negatives import negatives as run
-    from pipeline.run_file import read_run
+    from pipeline.commands.negatives import describe, image_root
+    from pipeline.commands.negatives import negatives as run
+    from pipeline.dataset.run_file import read_run
 
     if proposals is None and random is None:
         with needed("train"):
-            from trainer.rpn import make_proposals
+            from trainer.training.make_proposals import make_proposals
         root = image_root(read_run(data, "sniper chips"), images)
         proposals = make_proposals(data, root, settings, overwrite=overwrite)
     if int(os.environ.get("RANK", 0)) > 0:
@@ -260,7 +260,7 @@ def train(
     """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
 
     with needed("train"):
-        from trainer.train import train as run
+        from trainer.training.train import train as run
     given = {name: value for name, value in options.items() if value is not None}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
     if (val_annotations is None) != (val_images is None):
@@ -299,9 +299,9 @@ def evaluate(
     from pipeline.coco import describe_rejects
 
     with needed("train"):
-        from trainer.evaluate import describe
-        from trainer.evaluate import evaluate as score_detections
-        from trainer.recall import evaluate_proposals
+        from trainer.evaluation.evaluate import describe
+        from trainer.evaluation.evaluate import evaluate as score_detections
+        from trainer.evaluation.recall import evaluate_proposals
     run = evaluate_proposals if proposals else score_detections
     max_dets = max_dets or (300 if proposals else 100)
     report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets)
@@ -328,7 +328,7 @@ def detect(
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
 
     with needed("train"):
-        from trainer.detect import detect as run
+        from trainer.inference.detect import detect as run
     results = run(checkpoint, images, settings, out=out, min_drawn=min_drawn)
     bad = [result for result in results if "error" in result]
     for result in bad:

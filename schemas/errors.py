@@ -1,5 +1,12 @@
 """Errors a user can cause. The command line prints their text and exits with their status; never a traceback."""
 
+AGAIN = "run the same command again: what is finished is kept"
+
+MORE_PIXELS = (
+    "raise it with --set chips.max_pixels=N (decoding takes 4 bytes per pixel); where chips were made with another "
+    "limit that takes --overwrite, which makes all of them again, or another --out"
+)
+
 
 class SniperError(Exception):
     """What was expected, what was found, where, and what to do. Ends a command with `exit_status`."""

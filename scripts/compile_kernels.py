@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 
 from pipeline.coco import read_coco
-from pipeline.mine import Pool, mine_run, pool_scales
-from pipeline.plan import plan_run, run_columns
+from pipeline.planning.mine import Pool, mine_run, pool_scales
+from pipeline.planning.plan import plan_run, run_columns
 from schemas.settings import ChipSettings
 
 COCO = {

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from pipeline.chips import Report, chips
-from pipeline.verify import verify
+from pipeline.commands.chips import Report, chips
+from pipeline.commands.verify import verify
 from schemas.settings import ChipSettings
 
 SIDE = 64  # of the sound images

@@ -16,19 +16,19 @@ from typing import NamedTuple
 import pytest
 import s3fs
 
-from pipeline.chips import chips
-from pipeline.negatives import negatives
-from pipeline.show import show
+from pipeline.commands.chips import chips
+from pipeline.commands.negatives import negatives
+from pipeline.commands.show import show
+from pipeline.commands.verify import verify
 from pipeline.storage import Location, files_in, location, read_bytes
-from pipeline.verify import verify
 from schemas.errors import DataError
 from schemas.settings import Settings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.paths import ROOT
 from tests.s3 import S3, SECRETS, Server
 from tests.trainer.runs import TINY, TINY_CHIPS
-from trainer.rpn import make_proposals
-from trainer.train import train as go_on
+from trainer.training.make_proposals import make_proposals
+from trainer.training.train import train as go_on
 
 pytest_plugins = ["tests.clusters"]
 
@@ -172,8 +172,8 @@ def test_builds__same_bytes_in_a_store_that_often_answers_badly(scenes: Scenes, 
 def test_builds__a_missing_image_is_refused_and_an_unreachable_store_is_not_taken_for_one(
     scenes: Scenes, uploaded: str, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stores.ATTEMPTS", 2)
-    monkeypatch.setattr("pipeline.stores.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("pipeline.storage.stores.ATTEMPTS", 2)
+    monkeypatch.setattr("pipeline.storage.stores.FIRST_WAIT", 0.01)
     source = (location(f"{uploaded}/scenes/train.json"), location(f"{uploaded}/scenes/train"))
     name = s3.keys("scenes/train/")[0]
     for method in ("GET", "HEAD"):  # its bytes; its size alone

@@ -1,10 +1,19 @@
-"""Annotation files: what of them the rest of the program sees, and how they are read.
+"""The annotation file: read, checked, and turned into columns.
 
-source.py has the columns and `read.py` the way to them: file.py finds the lists (records.py, a byte scanner) and
-decodes runs of records; categories.py, images.py and boxes.py check them (ids.py) and make columns (grouping.py).
+In: a COCO JSON file. Out: a `Source` (columns of images, boxes and categories) and a row for each record that was
+refused. It imports `storage` and `schemas`.
 """
 
 from pipeline.coco.read import read_coco
-from pipeline.coco.source import RefusedBox, RefusedImage, Reject, Source, SourceImage, describe_rejects
+from pipeline.coco.source import RefusedBox, RefusedImage, Reject, Source, SourceImage, describe_rejects, find_ids
 
-__all__ = ["RefusedBox", "RefusedImage", "Reject", "Source", "SourceImage", "describe_rejects", "read_coco"]
+__all__ = [
+    "RefusedBox",
+    "RefusedImage",
+    "Reject",
+    "Source",
+    "SourceImage",
+    "describe_rejects",
+    "find_ids",
+    "read_coco",
+]

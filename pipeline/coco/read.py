@@ -43,9 +43,9 @@ def read_coco(place: Location, max_pixels: int | None = None) -> Source:
 
 def _check(file: "CocoFile", place: Location, max_pixels: int | None) -> Source:
     """Check all lists, each to its end: whether the file is JSON at all is known only then."""
-    from pipeline.coco.boxes import check_boxes
-    from pipeline.coco.categories import check_categories
-    from pipeline.coco.images import check_images
+    from pipeline.coco.checks.boxes import check_boxes
+    from pipeline.coco.checks.categories import check_categories
+    from pipeline.coco.checks.images import check_images
 
     categories = check_categories(file.runs("categories"))
     images = check_images(file.runs("images"), max_pixels)

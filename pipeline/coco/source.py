@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from schemas.arrays import IntArray
 from schemas.codes import Fate, Reason
 
 
@@ -114,3 +115,11 @@ def describe_rejects(rejects: Iterable[Reject], limit: int | None = 5) -> list[s
         if limit is not None and len(group) > limit:
             lines.append(f"    ... and {len(group) - limit} more")
     return lines
+
+
+def find_ids(among: IntArray, ids: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Where int64 ids [m] stand in a sorted array, and whether they do."""
+    if not len(among):
+        return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+    positions = np.minimum(np.searchsorted(among, ids), len(among) - 1)
+    return positions, among[positions] == ids

@@ -212,7 +212,7 @@ def test_plan_only_with_overwrite_is_wrong_use_and_deletes_nothing(tmp_path: Pat
 
 
 def test_plan_only_shows_progress(tmp_path: Path, sniper: RunSniper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.progress.LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("pipeline.engines.progress.LOG_INTERVAL", 0.0)
     result = sniper("chips", *options(sound_set(tmp_path), tmp_path / "out"), "--plan-only")
     assert "plan: 2 of 2 images" in result.err
 

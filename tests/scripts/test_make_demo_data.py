@@ -12,17 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from scripts.make_demo_data import (
-    CLASSES,
-    Floats,
-    Kind,
-    Shape,
-    draw,
-    main,
-    make_demo_data,
-    random_scene,
-    visible_box,
-)
+from scripts.make_demo_data import CLASSES, Floats, Kind, Shape, draw, main, make_demo_data, random_scene, visible_box
 
 NUM_TRAIN, NUM_VAL = 20, 3
 LEVEL = 60

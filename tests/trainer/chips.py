@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from schemas.codes import Status
-from schemas.model import ModelSettings
-from trainer.batch import Batch
+from schemas.settings import ModelSettings
+from trainer.loading.batch import Batch
 from trainer.model import Detector
 
 SLIM = ModelSettings(

@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.chips import chips
 from pipeline.coco import read_coco
-from pipeline.cut import ShardJob, cut_shard
-from pipeline.images import codec
-from pipeline.plan import plan_run
+from pipeline.commands.chips import chips
+from pipeline.dataset.cutting import ShardJob, cut_shard
+from pipeline.images.chip import codec
+from pipeline.planning.plan import plan_run
 from schemas.settings import ChipSettings
 from scripts.make_demo_data import make_demo_data
-from trainer.dataset import ChipDataset
+from trainer.loading.dataset import ChipDataset
 
 SETTINGS = ChipSettings.model_validate({"size": 96, "scales": [0.5, 0.25, {"long_side": 96}], "images_per_shard": 2})
 NUM_IMAGES = 5

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from pipeline.shards import read_rows
+from pipeline.dataset.shards import read_rows
 
 
 def rows_of(out: Path) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 from upath.registry import register_implementation
 
-from pipeline.shards import Record, TarWriter, commit_shard, read_rows
+from pipeline.dataset.shards import Record, TarWriter, commit_shard, read_rows
 
 PROTOCOL = "sniperremote"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import click
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from schemas.errors import SniperError
 from schemas.settings import Settings, load_settings
-from trainer.train import train
+from trainer.training.train import train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 
 TINY_CHIPS = (
     "chips.size=64",

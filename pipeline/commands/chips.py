@@ -1,0 +1,205 @@
+"""`sniper chips`: an annotation file and an image folder become shards of chips, resumable and reproducible."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.coco import Reject, Source, read_coco
+from pipeline.dataset.build import FOLDER, Target, prepare, shard_job, task_memory
+from pipeline.dataset.cutting import ShardJob, make_shard
+from pipeline.dataset.ledger.summary import Summary
+from pipeline.dataset.ledger.write import write_ledger
+from pipeline.dataset.plan_files import PLAN_FILES, write_plan_files
+from pipeline.dataset.run_file import read_run, write_run
+from pipeline.engines.progress import Progress
+from pipeline.engines.run import run
+from pipeline.engines.tasks import Engine, Task
+from pipeline.images.sources import image_folder
+from pipeline.planning.plan import Plan, plan_run
+from pipeline.storage import (
+    Location,
+    files_in,
+    location,
+    locked,
+    make_folder,
+    remove,
+    remove_files,
+    remove_folder,
+    remove_temporary,
+)
+from schemas.codes import Reason
+from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings
+
+
+class Report(NamedTuple):
+    """What a build did."""
+
+    counts: dict[str, Any]  # see Summary.counts
+    rejects: list[Reject]
+    notes: list[str]
+    num_shards: int
+    num_made: int  # shards cut by this run; the others were there
+    shortfall: str | None  # why this is no success: too many images refused, or every box
+
+
+def chips(
+    annotations: Location,
+    images: Location | None,
+    out: Location,
+    settings: ChipSettings,
+    *,
+    workers: int | None = 1,
+    engine: str = "local",
+    address: str | None = None,
+    plan_only: bool = False,
+    overwrite: bool = False,
+    max_bad: float = 0.001,
+) -> Report:
+    """Build the positive chips of a data set under `out`, doing only what is missing there.
+
+    Args:
+        annotations: COCO JSON file.
+        images: folder that its file names are relative to; not needed with plan_only.
+        workers, engine, address: where the work runs, as engines.Engine says; they change nothing but the time.
+        plan_only: write out/plan/ and no chips.
+        overwrite: replace what an earlier build with other settings left.
+        max_bad: largest share of refused images that still counts as success; everything good is written anyway.
+
+    Raises:
+        DataError: the annotation file cannot be trusted, or the output cannot be written.
+        UsageError: `out` holds something else or is in use, the image folder is missing, or plan_only and overwrite
+            are given together.
+    """
+    if plan_only and overwrite:
+        raise UsageError("--plan-only writes no chips, so --overwrite would delete a build for nothing; leave out one")
+    out = location(out)
+    if not plan_only:
+        images = image_folder(None if images is None else location(images))
+    source = read_coco(annotations, settings.max_pixels)
+    with locked(out):
+        remove_temporary(out)  # first: they would keep their folders
+        if overwrite:
+            _clear(out)
+        runs = _runs(source.num_images, settings.images_per_shard)
+        if plan_only:
+            return _write_plan(source, out, settings, runs, max_bad)
+        assert images is not None
+        return _build(source, images, out, settings, runs, Engine(engine, workers, address), max_bad)
+
+
+def _runs(num_images: int, length: int) -> dict[str, tuple[int, int]]:
+    """Shard name -> its run of consecutive images [start, stop), decided before anything else."""
+    starts = range(0, max(num_images, 1), length)  # a set without a usable image still has one, empty, shard
+    return {f"chips-{i:05d}": (start, min(start + length, num_images)) for i, start in enumerate(starts)}
+
+
+def _build(
+    source: Source,
+    image_root: Location,
+    out: Location,
+    settings: ChipSettings,
+    runs: dict[str, tuple[int, int]],
+    engine: Engine,
+    max_bad: float,
+) -> Report:
+    remove_files(out / "plan", PLAN_FILES)
+    target = Target(out, FOLDER, out / "run.json", image_root, settings, settings.model_dump(mode="json"))
+    prepare(target, runs.keys(), "chips")
+    ledgers = _recorded_ledgers(out)
+    summary = Summary(source, settings)
+    made: dict[str, tuple[str, list[Reject]]] = {}  # of each finished shard: fingerprint and rejects
+    plans: dict[str, Plan] = {}
+
+    num_made = 0
+
+    def tasks() -> Iterator[Task[ShardJob]]:
+        for name, (start, stop) in runs.items():
+            plans[name] = plan_run(source, start, stop, settings)
+            images = source.images(start, stop)
+            yield Task(name, shard_job(target, name, images, plans[name].chips), task_memory(images))
+
+    with Progress("chips", source.num_images, "images") as progress:
+        for name, record, was_there in run(make_shard, tasks(), engine):
+            refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
+            start, stop = runs[name]
+            summary.add(plans.pop(name), start, stop, refused, [image.hash for image in record.images])
+            made[name] = record.fingerprint, record.rejects
+            num_made += not was_there
+            progress.add(stop - start)
+
+    rejects = [reject for name in runs for reject in made[name][1]]
+    ledgers = write_ledger(out, summary, rejects, ledgers)
+    counts = summary.counts()
+    fingerprints = [made[name][0] for name in runs]
+    settings_said = {"chips": target.recorded}
+    write_run(target.run_file, fingerprints, settings_said, ledgers, counts, images=str(image_root))
+    return Report(
+        counts,
+        [*source.rejects, *rejects],
+        source.notes,
+        len(runs),
+        num_made,
+        _shortfall(counts, max_bad, "Everything good was written; rejects.parquet names the others"),
+    )
+
+
+def _recorded_ledgers(out: Location) -> dict[str, str]:
+    """Name -> SHA-256 of the ledgers, as a finished build's run.json has them; none where there is no such build."""
+    try:
+        digests = read_run(out, "sniper chips")["files"]
+    except DataError:
+        return {}
+    return digests if isinstance(digests, dict) else {}
+
+
+def _write_plan(
+    source: Source, out: Location, settings: ChipSettings, runs: dict[str, tuple[int, int]], max_bad: float
+) -> Report:
+    if files_in(out / FOLDER, "chips-*"):
+        raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
+    folder = out / "plan"
+    remove_files(folder, PLAN_FILES)
+    make_folder(folder)
+    summary = Summary(source, settings)
+
+    def planned(progress: Progress) -> Iterator[pa.Table]:
+        for start, stop in runs.values():
+            plan = plan_run(source, start, stop, settings)
+            summary.add(plan, start, stop, {}, None)
+            yield plan.chips
+            progress.add(stop - start)
+
+    with Progress("plan", source.num_images, "images") as progress:
+        write_plan_files(folder, planned(progress))
+    counts = summary.counts()
+    shortfall = _shortfall(counts, max_bad, "`sniper check` names them")
+    return Report(counts, source.rejects, source.notes, len(runs), 0, shortfall)
+
+
+def _shortfall(counts: dict[str, Any], max_bad: float, remark: str) -> str | None:
+    """Why a build is no success, or None; `remark` says what there is all the same."""
+    refused, total = sum(counts["images"]["refused"].values()), counts["images"]["total"]
+    faults = []
+    if refused / max(total, 1) > max_bad:
+        faults.append(f"{refused} of {total} images were refused, more than --max-bad {max_bad:g} allows")
+    boxes = counts["boxes"]
+    if boxes["refused"] and not any(boxes[fate] for fate in ("covered", "rescued", "uncovered", "crowd")):
+        reason, number = max(boxes["refused"].items(), key=lambda item: item[1])
+        faults.append(
+            f"none of {boxes['total']} boxes can be used, so no chip holds any; the commonest reason is {reason} "
+            f"({number} boxes)"
+        )
+    return ". ".join([*faults, remark]) if faults else None
+
+
+def _clear(out: Location) -> None:
+    """Delete what builds write, and nothing else a user may keep there."""
+    for name in ("run.json", *(f"{n}.parquet" for n in ("images", "annotations", "categories", "rejects"))):
+        remove(out / name)
+    remove(out / "negatives" / "run.json")
+    for name in ("negatives", FOLDER):
+        remove_files(out / name, "chips-*.tar", "chips-*.parquet")
+    remove_folder(out / "proposals")
+    remove_files(out / "plan", PLAN_FILES)

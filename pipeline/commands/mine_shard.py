@@ -1,0 +1,132 @@
+"""Mines one shard: from the images, boxes and proposals of a positives' shard to its negative chips."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.coco import Source
+from pipeline.dataset.build import FOLDER as POSITIVES
+from pipeline.dataset.build import Target, shard_job
+from pipeline.dataset.cutting import make_shard
+from pipeline.dataset.proposals import Extents, read_parts
+from pipeline.dataset.shards import Record
+from pipeline.planning.mine import Mined, Pool, mine_run, pool_scales, random_run
+from pipeline.planning.plan import Placed, RunColumns, chip_rows, run_columns
+from pipeline.storage import Location
+from pipeline.storage.parquet import read_table
+from schemas.arrays import FloatArray, IntArray
+from schemas.settings import ChipSettings, NegativeSettings
+
+WINDOW = ["x1", "y1", "x2", "y2"]
+
+
+class MineJob(NamedTuple):
+    """What mining one shard needs: the images of the positives' shard of that name, and no others."""
+
+    target: Target
+    name: str
+    source: Source
+    hashes: list[str]  # of the images' files when the positives were cut
+    proposals: Pool | list[Location] | None  # those of the images, or the files that hold them; None: draw by seed
+    settings: NegativeSettings
+
+
+class MinedShard(NamedTuple):
+    """One shard in numbers."""
+
+    name: str
+    fingerprint: str
+    was_there: bool
+    strange: list[str]  # a line for each image whose file is not what the positives were cut from
+    scales: FloatArray  # float64 [3, S]: chips, proposals newly covered, sum of their scores
+    images: int
+    with_chips: int  # images with at least one
+    read: int  # proposals
+    pooled: int  # proposals that NMS left
+    statuses: Counter[str]
+
+
+def mine_shard(job: MineJob) -> MinedShard:
+    """Mine the images of one shard and cut what was found; only images that give any chip are read.
+
+    Raises:
+        DataError: as make_shard, or the positives' manifest or the proposals cannot be read.
+    """
+    target, source, settings = job.target, job.source, job.settings
+    chips = target.settings
+    columns = run_columns(source, 0, source.num_images, chips)
+    num_read = num_pooled = 0
+    if job.proposals is None:
+        mined = random_run(columns, target.recorded["random"], chips.size, chips.seed)
+    else:
+        found = job.proposals if isinstance(job.proposals, Pool) else read_parts(job.proposals, extents(source, None))
+        pooled = pool_scales(found, settings.nms)
+        num_read, num_pooled = len(found.score), len(pooled.score)
+        least = np.full(len(chips.scales), settings.min_others)
+        least[0] = settings.min_finest
+        positives = _positives(target.out / POSITIVES / f"{job.name}.parquet", source)
+        mined = mine_run(columns, pooled, positives, least, chips.size, chips.stride)
+    rows = _rows(source, columns, mined, chips)
+    images = source.images(0, source.num_images)
+    with_chips = np.unique(mined.image).tolist()
+    hashes = [job.hashes[i] for i in with_chips]
+    shard = shard_job(target, job.name, [images[i] for i in with_chips], rows)
+    made = make_shard(shard._replace(hashes=hashes))
+    return MinedShard(
+        job.name,
+        made.record.fingerprint,
+        made.was_there,
+        _strange(made.record, hashes),
+        _per_scale(mined, len(chips.scales)),
+        source.num_images,
+        len(with_chips),
+        num_read,
+        num_pooled,
+        Counter(rows["boxes"].combine_chunks().flatten().field("status").to_pylist()),
+    )
+
+
+def extents(source: Source, others: IntArray | None) -> Extents:
+    """What of a file of proposals belongs to these images; `others` as of Extents."""
+    return Extents(source.image_id, np.stack([source.width, source.height], axis=1).astype(np.float64), others)
+
+
+def _strange(record: Record, hashes: list[str]) -> list[str]:
+    """A line per image whose file was another one, or none, when it was cut."""
+    why = {reject.id: reject.message for reject in record.rejects}
+    return [
+        f"  image {image.image_id}: {why.get(image.image_id, 'the bytes of its file have changed')}"
+        for image, expected in zip(record.images, hashes, strict=True)
+        if image.image_id in why or image.hash != expected
+    ]
+
+
+def _per_scale(mined: Mined, num_scales: int) -> FloatArray:
+    """float64 [3, S]: chips, proposals newly covered, sum of their scores."""
+    score = np.where(mined.num_proposals > 0, mined.mean_score, 0) * mined.num_proposals
+    weights = (np.ones(len(score)), mined.num_proposals, score)
+    return np.stack([np.bincount(mined.scale_index, weight, num_scales) for weight in weights], dtype=np.float64)
+
+
+def _positives(path: Location, source: Source) -> tuple[IntArray, npt.NDArray[np.int8], FloatArray]:
+    """The chips of a positives' shard: position of their image in the source, scale index and window."""
+    rows = read_table(path, ["image_id", "scale_index", *WINDOW])
+    image = np.searchsorted(source.image_id, rows["image_id"].to_numpy())
+    window = np.stack([rows[name].to_numpy() for name in WINDOW], axis=1)
+    return image, rows["scale_index"].to_numpy(), window
+
+
+def _rows(source: Source, columns: RunColumns, mined: Mined, chips: ChipSettings) -> pa.Table:
+    placed = Placed(
+        "negative",
+        mined.image,
+        mined.scale_index,
+        mined.window,
+        np.full(len(columns.boxes), -1, np.int64),  # a box is rescued in its positive chip alone
+        pa.array(mined.num_proposals),
+        pa.array(mined.mean_score, from_pandas=True),  # NaN becomes null
+    )
+    return chip_rows(source, columns, placed, chips)

@@ -1,0 +1,237 @@
+"""`sniper negatives`: mines proposals for background that fools a weak RPN, and cuts it into a pool of chips.
+
+The pool's shard i holds the images of the positives' shard i. Where windows go depends on the positives' manifest,
+the proposals and the settings alone.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.coco import Source
+from pipeline.commands.mine_shard import MinedShard, MineJob, extents, mine_shard
+from pipeline.dataset.build import FOLDER as POSITIVES
+from pipeline.dataset.build import Target, prepare, task_memory
+from pipeline.dataset.ledger.read import Kept, read_kept
+from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
+from pipeline.dataset.run_file import read_run, write_run
+from pipeline.dataset.shards import read_record
+from pipeline.engines.progress import Progress
+from pipeline.engines.run import run
+from pipeline.engines.tasks import Engine, Task
+from pipeline.planning.mine import Pool
+from pipeline.planning.scales import scale_name
+from pipeline.storage import Location, ahead, is_folder, location, locked, remove, remove_folder, remove_temporary
+from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings, NegativeSettings
+
+FOLDER = "negatives"
+
+
+class NegativeReport(NamedTuple):
+    """What a build did."""
+
+    counts: dict[str, Any]
+    num_shards: int
+    num_made: int  # shards cut by this run; the others were there
+
+
+def negatives(
+    data: Location,
+    *,
+    images: Location | None = None,
+    proposals: Location | None = None,
+    random: int | None = None,
+    settings: NegativeSettings | None = None,
+    workers: int | None = 1,
+    engine: str = "local",
+    address: str | None = None,
+    overwrite: bool = False,
+) -> NegativeReport:
+    """Build the pool of negative chips beside the positives of `data`, doing only what is missing there.
+
+    Args:
+        data: the folder that `sniper chips` wrote.
+        images: folder that file names are relative to; where the positives' run.json says, if not given.
+        proposals: a Parquet file, a folder of them or COCO results JSON; see pipeline.dataset.proposals.
+        random: instead of proposals, draw this many background chips per image by seed.
+        workers, engine, address: where mining and cutting run, as engines.Engine says; they change nothing but the
+            time.
+        overwrite: replace a pool made with other settings.
+
+    Raises:
+        UsageError: wrong arguments, or `data` is in use.
+        DataError: the positives are unfinished, proposals are malformed, an image file is not what the positives
+            were cut from, or the output cannot be written.
+    """
+    if (proposals is None) == (random is None):
+        raise UsageError("negatives: give either proposals or a number of random chips per image")
+    if random is not None and random < 1:
+        raise UsageError(f"--random {random}: expected at least one chip per image")
+    data, images = location(data), None if images is None else location(images)
+    read_run(data, "sniper chips")
+    with locked(data):
+        if overwrite:
+            remove(data / FOLDER / "run.json")  # first of all: it speaks of the rest
+            remove_folder(data / FOLDER)
+        remove_temporary(data)
+        positives = read_run(data, "sniper chips")
+        root = image_root(positives, images)
+        chips = ChipSettings.model_validate(positives["settings"]["chips"])
+        kept = read_kept(data)
+        found = None if proposals is None else _find(proposals, kept, positives["fingerprint"])
+        recorded = {**(settings or NegativeSettings()).model_dump(mode="json"), "random": random}
+        target = Target(data, FOLDER, data / FOLDER / "run.json", root, chips, recorded)
+        return _build(
+            target,
+            positives,
+            kept,
+            found,
+            settings or NegativeSettings(),
+            proposals,
+            Engine(engine, workers, address),
+        )
+
+
+def image_root(positives: dict[str, Any], images: Location | None) -> Location:
+    """The folder the positives were cut from: `images`, or where `positives`, their run.json, says.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    root = location(positives.get("images", "")) if images is None else images
+    if not is_folder(root):
+        raise UsageError(f"{root}: no such image folder; give the folder the positives were cut from as --images")
+    return root
+
+
+def _find(proposals: Location, kept: Kept, positives: str) -> Pool | Parts:
+    """Proposals of our own RPN are left where they are, for the workers; other files are checked as a whole first."""
+    parts = find_parts(proposals, positives, kept.source.num_images)
+    return parts or read_proposals(proposals, extents(kept.source, kept.refused))
+
+
+def _build(
+    target: Target,
+    positives: dict[str, Any],
+    kept: Kept,
+    found: Pool | Parts | None,
+    settings: NegativeSettings,
+    proposals: Location | None,
+    engine: Engine,
+) -> NegativeReport:
+    names = [f"chips-{i:05d}" for i in range(positives["num_shards"])]
+    prepare(target, names, FOLDER)
+    mined: dict[str, MinedShard] = {}
+    with Progress("negatives", kept.source.num_images, "images") as progress:
+        for shard in run(mine_shard, _tasks(target, names, kept, found, settings), engine):
+            mined[shard.name] = shard
+            progress.add(shard.images)
+    in_order = [mined[name] for name in names]
+    strange = [line for shard in in_order for line in shard.strange]
+    if strange:
+        raise DataError(
+            f"{target.image_root}: {len(strange)} image files are not those the positives were cut from:\n"
+            + "\n".join(strange[:20])
+            + "\nGive their folder as --images, or run `sniper chips` again where they have changed for good. "
+            "Finished shards are kept"
+        )
+    counts = _counts(in_order, target.settings)
+    write_run(
+        target.run_file,
+        [shard.fingerprint for shard in in_order],
+        {"chips": positives["settings"]["chips"], FOLDER: settings.model_dump(mode="json")},
+        {},
+        counts,
+        positives=positives["fingerprint"],
+        random=target.recorded["random"],
+        proposals=None if proposals is None else str(proposals),
+    )
+    return NegativeReport(counts, len(names), sum(not shard.was_there for shard in in_order))
+
+
+def _tasks(
+    target: Target, names: list[str], kept: Kept, found: Pool | Parts | None, settings: NegativeSettings
+) -> Iterator[Task[MineJob]]:
+    paths = [target.out / POSITIVES / f"{name}.parquet" for name in names]
+    for name, record in zip(names, ahead(read_record, paths), strict=True):
+        ids = [image.image_id for image in record.images] or [0]
+        start, stop = np.searchsorted(kept.source.image_id, [ids[0], ids[-1] + 1]).tolist()
+        source = _part(kept.source, start, stop)
+        proposals = slice_pool(found, start, stop) if isinstance(found, Pool) else found and found.of(start, stop)
+        job = MineJob(target, name, source, kept.hashes[start:stop].to_pylist(), proposals, settings)
+        yield Task(name, job, task_memory(source.images(0, stop - start)))
+
+
+def _part(source: Source, start: int, stop: int) -> Source:
+    """Images [start, stop) and their boxes."""
+    offsets = source.offsets[start : stop + 1]
+    boxes = slice(int(offsets[0]), int(offsets[-1]))
+    return Source(
+        image_id=source.image_id[start:stop],
+        file_name=source.file_name.take(pa.array(np.arange(start, stop))),  # a slice would be pickled with the rest
+        width=source.width[start:stop],
+        height=source.height[start:stop],
+        offsets=offsets - boxes.start,
+        row=source.row[boxes],
+        annotation_id=source.annotation_id[boxes],
+        label=source.label[boxes],
+        box=source.box[boxes],
+        crowd=source.crowd[boxes],
+        categories=source.categories,
+    )
+
+
+def _counts(shards: list[MinedShard], settings: ChipSettings) -> dict[str, Any]:
+    """The counts for run.json; sums over shards in their order, so that no rounding depends on the workers."""
+    columns = np.sum([shard.scales for shard in shards], axis=0).T.tolist()
+    per_scale = [(int(chips), int(proposals), score) for chips, proposals, score in columns]
+    num_chips = sum(chips for chips, _, _ in per_scale)
+    statuses = sum((shard.statuses for shard in shards), Counter[str]())
+    num_images = sum(shard.images for shard in shards)
+    with_chips = sum(shard.with_chips for shard in shards)
+    return {
+        "images": {"total": num_images, "with_chips": with_chips, "without_chips": num_images - with_chips},
+        "proposals": {
+            "read": sum(shard.read for shard in shards),
+            "after_nms": sum(shard.pooled for shard in shards),
+            "covered": sum(proposals for _, proposals, _ in per_scale),
+        },
+        "scales": [
+            {
+                "scale": scale_name(scale),
+                "chips": chips,
+                "proposals_covered": proposals,
+                "mean_score": round(score / proposals, 6) if proposals else None,
+            }
+            for scale, (chips, proposals, score) in zip(settings.scales, per_scale, strict=True)
+        ],
+        "chips": {
+            "total": num_chips,
+            "per_image": round(num_chips / max(num_images, 1), 4),
+            "boxes_by_status": dict(sorted(statuses.items())),
+        },
+    }
+
+
+def describe(counts: dict[str, Any]) -> str:
+    """The report in text."""
+    images, proposals, chips = counts["images"], counts["proposals"], counts["chips"]
+    lines = [
+        f"images     {images['total']:,} = {images['with_chips']:,} with negative chips + "
+        f"{images['without_chips']:,} without",
+        f"proposals  {proposals['read']:,} read, {proposals['after_nms']:,} after pooling the scales, "
+        f"{proposals['covered']:,} in negative chips (one may count at several scales)",
+        "",
+        f"{'scale':<28}{'chips':>10}{'covered':>12}{'per chip':>10}{'mean score':>12}",
+    ]
+    for row in counts["scales"]:
+        per_chip = f"{row['proposals_covered'] / row['chips']:.1f}" if row["chips"] else "-"
+        mean_score = "-" if row["mean_score"] is None else f"{row['mean_score']:.3f}"
+        lines.append(
+            f"{row['scale']:<28}{row['chips']:>10,}{row['proposals_covered']:>12,}{per_chip:>10}{mean_score:>12}"
+        )
+    return "\n".join([*lines, "", f"chips      {chips['total']:,}: {chips['per_image']:.2f} per image"])

@@ -1,0 +1,130 @@
+"""What `sniper chips` kept of its input, read back from its ledger by row groups."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.coco import Source, SourceImage, find_ids
+from pipeline.storage import Location, local_copy
+from pipeline.storage.parquet import read_frame, read_table
+from schemas.arrays import IntArray
+from schemas.codes import Fate
+from schemas.errors import DataError
+
+IMAGE_COLUMNS = ["image_id", "file_name", "width", "height", "state", "hash"]
+CORNERS = ["x1", "y1", "x2", "y2"]
+BOX_COLUMNS = ["image_id", "row", "annotation_id", "category_id", *CORNERS, "fate"]
+
+
+class Kept(NamedTuple):
+    """The kept images of a data set and their boxes.
+
+    Attributes:
+        source: as read_coco gives them.
+        hashes: string [n], XXH3-128 of the file that each image's chips were cut from, hex.
+        refused: int64 [r], ids of refused images.
+    """
+
+    source: Source
+    hashes: pa.StringArray
+    refused: IntArray
+
+
+def read_kept(data: Location) -> Kept:
+    """Read images.parquet, annotations.parquet and categories.parquet of a finished data set.
+
+    Raises:
+        DataError: one is missing or damaged. OSError: it cannot be read.
+    """
+    categories = read_table(data / "categories.parquet")
+    known, labels = categories["id"].to_numpy(), categories["label"].to_numpy()
+    images, refused = _images(data / "images.parquet")
+    image_id = images["image_id"].to_numpy()
+    path = data / "annotations.parquet"
+    with _opened(path) as file:
+        room = file.metadata.num_rows
+        row, annotation_id, label = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32)
+        box, crowd = np.empty((room, 4)), np.empty(room, np.bool_)
+        num_boxes = np.zeros(len(image_id), np.int64)
+        stop = last = 0
+        for rows in _groups(file, BOX_COLUMNS):
+            at, some = _of_images(rows.filter(rows["x1"].is_valid()), image_id)  # a refused box has no place
+            if (np.diff(at, prepend=last) < 0).any():
+                raise DataError(f"{path}: is not ordered by image; run `sniper chips` again")
+            here = slice(stop, stop + len(at))
+            row[here], annotation_id[here] = some["row"].to_numpy(), some["annotation_id"].to_numpy()
+            label[here] = labels[np.searchsorted(known, some["category_id"].to_numpy())]
+            for i, name in enumerate(CORNERS):
+                box[here, i] = some[name].to_numpy()
+            crowd[here] = pc.equal(some["fate"], Fate.CROWD.name.lower()).to_numpy()
+            positions, counts = np.unique(at, return_counts=True)
+            num_boxes[positions] += counts
+            stop, last = here.stop, at[-1] if len(at) else last
+    source = Source(
+        image_id=image_id,
+        file_name=images["file_name"].cast(pa.large_string()).combine_chunks(),
+        width=images["width"].to_numpy().astype(np.int64),
+        height=images["height"].to_numpy().astype(np.int64),
+        offsets=np.append(0, np.cumsum(num_boxes)),
+        row=row[:stop],
+        annotation_id=annotation_id[:stop],
+        label=label[:stop],
+        box=box[:stop],
+        crowd=crowd[:stop],
+        categories=list(zip(known.tolist(), categories["name"].to_pylist(), strict=True)),
+    )
+    return Kept(source, images["hash"].combine_chunks(), refused)
+
+
+def _images(path: Location) -> tuple[pa.Table, IntArray]:
+    """The kept images, by id, and the ids of the refused."""
+    with _opened(path) as file:
+        kept, refused = [file.schema_arrow.empty_table().select(IMAGE_COLUMNS)], [np.empty(0, np.int64)]
+        for rows in _groups(file, IMAGE_COLUMNS):
+            is_kept = pc.equal(rows["state"], "kept")
+            kept.append(rows.filter(is_kept))
+            refused.append(rows["image_id"].filter(pc.invert(is_kept)).drop_null().to_numpy())
+    return pa.concat_tables(kept), np.concatenate(refused)
+
+
+def _groups(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
+    """The file by its row groups; less stays in memory than with iter_batches, and than with threads."""
+    for index in range(file.num_row_groups):
+        yield file.read_row_group(index, columns=columns, use_threads=False)
+        pa.default_memory_pool().release_unused()
+
+
+def _of_images(boxes: pa.Table, image_id: IntArray) -> tuple[IntArray, pa.Table]:
+    """The boxes of known images alone, and for each the position of its image among the sorted ids."""
+    at, is_known = find_ids(image_id, boxes["image_id"].to_numpy())
+    return at[is_known], boxes.filter(pa.array(is_known))
+
+
+@contextmanager
+def _opened(path: Location) -> Iterator[pq.ParquetFile]:
+    try:
+        with local_copy(path) as copy:
+            copy.stat()  # a missing file is not a damaged one
+            try:
+                with pq.ParquetFile(copy) as file:
+                    yield file
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path}: is damaged: {error}; delete it and run `sniper chips` again") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing; run `sniper chips` again") from error
+
+
+def kept_images(data: Location) -> list[SourceImage]:
+    """The images of a data set that were not refused, by id.
+
+    Raises:
+        DataError: as read_frame.
+    """
+    table = read_frame(data / "images.parquet").filter(pl.col("state") == "kept").sort("image_id")
+    return [SourceImage(*row) for row in table.select("image_id", "file_name", "width", "height").iter_rows()]

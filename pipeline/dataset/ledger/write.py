@@ -1,0 +1,190 @@
+"""The files that say what became of every image and box: images, annotations, categories and rejects.parquet.
+
+They are written some thousand rows at a time, so that memory holds no whole table.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.coco import RefusedBox, RefusedImage, Reject
+from pipeline.dataset.ledger.summary import Summary, mask_to_scales
+from pipeline.storage import Location, atomic_file, is_file, remove
+from schemas.codes import FATE_NAMES, Fate, Reason
+from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
+
+ROWS = 1 << 14  # of a row group
+
+
+def write_ledger(folder: Location, summary: Summary, rejects: list[Reject], known: dict[str, str]) -> dict[str, str]:
+    """Write the four files; their bytes are a function of the summary and the rejects alone.
+
+    Args:
+        rejects: those found while cutting; those found while reading are in the source.
+        known: name -> SHA-256, hex, of the files that stand in the folder. One that comes out the same stays as it
+            is; before any other takes its name, run.json goes, for it speaks of the old one.
+
+    Returns:
+        Name -> SHA-256, hex, of the files as they are now.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    categories = pa.Table.from_pylist(
+        [{"id": i, "name": name, "label": label} for label, (i, name) in enumerate(summary.source.categories, 1)],
+        CATEGORIES,
+    )
+    contents: dict[str, tuple[pa.Schema, Iterable[pa.Table]]] = {
+        "images.parquet": (IMAGES, _images(summary)),
+        "annotations.parquet": (ANNOTATIONS, _annotations(summary)),
+        "categories.parquet": (CATEGORIES, [categories]),
+        "rejects.parquet": (REJECTS, _rejects([*summary.source.rejects, *rejects])),
+    }
+    return {
+        name: _write(folder / name, schema, tables, known.get(name), folder / "run.json")
+        for name, (schema, tables) in contents.items()
+    }
+
+
+class _UnchangedError(Exception):
+    """Ends the writing of a file that stands already."""
+
+
+def _write(
+    place: Location, schema: pa.Schema, tables: Iterable[pa.Table], known: str | None, run_file: Location
+) -> str:
+    """Write a Parquet file, each table a row group, unless it stands already; returns its SHA-256."""
+    with suppress(_UnchangedError), atomic_file(place) as file:
+        hashing = _Hashing(file)
+        with pq.ParquetWriter(hashing, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=ROWS)
+                pa.default_memory_pool().release_unused()
+        if hashing.hexdigest() == known and is_file(place):
+            raise _UnchangedError
+        remove(run_file)
+    return hashing.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that is written to and hashed at once, from its start to its end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:  # whatever has bytes
+        self._sha256.update(data)
+        self._file.write(data)
+        size = memoryview(data).nbytes
+        self._size += size
+        return size
+
+    def tell(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        """Leave the file open: who opened it closes it."""
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def _images(summary: Summary) -> Iterator[pa.Table]:
+    """Kept images and those refused while cutting, by id; then the refused records in file order."""
+    source = summary.source
+    for start in range(0, source.num_images, ROWS):
+        here = slice(start, min(start + ROWS, source.num_images))
+        reasons = [summary.reason.get(i) for i in range(here.start, here.stop)]
+        no_hash = ~summary.has_hash[here]
+        digits = [bytes(digest).hex() for digest in summary.hash[here]]
+        columns = [
+            source.image_id[here],
+            source.file_name[here].cast(pa.string()),
+            source.width[here],
+            source.height[here],
+            ["refused" if reason else "kept" for reason in reasons],
+            reasons,
+            pa.array(digits, pa.string(), mask=no_hash),
+            np.diff(source.offsets[here.start : here.stop + 1]),
+            summary.num_chips[here],
+        ]
+        yield _table(columns, IMAGES)
+    for some in _batches(source.refused_images):
+        yield _table(list(zip(*map(_refused_image, some), strict=True)), IMAGES)
+
+
+def _refused_image(image: RefusedImage) -> tuple[Any, ...]:
+    """A row of images.parquet."""
+    image_id, file_name, width, height, reason = image
+    return image_id, file_name, width, height, "refused", reason, None, 0, 0
+
+
+def _annotations(summary: Summary) -> Iterator[pa.Table]:
+    """One row per source box, with its fate: those in order by image and row, then the others by row."""
+    source = summary.source
+    for start in range(0, len(source.row), ROWS):
+        here = slice(start, min(start + ROWS, len(source.row)))
+        image = np.searchsorted(source.offsets, np.arange(here.start, here.stop), "right") - 1
+        box = source.box[here]
+        fate = summary.fate[here]
+        columns = [
+            source.row[here],
+            source.annotation_id[here],
+            source.image_id[image],
+            source.category_of_label[source.label[here]],
+            *(np.ascontiguousarray(box[:, i]) for i in range(4)),
+            pa.DictionaryArray.from_arrays(fate, FATE_NAMES).cast(pa.string()),
+            _reasons(summary, image, fate),
+            _scales(summary.scale_mask[here], len(summary.settings.scales)),
+        ]
+        yield _table(columns, ANNOTATIONS)
+    for some in _batches(source.refused_boxes):
+        yield _table(list(zip(*map(_refused_box, some), strict=True)), ANNOTATIONS)
+
+
+def _refused_box(box: RefusedBox) -> tuple[Any, ...]:
+    """A row of annotations.parquet."""
+    row, annotation_id, image_id, category_id, fate, reason = box
+    return row, annotation_id, image_id, category_id, None, None, None, None, FATE_NAMES[fate], reason, []
+
+
+def _reasons(summary: Summary, image: npt.NDArray[np.int64], fate: npt.NDArray[np.uint8]) -> pa.Array:
+    """Why each of some boxes is in no chip, or null; `image` is the position of its image."""
+    reason = np.full(len(fate), None, object)
+    reason[fate == Fate.UNCOVERED] = Reason.FITS_NO_CHIP.value
+    for i in np.flatnonzero(fate == Fate.IMAGE_REFUSED).tolist():
+        reason[i] = summary.reason[int(image[i])].value
+    return pa.array(reason, pa.string())
+
+
+def _scales(mask: npt.NDArray[np.uint8], num_scales: int) -> pa.Array:
+    return pa.ListArray.from_arrays(*map(pa.array, mask_to_scales(mask, num_scales)))
+
+
+def _rejects(rejects: list[Reject]) -> Iterator[pa.Table]:
+    for some in _batches(rejects):
+        yield _table(list(zip(*some, strict=True)), REJECTS)
+
+
+def _batches(rows: list[Any]) -> Iterator[list[Any]]:
+    return (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
+
+
+def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:
+    """Arrays, of Arrow or numpy, or sequences of Python values as the columns of a table."""
+    arrays = []
+    for column, field in zip(columns, schema, strict=True):
+        is_array = isinstance(column, pa.Array | np.ndarray)
+        arrays.append(pa.array(column).cast(field.type) if is_array else pa.array(column, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,46 @@
+"""OUT/plan: the manifest of a build that has not been made, in a few Parquet files."""
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage import Location, atomic_file
+from schemas.tables import PLAN
+
+PLAN_FILES = "plan-*.parquet"
+
+PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
+
+PLAN_GROUP_CHIPS, PLAN_GROUP_RUNS = 2048, 256  # a row group of one ends with the run that reaches either
+
+
+def write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
+    """Write plan-00000.parquet and so on, at least one; memory holds a row group."""
+    groups = _row_groups(plans)
+    group: pa.Table | None = next(groups, PLAN.empty_table())
+    number = 0
+    while group is not None:
+        place = folder / f"plan-{number:05d}.parquet"
+        with atomic_file(place) as file, pq.ParquetWriter(file, PLAN, compression="zstd") as writer:
+            num_chips = 0
+            while group is not None and num_chips < PLAN_FILE_CHIPS:
+                writer.write_table(group)
+                pa.default_memory_pool().release_unused()  # it would keep a dozen megabytes
+                num_chips += group.num_rows
+                group = next(groups, None)
+        number += 1
+
+
+def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in fewer tables."""
+    waiting: list[pa.Table] = []
+    num_chips = 0
+    for chips in plans:
+        waiting.append(chips)
+        num_chips += chips.num_rows
+        if num_chips >= PLAN_GROUP_CHIPS or len(waiting) >= PLAN_GROUP_RUNS:
+            yield pa.concat_tables(waiting)
+            waiting, num_chips = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)

@@ -1,0 +1,93 @@
+"""run.json: what a finished build says of itself. A folder without one is not finished."""
+
+import hashlib
+import json
+from typing import Any
+
+import msgspec
+
+from pipeline import __version__
+from pipeline.images.chip import codec
+from pipeline.storage import Location, is_file, is_folder, read_bytes, write_atomic
+from schemas.errors import DataError
+from schemas.tables import FORMAT_VERSION
+
+NAME = "run.json"
+CONTENT = ("fingerprint", "num_shards", "settings", "files", "counts")
+PLACES = ("images", "proposals")
+"""Where things were: may differ between builds that are otherwise the same."""
+
+
+def write_run(
+    path: Location,
+    shards: list[str],
+    settings: dict[str, Any],
+    files: dict[str, str],
+    counts: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Write run.json, last of all, unless it is there already.
+
+    Args:
+        shards: their fingerprints, in order; run.json says them only together, since each shard carries its own.
+        settings: by section; files: name -> SHA-256 of the ledgers that stand beside it.
+        more: what else the build was made from, and the PLACES.
+    """
+    content: dict[str, Any] = {
+        "settings": settings,
+        "versions": {"sniper-chips": __version__, "format": FORMAT_VERSION, **codec()._asdict()},
+        "num_shards": len(shards),
+        "files": files,
+        "counts": counts,
+        **more,
+    }
+    run = {"fingerprint": run_fingerprint(content, shards), **content}
+    data = msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
+    if not is_file(path) or read_bytes(path) != data:
+        write_atomic(path, data)
+
+
+def run_fingerprint(content: dict[str, Any], shards: list[str]) -> str:
+    """SHA-256, hex, over what run.json says, but for itself and PLACES, and its shards' fingerprints."""
+    said = {name: value for name, value in content.items() if name not in ("fingerprint", *PLACES)}
+    return hashlib.sha256(msgspec.json.encode({**said, "shards": shards}, order="sorted")).hexdigest()
+
+
+def read_run(folder: Location, command: str) -> dict[str, Any]:
+    """The content of folder/run.json, as write_run writes it.
+
+    Args:
+        command: what makes it, such as `sniper chips`.
+
+    Raises:
+        DataError: it is missing or damaged. OSError: it cannot be read.
+    """
+    path = folder / NAME
+    try:
+        run: dict[str, Any] = json.loads(read_bytes(path))
+        absent = [name for name in CONTENT if name not in run]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({error}); run `{command}` again") from error
+    if absent:
+        raise DataError(f"{path}: is damaged (has no {', '.join(absent)}); run `{command}` again")
+    return run
+
+
+def finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
+    """The run.json of the positives and, where wanted and there, of the pool, by folder name.
+
+    Raises:
+        DataError: one is unfinished, or they do not belong together.
+    """
+    runs = {"positives": read_run(data, "sniper chips")}
+    if pool and is_folder(data / "negatives"):
+        run = read_run(data / "negatives", "sniper negatives")
+        if run.get("positives") != runs["positives"]["fingerprint"]:
+            raise DataError(
+                f"{data / 'negatives'}: mined for positives {run.get('positives')}, found "
+                f"{runs['positives']['fingerprint']}; run `sniper negatives` again, or remove the folder"
+            )
+        runs["negatives"] = run
+    return runs

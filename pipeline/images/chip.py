@@ -1,0 +1,72 @@
+"""From pixels to the bytes of a chip: crop, resize and JPEG."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import pyarrow as pa
+import simplejpeg
+
+from pipeline.images.decode import Image
+from pipeline.planning.scales import PIXEL_EPSILON
+
+
+class Codec(NamedTuple):
+    """Names the libraries that decide the bytes; part of every fingerprint."""
+
+    jpeg: str
+    resize: str
+    simd: bool
+
+
+def codec() -> Codec:
+    """The JPEG codec and the resizer in use, with versions, and whether resizing is SIMD."""
+    simd = ".post" in PIL.__version__  # pillow-simd marks its releases so
+    resize = f"{'pillow-simd' if simd else 'pillow'} {PIL.__version__}"
+    return Codec(f"simplejpeg {simplejpeg.__version__}", resize, simd)
+
+
+def cut_chip(
+    image: Image.Image, window: tuple[float, float, float, float], scale: float, width: int, height: int
+) -> npt.NDArray[np.uint8]:
+    """Resize a window of the image so that chip = (source - origin) * scale holds exactly.
+
+    Pillow's bilinear filter takes a fractional box and widens when it shrinks, so nothing is rounded to whole
+    source pixels (facts B4) and nothing aliases. Where the window's scaled side is no whole number, the last
+    column or row, which the image fills only in part, repeats its neighbour.
+
+    Args:
+        window: x1 y1 x2 y2, source pixels, inside the image.
+        width, height: stored content, chip pixels (scales.content_size).
+
+    Returns:
+        uint8 [height, width, 3 or 4], RGB or RGBX.
+    """
+    x1, y1, x2, y2 = window
+    full_w = min(width, max(1, math.floor((x2 - x1) * scale + PIXEL_EPSILON)))
+    full_h = min(height, max(1, math.floor((y2 - y1) * scale + PIXEL_EPSILON)))
+    box = (x1, y1, min(x1 + full_w / scale, image.width), min(y1 + full_h / scale, image.height))
+    pixels = _pixels(image.resize((full_w, full_h), Image.Resampling.BILINEAR, box=box))
+    if (full_w, full_h) == (width, height):
+        return pixels
+    return np.pad(pixels, ((0, height - full_h), (0, width - full_w), (0, 0)), mode="edge")
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """uint8 [h, w, channels] without a copy where Pillow can lend its memory."""
+    if image.mode == "RGBX" and hasattr(image, "__arrow_c_array__"):
+        try:
+            flat: npt.NDArray[np.uint8] = pa.array(image).values.to_numpy()
+        except ValueError:  # Pillow lends only what it keeps in one block
+            return np.asarray(image)
+        return flat.reshape(image.height, image.width, 4)
+    return np.asarray(image)
+
+
+def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
+    """JPEG bytes of uint8 [h, w, 3 or 4] pixels, RGB or RGBX."""
+    colorspace = "RGBX" if pixels.shape[2] == 4 else "RGB"
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorspace, subsampling)
+    return encoded

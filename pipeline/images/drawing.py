@@ -1,0 +1,19 @@
+"""Colours and fonts of the pictures that the commands draw."""
+
+from PIL import ImageFont
+
+STATUS_COLORS = {
+    "valid": "#35d04f",
+    "rescued": "#19d3e0",
+    "cut": "#ffd21f",
+    "out_of_range": "#ff8c1a",
+    "ignore": "#b0b0b0",
+    "crowd": "#e03bd8",
+}
+
+
+def label_font(size: int) -> ImageFont.ImageFont:
+    try:
+        return ImageFont.load_default(size)  # type: ignore[return-value]  # needs FreeType, which a build may lack
+    except (ImportError, OSError):
+        return ImageFont.load_default()  # type: ignore[return-value]

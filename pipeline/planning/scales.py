@@ -1,0 +1,44 @@
+"""Scales of the pyramid: factors, names, and the size of what is stored. Plain numpy, so that workers load fast."""
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.arrays import FloatArray, IntArray
+from schemas.settings import ChipSettings, SideScale
+
+PIXEL_EPSILON = 1e-6
+"""A scaled side this little above a whole number of pixels is that number: 512 / 640 * 640 is not 512."""
+
+
+def scale_factors(settings: ChipSettings, widths: IntArray, heights: IntArray) -> FloatArray:
+    """Factor source -> chip of every image at every scale, float64 [n, S]. No rounding (facts §1.2, B7)."""
+    long = np.maximum(widths, heights).astype(np.float64)
+    short = np.minimum(widths, heights).astype(np.float64)
+    columns = []
+    for scale in settings.scales:
+        if isinstance(scale, SideScale):
+            factor = scale.long_side / long
+            if scale.short_side is not None:
+                factor = np.minimum(factor, scale.short_side / short)
+        else:
+            factor = np.full(len(long), scale, np.float64)
+        columns.append(factor)
+    return np.stack(columns, axis=1)
+
+
+def content_size(windows: FloatArray, scales: FloatArray, size: int) -> npt.NDArray[np.int16]:
+    """Stored width and height of each chip, int16 [C, 2]: the whole scaled window, at most `size`.
+
+    A fraction of a pixel is rounded up: the last column then holds less than a pixel of image, repeated.
+    """
+    sides = (windows[:, 2:] - windows[:, :2]) * scales[:, None]
+    return np.clip(np.ceil(sides - PIXEL_EPSILON), 1, size).astype(np.int16)
+
+
+def scale_name(scale: float | SideScale) -> str:
+    """As a person would write it: `3`, `512/long side`, `800/short side, at most 1333`."""
+    if not isinstance(scale, SideScale):
+        return f"{scale:g}"
+    if scale.short_side is None:
+        return f"{scale.long_side}/long side"
+    return f"{scale.short_side}/short side, at most {scale.long_side}"

@@ -1,0 +1,52 @@
+"""Bytes on any disk or in any bucket, read and written whole.
+
+In: a place (a path of this machine or an fsspec URL). Out: bytes, or files that appear whole or not at all. The only
+room that talks to disks and stores. It imports `schemas`.
+"""
+
+from pipeline.storage.files import (
+    ahead,
+    download,
+    files_in,
+    is_file,
+    is_folder,
+    local_copy,
+    make_folder,
+    read_all,
+    read_bytes,
+    read_each,
+    read_range,
+    remove,
+    remove_files,
+    remove_folder,
+    size_of,
+)
+from pipeline.storage.locks import locked, remove_temporary
+from pipeline.storage.stores import Location, location
+from pipeline.storage.writing import TEMPORARY, atomic_file, start_writeback, write_atomic
+
+__all__ = [
+    "Location",
+    "TEMPORARY",
+    "ahead",
+    "atomic_file",
+    "download",
+    "files_in",
+    "is_file",
+    "is_folder",
+    "local_copy",
+    "location",
+    "locked",
+    "make_folder",
+    "read_all",
+    "read_bytes",
+    "read_each",
+    "read_range",
+    "remove",
+    "remove_files",
+    "remove_folder",
+    "remove_temporary",
+    "size_of",
+    "start_writeback",
+    "write_atomic",
+]

@@ -1,0 +1,55 @@
+"""Parquet files that a build wrote, read from wherever they lie: whole, some of their columns, or what they say of
+themselves."""
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.files import read_bytes, read_range, size_of
+from pipeline.storage.stores import Location
+from schemas.errors import DataError
+
+TAIL = 1 << 16  # bytes that hold the metadata of most files
+_END = 8  # bytes: the length of the metadata, and Parquet's mark
+
+
+def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its columns.
+
+    Raises:
+        DataError: it is missing or damaged. OSError: it cannot be read.
+    """
+    try:
+        content = read_bytes(place)
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: is missing; run the build again") from error
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{place}: is damaged: {error}; delete it and run the build again") from error
+
+
+def read_frame(place: Location) -> pl.DataFrame:
+    """As read_table, for Polars."""
+    frame = pl.from_arrow(read_table(place))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def read_metadata(place: Location) -> dict[bytes, bytes]:
+    """What a Parquet file says of itself under names of our own; of a large file only the end is read.
+
+    Raises:
+        DataError: it is missing or no Parquet file. OSError: it cannot be read.
+    """
+    size = size_of(place)
+    if size is None:
+        raise DataError(f"{place}: is missing; run the build again")
+    tail = read_range(place, max(0, size - TAIL), TAIL)
+    wanted = int.from_bytes(tail[-_END:-4], "little") + _END
+    if len(tail) < wanted <= size:
+        tail = read_range(place, size - wanted, wanted)
+    try:
+        return pq.read_metadata(pa.BufferReader(tail)).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{place}: is no Parquet file: {error}; delete it and run the build again") from error

@@ -1,0 +1,89 @@
+"""Settings: frozen models, one section per command, unknown keys refused. All errors are reported at once."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    ValidationError,
+)
+
+from schemas.errors import SettingsError
+from schemas.settings.chips import ChipSettings, NegativeSettings
+from schemas.settings.detect import DetectSettings
+from schemas.settings.loader import LoaderSettings
+from schemas.settings.model import ModelSettings
+from schemas.settings.section import Section
+from schemas.settings.train import TrainSettings
+
+
+class Settings(Section):
+    """The whole configuration; one YAML file can drive every command."""
+
+    chips: ChipSettings = ChipSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    model: ModelSettings = ModelSettings()
+    loader: LoaderSettings = LoaderSettings()
+    train: TrainSettings = TrainSettings()
+    detect: DetectSettings = DetectSettings()
+
+
+def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ()) -> Settings:
+    """Read settings from a YAML file, then apply `a.b=value` assignments (values are YAML).
+
+    Raises:
+        SettingsError: naming every unknown key and wrong value at once, with dotted names.
+    """
+    tree = _read_yaml(config) if config is not None else {}
+    faults = [fault for assignment in assignments if (fault := _assign(tree, assignment)) is not None]
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError("\n".join([*faults, *(_describe(detail) for detail in error.errors())])) from error
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return settings
+
+
+# safe_load also lets through ValueError (2001-99-99 is no date) and RecursionError.
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except YAML_ERRORS as error:
+        raise SettingsError(f"{path}: is not YAML: {error}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: expected sections such as `chips:`, found {type(loaded).__name__}")
+    # a section whose lines are all commented out reads as null
+    return {name: {} if section is None else section for name, section in (loaded or {}).items()}
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> str | None:
+    """Put `a.b=value` into the tree; returns what is wrong with it, if anything."""
+    dotted, equals, text = assignment.partition("=")
+    *parents, leaf = dotted.strip().split(".")
+    if not equals or not leaf or not all(parents):
+        return f"--set {assignment}: expected section.key=value"
+    section: Any = tree
+    for name in parents:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            return f"--set {assignment}: {name} is a value, not a section"
+    try:
+        section[leaf] = yaml.safe_load(text)
+    except YAML_ERRORS as error:
+        return f"--set {assignment}: the value is not YAML: {error}"
+    return None
+
+
+def _describe(detail: Any) -> str:
+    """One line for one pydantic error: dotted name, what was expected, what was found."""
+    name = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("<"))
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: unknown setting"
+    found = f", found {detail['input']!r}" if detail["type"] != "value_error" else ""
+    return f"{name}: {detail['msg'].removeprefix('Value error, ')}{found}"

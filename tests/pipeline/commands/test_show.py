@@ -1,0 +1,42 @@
+"""The contact sheet shows the chips, with boxes in their status colours."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from pipeline.commands.chips import chips
+from pipeline.commands.show import show
+from pipeline.images.drawing import STATUS_COLORS
+from schemas.codes import STATUS_NAMES
+from schemas.errors import UsageError
+from schemas.settings import ChipSettings
+from tests.pipeline.conftest import DataSet
+
+
+def count_pixels(picture: np.ndarray, color: str) -> int:  # type: ignore[type-arg]
+    return int((picture == ImageColor.getrgb(color)).all(axis=2).sum())
+
+
+def test_show__draws_a_row_per_scale_from_the_shards(demo_set: DataSet, tmp_path: Path) -> None:
+    chips(demo_set.annotations, demo_set.images, tmp_path / "out", ChipSettings())
+    number = show(tmp_path / "out", tmp_path / "sheet.png", columns=4)
+    assert number == 12
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))
+    legend, sheet = picture[:28], picture[28:]
+    for color in STATUS_COLORS.values():
+        assert count_pixels(legend, color) > 20
+    assert count_pixels(sheet, STATUS_COLORS["valid"]) > 500
+    assert (sheet.std(axis=(0, 1)) > 20).all()  # there are pictures on it
+    show(tmp_path / "out", tmp_path / "again.png", columns=4)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "sheet.png").read_bytes()
+
+
+def test_show__every_status_has_a_color() -> None:
+    assert set(STATUS_COLORS) == set(STATUS_NAMES)
+
+
+def test_show__says_when_there_are_none(demo_set: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no positive chips"):
+        show(tmp_path, tmp_path / "sheet.png")

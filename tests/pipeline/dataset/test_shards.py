@@ -1,0 +1,94 @@
+"""Shards as others read them: tarfile, webdataset and Polars see what our reader sees."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from pipeline.commands.chips import chips
+from pipeline.dataset.shards import TarWriter, read_record, read_rows
+from schemas.errors import DataError
+from schemas.settings import ChipSettings
+from schemas.tables import MANIFEST
+from tests.pipeline.conftest import DataSet
+
+
+@pytest.fixture(scope="module")
+def built(demo_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built")
+    chips(demo_set.annotations, demo_set.images, out, ChipSettings(images_per_shard=5))
+    return out
+
+
+def test_tar_writer__is_what_tarfile_would_write() -> None:
+    contents = {"a.jpg": b"x" * 1000, "name-with-0123.json": b"", "b" * 96 + ".jpg": b"\0" * 512}
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    writer = TarWriter(ours)
+    for name, data in contents.items():
+        writer.add(name, data)
+    writer.close()
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    # tarfile pads the end to 10,240 bytes
+    assert theirs.getvalue().rstrip(b"\0") == ours.getvalue().rstrip(b"\0")
+    assert len(ours.getvalue()) % 512 == 0
+
+
+def test_manifest__polars_and_offsets_agree_with_tarfile(built: Path) -> None:
+    manifest = pl.scan_parquet(built / "*/chips-*.parquet").collect()
+    assert manifest.columns == MANIFEST.names
+    members: dict[str, bytes] = {}
+    for path in sorted((built / "positives").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in tar:
+                extracted = tar.extractfile(info)
+                assert extracted is not None
+                members[info.name] = extracted.read()
+                assert (info.mtime, info.uid, info.gid) == (0, 0, 0)
+    assert len(members) == 2 * len(manifest)
+    for chip in manifest.to_dicts():
+        with (built / chip["shard"]).open("rb") as tar_file:
+            tar_file.seek(chip["offset"])
+            assert tar_file.read(chip["size"]) == members[f"{chip['key']}.jpg"]
+        row = {name: chip[name] for name in MANIFEST.names[:-4]}
+        if row["range_max"] == float("inf"):
+            row["range_max"] = None
+        assert json.loads(members[f"{chip['key']}.json"]) == row
+
+
+def test_shards__webdataset_reads_the_same_chips(built: Path) -> None:
+    import webdataset
+
+    rows = {row["key"]: row for row in pl.read_parquet(built / "positives/chips-*.parquet").to_dicts()}
+    urls = [str(path) for path in sorted((built / "positives").glob("*.tar"))]
+    samples: list[dict[str, Any]] = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == list(rows)
+    for sample in samples:
+        row = rows[sample["__key__"]]
+        assert sample["jpg"].shape == (row["height"], row["width"], 3)
+        assert [box["annotation_id"] for box in sample["json"]["boxes"]] == [b["annotation_id"] for b in row["boxes"]]
+        with (built / row["shard"]).open("rb") as tar:
+            tar.seek(row["offset"])
+            ours = np.asarray(Image.open(io.BytesIO(tar.read(row["size"]))))
+        np.testing.assert_array_equal(sample["jpg"], ours)
+
+
+def test_read_record__names_the_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "chips-00000.parquet"
+    path.write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="chips-00000.parquet"):
+        read_record(path)
+    with pytest.raises(DataError, match="chips-00000.parquet"):
+        read_rows(path)
+    pl.DataFrame({"a": [1]}).write_parquet(path)
+    with pytest.raises(DataError, match="not a chip manifest"):
+        read_record(path)

@@ -1,0 +1,211 @@
+"""One contract for every engine: each task once, errors as they are, the lost named, no worker left behind."""
+
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.engines.run import run
+from pipeline.engines.tasks import ATTEMPTS, Engine, Task
+from schemas.errors import DataError, UsageError
+from tests.paths import ROOT
+
+pytest_plugins = ["tests.clusters"]
+
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Two workers of each kind."""
+    if request.param == "ray":
+        return Engine("ray", 4, request.getfixturevalue("ray_cluster"))
+    return Engine("local", 2)
+
+
+def tasks(count: int) -> list[Task[int]]:
+    return [Task(f"item-{number}", number) for number in range(count)]
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise DataError("item 3 is bad")
+    return number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die_once(marker: Path) -> str:
+    """The first process that comes by dies."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return marker.name
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def leave_a_mark(folder: Path) -> None:
+    (folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+
+
+def take_too_much(number: int) -> int:
+    if number == 3:
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, -1))
+        return len(bytearray(16 << 30))
+    return number
+
+
+def test_run__each_task_once(engine: Engine) -> None:
+    assert sorted(run(square, tasks(20), engine)) == [n * n for n in range(20)]
+
+
+def test_run__no_tasks(engine: Engine) -> None:
+    assert list(run(square, [], engine)) == []
+
+
+def test_run__draws_tasks_only_as_they_are_needed(engine: Engine) -> None:
+    drawn = []
+
+    def items() -> Iterator[Task[int]]:
+        for task in tasks(50):
+            drawn.append(task)
+            yield task
+
+    results = run(square, items(), engine)
+    next(results)
+    assert len(drawn) <= 8
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_run__a_slow_consumer_makes_no_task_run_twice(engine: Engine, tmp_path: Path) -> None:
+    for _ in run(leave_a_mark, [Task(f"item-{i}", tmp_path) for i in range(10)], engine):
+        time.sleep(0.05)  # meanwhile others finish
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_run__raises_what_the_function_raised(engine: Engine) -> None:
+    with pytest.raises(DataError, match="^item 3 is bad$"):
+        list(run(fail_at_three, tasks(20), engine))
+
+
+def test_run__out_of_memory_in_python_arrives_as_such(engine: Engine) -> None:
+    with pytest.raises(MemoryError):
+        list(run(take_too_much, tasks(5), engine))
+
+
+def test_run__a_task_whose_worker_dies_is_tried_again(engine: Engine, tmp_path: Path) -> None:
+    markers = [Task(f"item-{i}", tmp_path / str(i)) for i in range(2)]
+    assert sorted(run(die_once, markers, engine)) == ["0", "1"]
+
+
+def test_run__a_task_that_always_kills_its_worker_is_named_when_the_others_are_done(engine: Engine) -> None:
+    done: list[int] = []
+    with pytest.raises(DataError, match=rf"item-3\b.*not done.*{ATTEMPTS} times"):
+        done.extend(run(die_at_three, tasks(12), engine))
+    assert sorted(done) == [n for n in range(12) if n != 3]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pipeline.engines.tasks import Engine, Task
+from pipeline.engines.run import run
+from tests.pipeline.test_engines import sleep
+if __name__ == "__main__":
+    for _ in run(sleep, (Task(str(n), n) for n in range(100)), {engine!r}):
+        print("one", flush=True)
+"""
+
+
+def sleep(number: int) -> int:
+    time.sleep(0.2)
+    return number
+
+
+def start_sleeping(engine: Engine, folder: Path) -> subprocess.Popen[bytes]:
+    """A process in the middle of a run."""
+    script = folder / "run.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), engine=engine))
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"one\n"
+    return process
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_run__workers_end_with_their_parent(tmp_path: Path, sent: signal.Signals) -> None:
+    process = start_sleeping(Engine("local", 2), tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(sent)
+    process.wait(60)
+    gone, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def test_run__a_task_for_more_memory_than_any_node_has_is_run_all_the_same(ray_cluster: str) -> None:
+    assert list(run(square, [Task("large", 3, memory=1 << 50)], Engine("ray", 1, ray_cluster))) == [9]
+
+
+def when(seconds: float) -> tuple[float, float]:
+    started = time.time()
+    time.sleep(seconds)
+    return started, time.time()
+
+
+def test_run__tasks_that_fill_a_node_one_by_one_do_not_meet_there(ray_cluster: str) -> None:
+    import ray
+
+    much = int(0.6 * ray.cluster_resources()["memory"])
+    large = [Task(f"large-{i}", 0.3, memory=much) for i in range(3)]
+    times = sorted(run(when, large, Engine("ray", 3, ray_cluster)))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+
+
+def test_run__ctrl_c_ends_a_ray_run_and_leaves_the_cluster_to_others(ray_cluster: str, tmp_path: Path) -> None:
+    engine = Engine("ray", 2, ray_cluster)
+    process = start_sleeping(engine, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert sorted(run(square, tasks(4), engine)) == [0, 1, 4, 9]
+
+
+def test_run__an_address_is_of_a_cluster() -> None:
+    with pytest.raises(UsageError, match="give --engine ray"):
+        run(square, tasks(1), Engine("local", 1, NOWHERE))
+
+
+def test_run__says_when_no_cluster_answers() -> None:
+    script = f"from tests.pipeline.test_engines import *; list(run(square, tasks(1), Engine('ray', 1, {NOWHERE!r})))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert f"UsageError: --engine ray: no cluster answers at {NOWHERE}" in result.stderr
+
+
+def test_run__without_ray_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'sniper-chips\[ray\]'"):
+        list(run(square, tasks(1), Engine("ray")))
+
+
+def test_run__unknown_engine() -> None:
+    with pytest.raises(UsageError, match="expected local or ray"):
+        list(run(square, tasks(1), Engine("slurm")))

@@ -1,0 +1,67 @@
+import pickle
+
+import pytest
+import torch
+
+from schemas.codes import Status
+from tests.trainer.chips import chip_boxes, make_batch
+from trainer.learning.truth import hash_slots, key_states, pad
+from trainer.loading.batch import flip
+
+
+def test_batch__counts_its_boxes_and_survives_moving():
+    batch = make_batch([3, 0, 7], seed=1)
+    rescued = max(sum(s is Status.RESCUED for *_, s in chip_boxes(batch, chip)) for chip in range(3))
+    assert (batch.max_boxes, batch.max_rescued) == (7, rescued)
+    moved = batch.to("meta")
+    assert (moved.max_boxes, moved.max_rescued, len(moved)) == (7, rescued, 3)
+    assert pickle.loads(pickle.dumps(batch)).boxes.equal(batch.boxes)
+
+
+@pytest.mark.parametrize("counts", [[], [0], [0, 0], [2, 0, 5]])
+def test_pad__rows_are_the_chips_boxes(counts: list[int]):
+    batch = make_batch(counts)
+    padded = pad(batch)
+    assert padded.boxes.shape == (len(counts), max(counts, default=0), 4)
+    for chip, count in enumerate(counts):
+        own = chip_boxes(batch, chip)
+        assert padded.real[chip].tolist() == [i < count for i in range(padded.real.shape[1])]
+        assert padded.boxes[chip, :count].tolist() == [box for box, *_ in own]
+        assert padded.having(Status.VALID)[chip, :count].tolist() == [s is Status.VALID for *_, s in own]
+
+
+def test_flip__mirrors_content_and_boxes_and_leaves_padding():
+    batch = make_batch([3, 2, 4], seed=5)
+    flags = torch.tensor([True, False, True])
+    flipped = flip(batch, flags)
+    for chip, (_, width) in enumerate(batch.sizes.tolist()):
+        before, after = batch.images[chip], flipped.images[chip]
+        content = before[..., :width]
+        assert after[..., :width].equal(content.flip(-1) if flags[chip] else content)
+        assert after[..., width:].equal(before[..., width:])
+        for (old, *_), (new, *_) in zip(chip_boxes(batch, chip), chip_boxes(flipped, chip), strict=True):
+            assert new == ([width - old[2], old[1], width - old[0], old[3]] if flags[chip] else old)
+    again = flip(flipped, flags)
+    assert again.images.equal(batch.images)
+    assert again.boxes.equal(batch.boxes)
+    assert flip(make_batch([]), flags[:0]).images.shape[0] == 0
+
+
+def test_hash_slots__is_splitmix64():
+    """Against the algorithm in whole numbers; a change would change every draw of every run."""
+
+    def splitmix(state: int, slot: int) -> int:
+        x = (state + (slot + 1) * 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return (x ^ (x >> 31)) % 2**62
+
+    states = key_states(["a", "b"], seed=1, epoch=2, device=torch.device("cpu"))
+    expected = [[splitmix(state, slot) for slot in range(1000)] for state in states.tolist()]
+    assert hash_slots(states, 1000).tolist() == expected
+
+
+def test_key_states__depend_on_seed_epoch_key_and_purpose():
+    cpu = torch.device("cpu")
+    inputs = [("a", 0, 0, ""), ("b", 0, 0, ""), ("a", 1, 0, ""), ("a", 0, 1, ""), ("a", 0, 0, "flip")]
+    assert len({key_states([key], seed, epoch, cpu, what).item() for key, seed, epoch, what in inputs}) == 5

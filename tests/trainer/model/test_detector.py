@@ -1,0 +1,240 @@
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.coco import SourceImage
+from schemas.codes import Status
+from schemas.settings import ModelSettings
+from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_detector, take
+from trainer.evaluation.coco_scores import run_coco
+from trainer.evaluation.evaluate import as_results
+from pipeline.pyramid.merging import Found
+from trainer.learning.objective import training_losses
+from trainer.loading.batch import Batch
+from trainer.model import Detector, predict
+from trainer.model.backbone import normalise
+from trainer.runtime.weights import set_norm_policy
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are many times slower when something else keeps a core busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+
+
+def losses_of(model: Detector, batch: Batch, chips: int | None = None) -> dict[str, Tensor]:
+    return training_losses(model, batch, seed=0, epoch=0, global_chips=len(batch) if chips is None else chips)
+
+
+def gradients(model: Detector) -> dict[str, Tensor]:
+    """Of every parameter that learns; fails if one has none or one that is not finite."""
+    out = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            out[name] = parameter.grad.clone()
+    model.zero_grad()
+    return out
+
+
+@pytest.mark.parametrize(("backbone", "neck"), list(itertools.product(BACKBONES, ("fpn", "c5"))))
+def test_detector__trains_and_predicts(backbone: str, neck: str):
+    settings = SLIM.model_copy(update={"backbone": backbone, "neck": neck, "anchor_scales": None, "levels": (2, 6)})
+    model = slim_detector(64, settings=settings)
+    set_norm_policy(model, "frozen", freeze_stem=False)
+    losses = losses_of(model, make_batch([2, 0], 64))
+    assert set(losses) == {"rpn_class", "rpn_box", "roi_class", "roi_box"}
+    sum(losses.values()).backward()
+    gradients(model)
+    stride = model.features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]])).maps[0].shape[3]
+    assert stride == {"fpn": 16, "c5": 2 if backbone == "mobilenet_v2" else 4}[neck]
+    detections = predict(
+        model.eval(), torch.zeros(2, 3, 96, 80, dtype=torch.uint8), torch.tensor([[96, 70], [50, 80]])
+    )
+    assert len(detections) == 2
+    for (boxes, scores, labels), (height, width) in zip(detections, ((96, 70), (50, 80)), strict=True):
+        assert len(boxes) == len(scores) == len(labels)
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all()
+        assert (scores > 0.001).all()
+        assert ((labels >= 1) & (labels <= CLASSES)).all()
+
+
+@pytest.mark.parametrize("policy", ["train", "frozen"])
+@pytest.mark.parametrize("class_boxes", [False, True])
+def test_training_losses__finite_with_every_parameter_whatever_the_boxes(policy: str, class_boxes: bool):
+    model = slim_detector(settings=SLIM.model_copy(update={"class_boxes": class_boxes}))
+    set_norm_policy(model, policy)  # type: ignore[arg-type]
+    cases = {
+        "mixed": make_batch([5, 0, 30], seed=1),
+        "only negatives": make_batch([0, 0]),
+        "no chips": make_batch([]),
+        "only crowds": make_batch([3, 3], statuses=[Status.CROWD]),
+        "more boxes than slots": make_batch([200], statuses=[Status.RESCUED]),
+    }
+    for name, batch in cases.items():
+        losses = losses_of(model, batch)
+        assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values()), name
+        sum(losses.values()).backward()
+        gradients(model)
+        if name in ("only negatives", "no chips"):
+            assert losses["rpn_box"] == losses["roi_box"] == 0
+        if name == "only negatives":
+            assert losses["rpn_class"] > 0
+            assert losses["roi_class"] > 0
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+def test_training_losses__gradients_of_parts_add_up():
+    """1 x 8 chips = 2 ranks x 4 = 4 x 2 accumulated, each over the chips of the global batch."""
+    model = slim_detector()
+    set_norm_policy(model, "frozen")
+    batch = make_batch([3, 0, 8, 1, 20, 2, 0, 5], seed=6)
+    found = []
+    for size in (8, 4, 2):
+        for start in range(0, 8, size):
+            sum(losses_of(model, take(batch, list(range(start, start + size))), 8).values()).backward()
+        found.append(gradients(model))
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            assert torch.allclose(gradient, other[name], rtol=1e-3, atol=1e-5 * gradient.abs().max().item()), name
+
+
+def test_rpn__at_equals_everywhere_values_and_gradients():
+    model = slim_detector()
+    torch.manual_seed(1)
+    maps = [torch.randn(2, 16, n, n, requires_grad=True) for n in (6, 3, 2)]
+    rows = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], 1)
+    shapes = ((6, 6), (3, 3), (2, 2))
+    slots = torch.randint(0, rows.shape[1] * model.rpn.k, (2, 40))
+    logits, deltas = model.rpn.at(rows, shapes, slots)
+    all_logits, all_deltas = model.rpn.everywhere(maps)
+    assert torch.allclose(logits, all_logits.gather(1, slots), atol=1e-5)
+    assert torch.allclose(deltas, all_deltas.gather(1, slots[..., None].expand(-1, -1, 4)), atol=1e-5)
+
+    weight, weights = torch.randn_like(logits), torch.randn_like(deltas)
+    leaves = [*maps, *model.rpn.parameters()]
+    ours = torch.autograd.grad((logits * weight).sum() + (deltas * weights).sum(), leaves)
+    hidden = [F.relu(model.rpn.conv(level)) for level in maps]
+    dense = torch.cat([model.rpn.logits(x).permute(0, 2, 3, 1).flatten(1) for x in hidden], 1)
+    dense_boxes = torch.cat([model.rpn.deltas(x).permute(0, 2, 3, 1).reshape(2, -1, 4) for x in hidden], 1)
+    total = (dense.gather(1, slots) * weight).sum()
+    total = total + (dense_boxes.gather(1, slots[..., None].expand(-1, -1, 4)) * weights).sum()
+    for a, b in zip(ours, torch.autograd.grad(total, leaves), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_backbone__equals_torchvision_whatever_the_norms_do():
+    for policy in ("train", "frozen"):
+        model = slim_detector(settings=ModelSettings(backbone="resnet50", width=16, head_width=16))
+        for buffer in model.backbone.buffers():
+            if buffer.dtype == torch.float32:
+                buffer.uniform_(0.5, 1.5)
+        set_norm_policy(model, policy)  # type: ignore[arg-type]
+        body, x = model.backbone.body, torch.randn(2, 3, 64, 64)
+        maps = model.backbone(x)
+        out = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+        for level, ours in enumerate(maps, 1):
+            out = getattr(body, f"layer{level}")(out)
+            assert torch.allclose(ours, out, rtol=1e-3, atol=1e-4 * out.abs().max().item())
+
+
+def test_normalise__padding_is_the_mean_colour():
+    images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
+    sizes = torch.tensor([[20, 12], [5, 20]])
+    x = normalise(images, sizes)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    for chip, (height, width) in enumerate(sizes.tolist()):
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+        expected = (images[chip, :, :height, :width] / 255 - mean) / deviation
+        assert torch.allclose(x[chip, :, :height, :width], expected, atol=1e-5)
+        assert (x[chip, :, height:] == 0).all()
+        assert (x[chip, :, :, width:] == 0).all()
+
+
+def test_training_losses__refuses_chips_of_another_side():
+    with pytest.raises(ValueError, match=r"expected chips \[B, 3, 96, 96\].*128"):
+        losses_of(slim_detector(96), make_batch([1], 128))
+
+
+def test_training_losses__bf16_autocast():
+    """The casts that autocast caches must not cut the RPN's weights out of the graph."""
+    model = slim_detector()
+    set_norm_policy(model, "train")
+    batch = make_batch([4, 2], seed=3)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = losses_of(model, batch)
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        sum(losses.values()).backward()
+        found.append(gradients(model))
+    for name in ("rpn.conv.weight", "rpn.logits.weight", "head.layers.0.weight"):
+        assert F.cosine_similarity(found[0][name].flatten(), found[1][name].flatten(), 0) > 0.9, name
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert predict(model, batch.images, batch.sizes)[0].boxes.dtype == torch.float32
+
+
+def bright_rectangles() -> Batch:
+    """Four chips of dark noise, a bright rectangle in each; three classes, each of one colour."""
+    boxes = torch.tensor([[8.0, 8, 40, 44], [50, 20, 88, 52], [20, 30, 70, 60], [10, 55, 42, 90]])
+    images = torch.randint(0, 60, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for chip, (x1, y1, x2, y2) in enumerate(boxes.int().tolist()):
+        images[chip, chip % 3, y1:y2, x1:x2] = 230
+    batch = make_batch([1] * 4, statuses=[Status.VALID])
+    values = {"images": images, "boxes": boxes, "labels": torch.tensor([1, 2, 3, 1])}
+    values |= {"sizes": torch.full((4, 2), 96), "scales": torch.ones(4), "ranges": torch.tensor([[0, torch.inf]] * 4)}
+    return Batch(**{**vars(batch), **values})
+
+
+def ap50(model: Detector, batch: Batch) -> float:
+    """COCO's AP at an IoU of 0.5 of all that the network finds in the chips, the mean over their classes."""
+    categories = [(label, "") for label in range(1, CLASSES + 1)]
+    results, truth = [], []
+    for chip, found in enumerate(predict(model.eval(), batch.images, batch.sizes)):
+        image = SourceImage(chip, "", *batch.sizes[chip].tolist())
+        results += as_results(image, Found(*(each.numpy() for each in found)), categories)
+        for (x1, y1, x2, y2), label, _ in chip_boxes(batch, chip):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            truth.append({**box, "image_id": chip, "category_id": label})
+    images = [{"id": chip} for chip in range(len(batch))]
+    names = [{"id": label, "name": name} for label, name in categories]
+    objects = {"images": images, "annotations": truth, "categories": names}
+    precision = run_coco(objects, results, {"all": (0, 1e10)}, 100).precision(0.5)
+    assert precision is not None
+    return precision
+
+
+def test_detector__overfits_a_few_chips():
+    """A slim model finds the bright rectangles of four chips, and nothing else with as much certainty.
+
+    Losses of a given step hang on how a CPU rounds. The steps are many and end small, so that all CPUs come to the
+    same end: AP50 is 1 from about the 70th step on.
+    """
+    batch = bright_rectangles()
+    model = slim_detector(settings=SLIM.model_copy(update={"width": 32, "pooled": 5, "head_width": 128}))
+    set_norm_policy(model, "train", freeze_stem=False, momentum=0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    steps = 100
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 - 2 * step / steps))
+    assert ap50(model, batch) < 0.1
+    model.train()
+    for step in range(steps):
+        losses = training_losses(model, batch, seed=0, epoch=step, global_chips=4)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        schedule.step()
+    assert ap50(model, batch) >= 0.95

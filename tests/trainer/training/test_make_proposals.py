@@ -1,0 +1,163 @@
+"""Negatives from end to end: the RPN's run, its proposals, the pool; each step kept when it is done."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import trainer.inference.batches
+import trainer.inference.extract
+from pipeline.commands.chips import chips
+from pipeline.commands.negatives import negatives
+from pipeline.commands.show import show
+from pipeline.commands.verify import verify
+from pipeline.dataset.proposals import COLUMNS
+from schemas.errors import DataError, UsageError
+from schemas.settings import DetectSettings, Settings, load_settings
+from scripts.make_demo_data import make_demo_data
+from tests.trainer.runs import TINY, TINY_CHIPS
+from trainer.inference.extract import extract_proposals
+from trainer.loading.dataset import ChipDataset
+from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
+from trainer.training.make_proposals import make_proposals
+from trainer.training.train import train
+
+OPTIONS = (*TINY, *TINY_CHIPS, "negatives.rpn_epochs=1", "negatives.min_finest=3", "negatives.min_others=3")
+
+
+def settings(*more: str) -> Settings:
+    return load_settings(None, (*OPTIONS, *more))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("rpn")
+    make_demo_data(folder, num_train=8, num_val=1)
+    chips(folder / "train.json", folder / "train", folder / "chips", settings().chips)
+    return folder / "chips"
+
+
+@pytest.fixture(scope="module")
+def proposals(data: Path) -> Path:
+    return make_proposals(data, data.parent / "train", settings())
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {
+        str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_make_proposals__all_images_at_all_scales_inside_them(data: Path, proposals: Path) -> None:
+    table = pl.read_parquet(proposals / "part-*.parquet")
+    assert set(COLUMNS) <= set(table.columns)
+    images = pl.read_parquet(data / "images.parquet")
+    joined = table.join(images, on="image_id")
+    assert len(joined) == len(table) > 100
+    assert set(table["image_id"]) == set(images["image_id"])  # images without objects too
+    assert set(table["scale_index"]) == {0, 1}
+    assert joined.filter((pl.col("x1") < 0) | (pl.col("y1") < 0) | (pl.col("x2") > pl.col("width") + 0.01)).is_empty()
+    assert table.filter(~pl.col("score").is_between(0, 1)).is_empty()
+    checkpoint = read_checkpoint(find_checkpoints(proposals / "rpn")[-1])
+    assert checkpoint.loader[1] == 1
+
+
+def test_make_proposals__a_second_call_does_nothing_and_a_lost_part_is_made_again(data: Path, proposals: Path) -> None:
+    before = stamps(proposals)
+    make_proposals(data, data.parent / "train", settings())
+    after = stamps(proposals)
+    assert {path for path in before if "log.jsonl" not in path and before[path] != after[path]} == set()
+    part = proposals / "part-00000.parquet"
+    content = pq.read_table(part)
+    part.unlink()
+    make_proposals(data, data.parent / "train", settings())
+    assert pq.read_table(part).equals(content)
+
+
+def test_extract__an_unreadable_image_ends_every_run_until_it_is_back(
+    data: Path, proposals: Path, tmp_path: Path
+) -> None:
+    copy, images = tmp_path / "chips", tmp_path / "train"
+    shutil.copytree(data, copy)
+    shutil.copytree(data.parent / "train", images)
+    part = copy / "proposals/part-00000.parquet"
+    expected = pq.read_table(part)
+    part.unlink()
+    name = pl.read_parquet(copy / "images.parquet")["file_name"][0]
+    content = (images / name).read_bytes()
+    (images / name).unlink()
+    checkpoint = find_checkpoints(proposals / "rpn")[-1]
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 images that the chips were cut from cannot be read now"):
+            extract_proposals(copy, checkpoint, images, settings().detect)
+        assert not part.exists()
+    (images / name).write_bytes(content)
+    extract_proposals(copy, checkpoint, images, settings().detect)
+    assert pq.read_table(part).equals(expected)
+
+
+def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Path, proposals: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.momentum"):
+        make_proposals(data, data.parent / "train", settings("train.momentum=0.5"))
+
+
+def test_negatives__then_training_uses_the_pool(
+    data: Path, proposals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings()
+    report = negatives(data, proposals=proposals, settings=options.negatives)
+    assert report.num_made == report.num_shards
+    assert verify(data).problems == []
+    show(data, tmp_path / "parts.png", kind="negative")
+    monkeypatch.setattr("pipeline.dataset.proposals.find_parts", lambda *_: None)
+    show(data, tmp_path / "whole.png", kind="negative")
+    assert (tmp_path / "parts.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    dataset = ChipDataset(data)
+    pool = len(dataset) - dataset.manifest.num_positives
+    assert pool > 0
+    run = json.loads((data / "negatives/run.json").read_bytes())
+    assert run["positives"] == json.loads((data / "run.json").read_bytes())["fingerprint"]
+    train(data, tmp_path / "run", options)
+    kept = read_checkpoint(find_checkpoints(tmp_path / "run")[-1])
+    assert kept.step > -(-dataset.manifest.num_positives // options.train.batch_size)  # more than the positives alone
+
+
+def test_make_proposals__two_ranks_write_the_same_parts(
+    data: Path, proposals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Extraction only: with another number of ranks the RPN's own training differs in rounding."""
+    script = tmp_path / "extract.py"
+    script.write_text(
+        "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
+        "import trainer.inference.extract, trainer.inference.batches\nfrom schemas.settings import DetectSettings\n"
+        "trainer.inference.batches.RUN = trainer.inference.extract.RUN = 3\n"
+        "trainer.inference.extract.extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
+    )
+    arguments = (data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train")
+
+    def parts_now() -> dict[str, bytes]:
+        return {part.name: part.read_bytes() for part in proposals.glob("part-*.parquet")}
+
+    def remove_parts() -> None:
+        for part in proposals.glob("part-*.parquet"):
+            part.unlink()
+
+    for module in (trainer.inference.batches, trainer.inference.extract):
+        monkeypatch.setattr(module, "RUN", 3)  # so that both ranks have parts
+    remove_parts()
+    extract_proposals(*arguments, DetectSettings())
+    expected = parts_now()
+    assert len(expected) == 3
+    remove_parts()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
+    assert parts_now() == expected

@@ -1,0 +1,279 @@
+"""Whole runs: interrupted and resumed, over ranks and accumulation, and what stops them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.commands.chips import chips
+from pipeline.commands.negatives import negatives
+from schemas.errors import DataError, UsageError
+from schemas.settings import NegativeSettings, load_settings
+from scripts.make_demo_data import make_demo_data
+from tests.paths import ROOT
+from tests.trainer.runs import TINY_CHIPS, tiny_settings
+from trainer.loading.dataset import ChipDataset
+from trainer.model import Detector
+from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, read_checkpoint
+from trainer.runtime.weights import load_weights
+from trainer.training.train import train
+
+RUNS = Path(__file__).with_name("runs.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # also what the subprocesses use: sums in the same order
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    make_demo_data(folder, num_train=5, num_val=1)
+    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    return folder / "chips"
+
+
+@pytest.fixture(scope="module")
+def whole_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs without interruption, batch norm learning."""
+    out = tmp_path_factory.mktemp("whole")
+    train(data, out, tiny_settings("train.epochs=2", "train.norm=train", "train.ema=0.9"))
+    return out
+
+
+def last(out: Path) -> Checkpoint:
+    return read_checkpoint(find_checkpoints(out)[-1])
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def start(data: Path, out: Path, *assignments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, str(RUNS), str(data), str(out), *assignments], stderr=subprocess.PIPE)
+
+
+def logged_steps(out: Path) -> int:
+    path = out / "log.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_step(out: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
+    while logged_steps(out) < step and process.poll() is None:
+        time.sleep(0.01)
+
+
+def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
+    data: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    options = ["train.epochs=2", "train.norm=train", "train.ema=0.9", "train.save_every=2"]
+    total = last(whole_run).step
+    killed = start(data, tmp_path, *options)
+    wait_for_step(tmp_path, 3, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert 0 < last(tmp_path).step < total
+    stopped = start(data, tmp_path, *options, "resume")
+    wait_for_step(tmp_path, total // 2 + 1, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    message = stopped.communicate()[1].decode()
+    assert stopped.returncode == 1, message
+    assert "--resume" in message
+    assert "Traceback" not in message
+    assert last(tmp_path).step < total
+    finished = start(data, tmp_path, *options, "resume", "loader.prefetch=1")
+    assert finished.wait() == 0
+    ours, theirs = last(tmp_path), last(whole_run)
+    assert ours.step == theirs.step
+    assert ours.loader == theirs.loader
+    assert_same(ours.model, theirs.model)
+    assert ours.ema is not None
+    assert theirs.ema is not None
+    assert_same(ours.ema, theirs.ema)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, total + 1))  # the log has no step twice
+
+
+def test_train__losses_fall_and_a_picture_is_drawn(data: Path, tmp_path: Path) -> None:
+    options = ["train.epochs=5", "train.norm=train", "train.picture_every=10", "train.norm_momentum=0.1"]
+    train(data, tmp_path, tiny_settings(*options, "train.learning_rate=0.3", "train.keep=2"))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert (tmp_path / "pictures/step-00000010.png").stat().st_size > 1000
+    assert len(find_checkpoints(tmp_path)) == 2
+
+
+def test_train__accumulation_changes_nothing(data: Path, tmp_path: Path) -> None:
+    for name, per_rank in (("whole", 8), ("parts", 2)):
+        train(data, tmp_path / name, tiny_settings(f"train.chips_per_rank={per_rank}", "train.clip_gradient=5"))
+    assert_same(last(tmp_path / "parts").model, last(tmp_path / "whole").model, 1e-4)
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> None:
+    """Also with a last batch that leaves some of the 8 ranks without a chip."""
+    options = ["train.clip_gradient=5"]
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(RUNS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, *command, str(data), str(tmp_path / "ranks"), *options]
+    subprocess.run(arguments, check=True, env=environment, capture_output=True)
+    train(data, tmp_path / "one", tiny_settings(*options))
+    num_chips = len(ChipDataset(data))
+    assert num_chips % 8 not in (0, 7)
+    ours, theirs = last(tmp_path / "ranks"), last(tmp_path / "one")
+    assert ours.step == theirs.step == -(-num_chips // 8)
+    assert_same(ours.model, theirs.model, 1e-4)
+
+
+RANK_SCRIPT = """
+import os, sys
+from pathlib import Path
+import torch
+import trainer.train
+from tests.trainer.runs import tiny_settings
+from trainer.runtime.ranks import joined
+
+torch.set_num_threads(1)
+out = Path(sys.argv[2]) / os.environ["RANK"]  # folders that the other rank does not see
+loop = trainer.training.loop.run_loop
+
+def keeping(run, truth):
+    path = loop(run, truth)
+    torch.save([run.model.state_dict(), run.ema.state], out / f"{run.step}.state")
+    return path
+
+trainer.training.loop.run_loop = keeping
+with joined():
+    for epochs in (1, 2):  # the second goes on where the first ended
+        settings = tiny_settings(f"train.epochs={epochs}", *sys.argv[3:])
+        trainer.training.train.train(Path(sys.argv[1]), out, settings, resume=True)
+"""
+
+
+def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_path: Path) -> None:
+    """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANK_SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    options = ["train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5"]
+    done = subprocess.run(
+        [*command, str(data), str(tmp_path), *options], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert find_checkpoints(tmp_path / "1") == []
+    checkpoints = [read_checkpoint(path) for path in find_checkpoints(tmp_path / "0")]
+    assert [kept.loader for kept in checkpoints] == [(0, 1, 0), (0, 2, 0)]
+    for kept in checkpoints:
+        assert kept.ema is not None
+        for rank in "01":
+            model, ema = torch.load(tmp_path / rank / f"{kept.step}.state", weights_only=True)
+            assert_same(model, kept.model)
+            assert_same(ema, kept.ema)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_train__half_precision_runs(tmp_path: Path, precision: str) -> None:
+    make_demo_data(tmp_path, num_train=1, num_val=1)  # few chips: a CPU is slow at fp16
+    options = load_settings(None, TINY_CHIPS).chips
+    chips(tmp_path / "train.json", tmp_path / "train", tmp_path / "chips", options)
+    train(tmp_path / "chips", tmp_path / "run", tiny_settings(f"train.precision={precision}", "train.batch_size=4"))
+    assert all(torch.isfinite(value).all() for value in last(tmp_path / "run").model.values())
+
+
+def test_train__a_loss_that_is_not_finite_stops_before_the_weights_change(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not finite") as caught:
+        train(data, tmp_path, tiny_settings("train.learning_rate=1e30", "train.warmup_steps=0", "train.save_every=1"))
+    assert "non-finite-rank0.json" in str(caught.value)
+    report = json.loads((tmp_path / "non-finite-rank0.json").read_bytes())
+    keys = set(ChipDataset(data).manifest.keys.to_pylist())
+    assert {chip["key"] for chip in report["chips"]} <= keys
+    assert report["step"] == last(tmp_path).step  # the checkpoint is from before the failing step
+
+
+def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    options = tiny_settings("train.epochs=2", "train.norm=train", "train.ema=0.9")
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(data, whole_run, options)
+    other = tiny_settings(
+        "train.epochs=2", "train.norm=train", "train.ema=0.9", "train.momentum=0.8", "model.width=24"
+    )
+    with pytest.raises((UsageError, RuntimeError)) as caught:
+        train(data, whole_run, other, resume=True)
+    assert "train.momentum: 0.9 there, 0.8 now" in str(caught.value)
+    assert "model.width: 16 there, 24 now" in str(caught.value)
+    assert train(data, whole_run, options, resume=True) == find_checkpoints(whole_run)[-1]  # done already
+
+
+def test_train__a_resumed_run_keeps_what_it_chose(data: Path, tmp_path: Path) -> None:
+    """Fewer chips per rank would freeze batch norm; the weights it began with need not be there any more."""
+    weights = tmp_path / "weights.pt"
+    torch.save(Detector(tiny_settings().model, 3, 64).state_dict(), weights)
+    options = [f"train.weights={weights}", "train.norm=null"]
+    train(data, tmp_path / "out", tiny_settings("train.epochs=1", *options))
+    assert last(tmp_path / "out").norm == "train"
+    weights.unlink()
+    train(data, tmp_path / "out", tiny_settings("train.epochs=2", "train.chips_per_rank=4", *options), resume=True)
+    assert last(tmp_path / "out").norm == "train"
+    with pytest.raises(UsageError, match="neither a file nor a torchvision name"):
+        train(data, tmp_path / "anew", tiny_settings(*options))
+
+
+def test_train__refuses_to_go_on_with_another_pool(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "chips")
+    pool = {"random": 2, "settings": NegativeSettings()}
+    negatives(tmp_path / "chips", **pool)
+    train(tmp_path / "chips", tmp_path / "out", tiny_settings("train.epochs=1"))
+    negatives(tmp_path / "chips", **{**pool, "random": 3}, overwrite=True)
+    with pytest.raises(UsageError, match="was trained on other negatives"):
+        train(tmp_path / "chips", tmp_path / "out", tiny_settings("train.epochs=2"), resume=True)
+
+
+def test_train__leaves_sigterm_as_it_was(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    options = ("train.epochs=2", "train.norm=train", "train.ema=0.9")
+    train(data, whole_run, tiny_settings(*options), resume=True)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_train__statistics_of_several_gpus_need_gpus(data: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match=r"train\.norm: sync"):
+        train(data, tmp_path, tiny_settings("train.norm=sync"))
+
+
+def test_train__weights_of_a_checkpoint_with_other_classes(
+    data: Path, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = find_checkpoints(whole_run)[-1]
+    settings = tiny_settings()
+    same = Detector(settings.model, 3, 64)
+    assert load_weights(same, str(path)) == []
+    assert_same(dict(same.state_dict()), last(whole_run).model)
+    other = Detector(settings.model, 5, 64)
+    anew = load_weights(other, str(path))
+    assert anew
+    assert all(name.startswith("head.scores") for name in anew)
+    train(data, tmp_path, tiny_settings(f"train.weights={path}"))
+    assert "weights from" in capfd.readouterr().err
+
+
+def test_checkpoint__half_written_files_are_not_seen(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    content = find_checkpoints(whole_run)[-1].read_bytes()
+    (tmp_path / ".tmp-1-step-00000009.pt").write_bytes(content[:1000])
+    assert find_checkpoints(tmp_path) == []
+    (tmp_path / "step-00000009.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="is not a checkpoint"):
+        read_checkpoint(tmp_path / "step-00000009.pt")

@@ -1,0 +1,154 @@
+"""`sniper detect`: boxes on whole images of any size, from all scales, as one list per image."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from upath import UPath
+
+from pipeline.coco import SourceImage
+from pipeline.engines.progress import Progress
+from pipeline.images.decode import EXIF_ORIENTATION, SWAPS_SIDES, read_image
+from pipeline.images.drawing import label_font
+from pipeline.pyramid.merging import Found, merge
+from pipeline.storage import Location, location, make_folder, write_atomic
+from schemas.errors import UsageError
+from schemas.settings import Settings
+from trainer.inference.batches import Clock, run_views, split_runs
+from trainer.inference.opening import Inference, open_detector
+from trainer.model import predict
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+RUN = 8  # images whose views share batches; few, since a person waits for them
+STEM = 100  # characters of an image's name that its picture has
+COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
+
+
+def detect_images(
+    inference: Inference, runs: Sequence[range], images: Sequence[SourceImage], root: Location, clock: Clock
+) -> Iterator[tuple[int, Found]]:
+    """Yield (position, what was found) for each image of the runs; refused ones are in the clock's rejects.
+
+    Arguments as of run_views.
+    """
+    options, bounds = inference.options, inference.chips.bounds()
+    forward = partial(predict, min_score=options.min_score)
+    for viewed in run_views(forward, inference, runs, images, root, clock):
+        if viewed.views:
+            yield viewed.image, merge(viewed, images[viewed.image], bounds, options)
+
+
+def detect(
+    checkpoint: Location | str,
+    images: Location | str | Sequence[Location | str],
+    settings: Settings | None = None,
+    *,
+    out: Location | str | None = None,
+    min_drawn: float = 0.3,
+) -> list[dict[str, Any]]:
+    """Detect on image files of this machine, and folders of them.
+
+    Args:
+        images: one or several.
+        settings: as of open_inference.
+        out: folder for detections.json and a picture of each image with the boxes that score `min_drawn` or more.
+            Folders of images are searched without it.
+
+    Returns:
+        Per image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score", "category_id",
+        "category"}]}, best first; {"file", "error"} where a file cannot be used. An image of which no picture could
+        be made has an "error" beside its detections.
+
+    Raises:
+        UsageError: there is no such file, or no image in a folder; or as open_inference.
+        DataError: the checkpoint cannot be read, or serves no detection.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state, inference = open_detector(location(checkpoint), settings or Settings(), device)
+    out = None if out is None else location(out)
+    wanted = [images] if isinstance(images, str | Path | UPath) else images
+    files = [file for path in wanted for file in _files(location(path), out)]
+    if out is not None:
+        make_folder(out)
+    sources, errors = _measure(files)
+    clock = Clock()
+    results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
+    with Progress("detect", len(sources), "images") as progress:
+        for position, found in detect_images(inference, split_runs(len(sources), RUN), sources, Path(), clock):
+            source = sources[position]
+            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+            named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
+            size = {"width": source.width, "height": source.height}
+            results[source.file_name] = {"file": source.file_name, **size, "detections": named}
+            progress.add(1)
+    for reject in clock.rejects:
+        results[reject.file or ""] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
+    in_order = [results[str(file)] for file in files]
+    if out is not None:
+        for index, result in enumerate(in_order):
+            if "detections" in result:
+                try:
+                    _draw(result, out / f"{index:04d}-{Path(result['file']).stem[:STEM]}.jpg", min_drawn)
+                except (OSError, ValueError) as error:
+                    result["error"] = f"no picture could be made: {error}"
+        write_atomic(out / "detections.json", json.dumps(in_order, indent=1).encode())
+    return in_order
+
+
+def _as_dict(box: list[float], score: float, category_id: int, category: str) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, "category_id": category_id, "category": category}
+
+
+def _files(path: Location, out: Location | None) -> list[Path]:
+    if not isinstance(path, Path):
+        raise UsageError(f"{path}: detect reads images of this machine; `sniper evaluate` reads them from a store")
+    if path.is_dir():
+        images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in images if out is None or file.parent != out)
+        if not found:
+            raise UsageError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
+        return found
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    return [path]
+
+
+def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str]]:
+    """Each readable file in the frame a viewer shows, EXIF applied; and what is wrong with the others."""
+    sources, errors = [], {}
+    for index, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                if image.getexif().get(EXIF_ORIENTATION, 1) in SWAPS_SIDES:
+                    width, height = height, width
+        except (OSError, SyntaxError, ValueError) as error:
+            errors[str(file)] = f"not an image: {error}"
+            continue
+        sources.append(SourceImage(index, str(file), width, height))
+    return sources, errors
+
+
+def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
+    data = Path(result["file"]).read_bytes()
+    picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    line = max(2, max(picture.size) // 400)
+    height = max(12, max(picture.size) // 80)
+    font = label_font(height)
+    for found in reversed(result["detections"]):
+        if found["score"] >= min_score:
+            x, y, w, h = found["bbox"]
+            color = COLORS[found["category_id"] % len(COLORS)]
+            draw.rectangle((x, y, x + w, y + h), outline=color, width=line)
+            place = (x, max(0, y - 1.2 * height - line))  # above the box, since many are smaller than their label
+            draw.text(place, f"{found['category']} {found['score']:.2f}", color, font)
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    write_atomic(path, encoded.getvalue())

@@ -1,0 +1,122 @@
+"""Proposals of the RPN alone on all training images at all scales, unflipped (facts §5.2): OUT/proposals."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.coco import SourceImage
+from pipeline.dataset.ledger.read import kept_images
+from pipeline.dataset.proposals import PARTS_KEY, numbered_parts
+from pipeline.dataset.run_file import read_run
+from pipeline.engines.progress import Progress
+from pipeline.pyramid.views import to_source
+from pipeline.storage import Location, atomic_file, make_folder, read_bytes, remove
+from pipeline.storage.parquet import read_metadata
+from schemas.errors import DataError
+from schemas.settings import DetectSettings, Settings
+from schemas.tables import PROPOSALS
+from trainer.inference.batches import RUN, Clock, Viewed, run_views, split_runs
+from trainer.inference.opening import Inference, open_inference
+from trainer.model import propose
+from trainer.runtime.ranks import joined, wait_for_all
+
+RPN_KEY = b"sniper-rpn"
+MOST = 300  # per view; the `proposals` setting of the network may give fewer (facts §5.2)
+
+
+def extract_proposals(data: Location, checkpoint: Location, images: Location, options: DetectSettings) -> float:
+    """Write data/proposals/part-*.parquet, schema PROPOSALS, a part per run of images, doing only what is missing.
+
+    Under torchrun the ranks share the parts. Each part names the checkpoint it was made with.
+
+    Args:
+        data: what `sniper chips` wrote; checkpoint: of a run on it; images: folder of the source images.
+
+    Returns:
+        Share of this rank's time that the network waited for pixels.
+
+    Raises:
+        DataError: the checkpoint or the data set cannot be read.
+    """
+    positives = read_run(data, "sniper chips")
+    sources = kept_images(data)
+    folder = data / "proposals"
+    make_folder(folder)
+    identity = hashlib.sha256(read_bytes(checkpoint)).hexdigest().encode()
+    parts = json.dumps({"positives": positives["fingerprint"], "length": RUN}).encode()
+    about = {RPN_KEY: identity, PARTS_KEY: parts}
+    runs = dict(enumerate(split_runs(len(sources))))
+    with joined() as rank:
+        mine = {i: run for i, run in runs.items() if i % rank.count == rank.index}
+        todo = {i: run for i, run in mine.items() if not _is_made(_part(folder, i), identity)}
+        _, inference = open_inference(checkpoint, Settings(detect=options), rank.device)
+        clock = Clock()
+        collected: dict[int, list[pa.Table]] = {i: [] for i in todo}
+        with Progress("proposals", sum(map(len, todo.values())), "images") as progress:
+            for position, rows in propose_images(inference, list(todo.values()), sources, images, clock):
+                part = position // RUN
+                progress.add(1)
+                if rows is None:  # its part is not written, so that another run comes back to it
+                    continue
+                collected[part].append(rows)
+                if len(collected[part]) == len(todo[part]):
+                    _write(_part(folder, part), pa.concat_tables(collected.pop(part)), about)
+        wait_for_all()
+        if rank.is_first:
+            for number, path in numbered_parts(folder).items():
+                if number not in runs:
+                    remove(path)
+        if clock.rejects:
+            raise DataError(
+                f"{images}: {len(clock.rejects)} images that the chips were cut from cannot be read now, first "
+                f"{clock.rejects[0].message}; give the same folder as --images, or run `sniper chips` again"
+            )
+        return clock.data_wait
+
+
+def propose_images(
+    inference: Inference, runs: Sequence[range], images: Sequence[SourceImage], root: Location, clock: Clock
+) -> Iterator[tuple[int, pa.Table | None]]:
+    """Yield (position, proposals at all scales) for each image of the runs; None for a refused one.
+
+    Arguments as of run_views.
+
+    Returns:
+        Tables of schema PROPOSALS, by scale and tile, best first, MOST of each; every box has an area.
+    """
+    for viewed in run_views(propose, inference, runs, images, root, clock):
+        yield viewed.image, _rows(viewed, images[viewed.image]) if viewed.views else None
+
+
+def _part(folder: Location, index: int) -> Location:
+    return folder / f"part-{index:05d}.parquet"
+
+
+def _is_made(path: Location, identity: bytes) -> bool:
+    try:
+        return read_metadata(path).get(RPN_KEY) == identity
+    except DataError:
+        return False
+
+
+def _rows(viewed: Viewed, source: SourceImage) -> pa.Table:
+    parts = []
+    for view, (boxes, scores) in sorted(viewed.views, key=lambda item: (item[0].scale_index, item[0].window)):
+        in_source = to_source(boxes, view).numpy()
+        # the last pixel of a view may lie beyond the image (content_size rounds up): what is all in it vanishes
+        kept = np.flatnonzero((in_source[:, 2:] > in_source[:, :2]).all(axis=1))[:MOST]
+        in_source = in_source[kept]
+        columns = [np.full(len(in_source), source.image_id), np.full(len(in_source), view.scale_index, np.int8)]
+        columns += [*np.ascontiguousarray(in_source.T), scores.numpy()[kept]]
+        parts.append(pa.table(columns, schema=PROPOSALS))
+    return pa.concat_tables(parts)
+
+
+def _write(path: Location, rows: pa.Table, about: dict[bytes, bytes]) -> None:
+    table = rows.sort_by([("image_id", "ascending"), ("scale_index", "ascending")])
+    with atomic_file(path) as file:
+        pq.write_table(table.replace_schema_metadata(about), file, compression="zstd")

@@ -1,0 +1,303 @@
+"""Batches of chips, decoded by threads of this process straight into the batch's memory.
+
+A step takes the next chips of the epoch's global order, as many as the global batch holds, and gives every rank its
+part as micro-batches. State is a value: (seed, epoch, position in the global order). What comes next follows from it
+alone, not from the number of ranks, threads or prefetched batches.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.engines.tasks import available_cores
+from schemas.codes import Status
+from schemas.errors import DataError, UsageError
+from schemas.settings import LoaderSettings
+from trainer.loading.batch import Batch, flip
+from trainer.loading.cache import gigabytes
+from trainer.loading.dataset import ChipDataset, Pixels
+from trainer.loading.fetch import Fetcher
+from trainer.loading.order import I64, Purpose, State, epoch_order, mix, part, ragged_rows, repeat_factors
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Micro(NamedTuple):
+    """A micro-batch as stored, on the CPU, and which of its chips are to be mirrored."""
+
+    batch: Batch
+    flips: Tensor  # bool [B]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on the device, pixels and boxes mirrored there."""
+        batch = self.batch.to(device, non_blocking=True)
+        return flip(batch, self.flips.to(device, non_blocking=True))
+
+
+class Step(NamedTuple):
+    """What one rank does for one global batch."""
+
+    micros: list[Micro]  # as many as gradients are accumulated over; in a last, short step some may be empty
+    num_chips: int  # of the global batch, all ranks together
+    after: State  # what to go on with behind this step; beyond the last one the next epoch's beginning
+
+
+class BatchLoader:
+    """Hands one rank its batches of a data set, epoch by epoch.
+
+    A batch belongs to whoever holds it: its memory is used again only after its last tensor is gone, so it is never
+    overwritten. The loader itself holds at most `prefetch` + 1 micro-batches.
+    """
+
+    def __init__(
+        self,
+        dataset: ChipDataset,
+        settings: LoaderSettings,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulation: int = 1,
+        pin: bool = False,
+    ) -> None:
+        """Prepare to load.
+
+        Args:
+            batch_size: chips of the global batch. Each of ranks x accumulation micro-batches gets an even part.
+            accumulation: micro-batches per step and rank.
+            pin: put batches into page-locked memory, from which a CUDA device copies while the program goes on.
+
+        Raises:
+            DataError: there is no chip to load.
+            UsageError: the cache of a remote data set cannot hold what is needed at a time.
+        """
+        assert batch_size > 0
+        assert 0 <= rank < ranks
+        assert accumulation > 0
+        m = dataset.manifest
+        if not m.num_positives:
+            raise DataError(f"{dataset.data}: holds no positive chip; nothing to train on")
+        if dataset.remote:
+            _check_cache(dataset, settings.window)
+        self.dataset, self.settings, self.batch_size = dataset, settings, batch_size
+        self.rank, self.ranks, self.accumulation = rank, ranks, accumulation
+        self.threads = settings.threads or available_cores()
+        self._buffers = _Buffers(-(-batch_size // (ranks * accumulation)), m.chip_size, pin)
+        self._factors = None
+        if settings.repeat_threshold is not None:
+            offsets = m.box_offsets[: m.num_positives + 1]
+            boxes = slice(offsets[-1])
+            is_target = ~np.isin(m.status[boxes], [Status.CROWD, Status.IGNORE])
+            self._factors = repeat_factors(offsets, m.labels[boxes] * is_target, settings.repeat_threshold)
+
+    def epoch(self, state: State) -> "Epoch":
+        """What is left of an epoch, to iterate over once or more.
+
+        Raises:
+            UsageError: the state is of another data set or other settings.
+        """
+        order = self._order(state)
+        if not 0 <= state.position < len(order):
+            raise UsageError(
+                f"{self.dataset.data}: position {state.position} of an epoch of {len(order)} chips: this state was "
+                "made with other data or settings; resume with those, or start anew"
+            )
+        return Epoch(self, state, order)
+
+    def _order(self, state: State) -> I64:
+        m = self.dataset.manifest
+        pool = m.image_ids[m.num_positives :]
+        per_image = self.settings.negatives_per_image
+        shards, window = m.shard_indices, self.settings.window
+        return epoch_order(
+            m.key_hashes, pool, state.seed, state.epoch, per_image, self._factors, shards=shards, window=window
+        )
+
+    def needs(self, state: State, order: I64) -> "_Needs":
+        """The shards that this rank reads in the rest of an epoch."""
+        rest = np.arange(len(order) - state.position)
+        step, place = np.divmod(rest, self.batch_size)
+        place %= self.accumulation * self.ranks  # as in `part`
+        own = place % self.ranks == self.rank
+        micro = (step * self.accumulation + place // self.ranks)[own]
+        shards, of_shard = np.unique(
+            self.dataset.manifest.shard_indices[order[state.position :][own]], return_inverse=True
+        )
+        first, last = np.full(len(shards), len(rest)), np.zeros(len(shards), np.int64)
+        np.minimum.at(first, of_shard, micro)
+        np.maximum.at(last, of_shard, micro)
+        past: dict[int, list[int]] = {}
+        for shard, number in zip(shards.tolist(), last.tolist(), strict=True):
+            past.setdefault(number, []).append(shard)
+        change = np.zeros(last.max(initial=0) + 2, np.int64)
+        np.add.at(change, np.maximum(first - self.settings.prefetch, 0), 1)
+        np.add.at(change, last + 1, -1)
+        return _Needs(shards[np.argsort(first, kind="stable")].tolist(), past, int(change.cumsum().max()))
+
+    def fetcher(self, state: State, order: I64) -> Fetcher | None:
+        """Begins to fetch what this rank reads in the rest of an epoch, and what the next one begins with."""
+        dataset, window = self.dataset, self.settings.window
+        if not dataset.remote:
+            return None
+        shards, past, at_once = self.needs(state, order)
+        if window is None:  # the cache holds all shards
+            return Fetcher(dataset.remote, shards, past, len(shards), dataset.max_files)
+
+        def beginning() -> list[int]:
+            following = State(state.seed, state.epoch + 1)
+            return self.needs(following, self._order(following)).shards[:window]
+
+        return Fetcher(dataset.remote, shards, past, max(2 * window, at_once), dataset.max_files, beginning)
+
+    def begin(self, rows: I64, flips: Flags, pool: Executor) -> "_Making":
+        """Queue the work for one micro-batch of the given chips."""
+        pixels = self._buffers.take(len(rows))
+        slots = pixels.numpy()
+        micro = pool.submit(self._describe, rows, flips, pixels)
+        step = self.threads
+        decoded = [pool.submit(self._decode, rows[k::step], slots[k::step]) for k in range(min(step, len(rows)))]
+        return _Making(micro, decoded)
+
+    def _decode(self, rows: I64, slots: Pixels) -> None:
+        for row, slot in zip(rows.tolist(), slots, strict=True):
+            self.dataset.decode(row, slot)
+
+    def _describe(self, rows: I64, flips: Flags, pixels: Tensor) -> Micro:
+        """Everything of a batch but the contents of `pixels`, which may still be in the making."""
+        m = self.dataset.manifest
+        starts = m.box_offsets[rows]
+        counts = m.box_offsets[rows + 1] - starts
+        boxes = ragged_rows(starts, counts)
+        pin = self._buffers.pinned
+        batch = Batch(
+            keys=m.keys.take(pa.array(rows)).to_pylist(),
+            images=pixels.permute(0, 3, 1, 2),
+            sizes=pin(m.contents[rows].astype(np.int64)),
+            scales=pin(m.scales[rows]),
+            ranges=pin(m.ranges[rows]),
+            boxes=pin(m.corners[boxes]),
+            labels=pin(m.labels[boxes].astype(np.int64)),
+            status=pin(m.status[boxes]),
+            offsets=pin(np.concatenate([[0], np.cumsum(counts)])),
+        )
+        return Micro(batch, pin(flips))
+
+
+class Epoch:
+    """The steps of an epoch from a state on; their number is exact and the same on all ranks."""
+
+    def __init__(self, loader: BatchLoader, state: State, order: I64) -> None:
+        self.loader, self.state = loader, state
+        self.order = order  # int64 [T]: rows of the data set, all ranks together
+        hashes = mix(loader.dataset.manifest.key_hashes[order], state.seed, state.epoch, Purpose.FLIP)
+        self._flips = hashes < np.uint64(loader.settings.flip * 2**63)  # bool [T]: every other chip, or none
+        self._starts = range(state.position, len(order), loader.batch_size)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Step]:
+        """Decode ahead and yield. The threads end with the iterator, however it ends.
+
+        Raises:
+            DataError: a chip of the step at hand cannot be read; names shard and chip.
+        """
+        loader, length = self.loader, len(self.order)
+        parts = iter(self._parts())
+        ahead: deque[_Making] = deque()
+        pool = ThreadPoolExecutor(loader.threads)
+        fetcher = loader.fetcher(self.state, self.order)
+        numbers = count()
+        try:
+            for start in self._starts:
+                micros = []
+                for _ in range(loader.accumulation):
+                    for places in islice(parts, loader.settings.prefetch + 1 - len(ahead)):
+                        ahead.append(loader.begin(self.order[places], self._flips[places].copy(), pool))
+                    micros.append(ahead.popleft().wait())
+                    if fetcher:
+                        fetcher.passed(next(numbers))
+                stop = min(start + loader.batch_size, length)
+                seed, epoch, _ = self.state
+                yield Step(micros, stop - start, State(seed, epoch, stop) if stop < length else State(seed, epoch + 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            if fetcher:
+                fetcher.close()
+
+    def _parts(self) -> Iterator[slice]:
+        """The positions of this rank's micro-batches, one after the other."""
+        loader = self.loader
+        for start in self._starts:
+            for micro in range(loader.accumulation):
+                index = micro * loader.ranks + loader.rank
+                num_parts = loader.accumulation * loader.ranks
+                yield part(len(self.order), start, loader.batch_size, index, num_parts)
+
+
+def _check_cache(dataset: ChipDataset, window: int | None) -> None:
+    """Refuse a cache that would fetch the same shards again and again.
+
+    Raises:
+        UsageError: it cannot hold two windows, or without a window all shards.
+    """
+    sizes, limit = sorted(dataset.manifest.shard_bytes, reverse=True), dataset.cache.max_bytes
+    needed = sum(sizes if window is None else sizes[: 2 * window])
+    if needed <= limit:
+        return
+    largest = int(np.searchsorted(np.cumsum(sizes), limit, side="right")) // 2
+    instead = f"loader.window={largest} (or less), or a " if largest else "a "
+    held = "without loader.window all shards are" if window is None else f"loader.window={window} has two windows"
+    raise UsageError(
+        f"{dataset.data}: {held} in use at a time, {gigabytes(needed)}, but loader.cache_gb allows "
+        f"{gigabytes(limit)}; give {instead}larger loader.cache_gb"
+    )
+
+
+class _Needs(NamedTuple):
+    shards: list[int]  # in the order of first need
+    past: dict[int, list[int]]  # micro-batch, counted from the state on -> shards that no later one needs
+    at_once: int  # most shards that `prefetch` + 1 micro-batches have together
+
+
+class _Making(NamedTuple):
+    """A micro-batch, and its pixels, in the making."""
+
+    micro: Future[Micro]
+    decoded: list[Future[None]]
+
+    def wait(self) -> Micro:
+        for future in self.decoded:
+            future.result()
+        return self.micro.result()
+
+
+class _Buffers:
+    """Memory for the pixels of micro-batches, used again as soon as nobody holds the batch."""
+
+    def __init__(self, capacity: int, side: int, pin: bool) -> None:
+        self._shape = (capacity, side, side, 3)
+        self._pin = pin
+        self._free: list[Pixels] = []
+
+    def take(self, num: int) -> Tensor:
+        """uint8 [num, side, side, 3], contents undefined."""
+        if self._pin:  # torch's own pool, which also waits for copies in flight
+            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)[:num]
+        buffer = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
+        view = buffer[:num]  # the tensor's memory is this object's, so it lives as long as any view of the tensor
+        weakref.finalize(view, self._free.append, buffer).atexit = False
+        return torch.from_numpy(view)
+
+    def pinned(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._pin else tensor

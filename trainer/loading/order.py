@@ -1,0 +1,181 @@
+"""Which chips an epoch holds, in which order, and whose they are. Integers and arrays in, arrays out; no I/O.
+
+Every draw is a sort or a comparison of 64-bit hashes of (seed, epoch, purpose, chip key), so it depends on nothing
+else: not on the number of ranks or threads, not on the version of a random generator, not on the machine.
+"""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class State(NamedTuple):
+    """Where loading stands: `position` chips of the global order of `epoch` have been handed out."""
+
+    seed: int
+    epoch: int = 0
+    position: int = 0
+
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Purpose(IntEnum):
+    """Keeps the draws of one epoch apart from each other."""
+
+    POSITION = 0
+    POOL = 1
+    REPEAT = 2
+    FLIP = 3
+    SHARD = 4
+
+
+def mix(hashes: U64, seed: int, epoch: int, purpose: Purpose) -> U64:
+    """uint64 [N]: new hashes of the keys whose hashes are given, for one seed, epoch and purpose."""
+    state = np.zeros(1, np.uint64)
+    for number in (seed, epoch, purpose):
+        state = _splitmix(state + np.uint64((number + 1) * GOLDEN % 2**64))
+    return _splitmix(hashes ^ state)
+
+
+def _splitmix(x: U64) -> U64:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64-bit words; arrays wrap silently."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw_pool(image_ids: I64, hashes: U64, per_image: int) -> I64:
+    """The pool chips of one epoch: of every image those with the lowest hashes, at most per_image.
+
+    Args:
+        image_ids: int64 [N], the source image of each pool chip.
+        hashes: uint64 [N], mixed for this epoch.
+
+    Returns:
+        int64 [min(N of the image, per_image) summed over images]: rows of the pool, ascending.
+    """
+    order = np.lexsort((hashes, image_ids))  # [N]: image by image, within one by hash; ties by row
+    ids = image_ids[order]
+    first = np.ones(len(ids), bool)
+    first[1:] = ids[1:] != ids[:-1]
+    starts = np.flatnonzero(first)  # [images]
+    rank = np.arange(len(ids)) - np.repeat(starts, np.diff(starts, append=len(ids)))  # [N] within the image
+    return np.sort(order[rank < per_image])
+
+
+def repeat_factors(offsets: I64, labels: npt.NDArray[np.integer[Any]], threshold: float) -> F64:
+    """How often each chip should appear per epoch so that rare classes are seen more (LVIS, Gupta et al. 2019).
+
+    A class in a share f of the chips has the factor max(1, sqrt(threshold / f)); a chip has the largest of its own.
+
+    Args:
+        offsets: int64 [N + 1]; chip i has labels[offsets[i]:offsets[i + 1]].
+        labels: integer [M], positive; 0 is left out of account.
+
+    Returns:
+        float64 [N], at least 1.
+    """
+    num = len(offsets) - 1
+    chip = np.repeat(np.arange(num), np.diff(offsets))  # [M]
+    counted = labels > 0
+    width = int(labels.max(initial=0)) + 1
+    pairs = np.unique(chip[counted] * width + labels[counted])  # each (chip, class) once
+    chips_with = np.bincount(pairs % width, minlength=width)  # [classes + 1]
+    share = np.maximum(chips_with, 1) / max(num, 1)
+    factors = np.ones(num)
+    np.maximum.at(factors, pairs // width, np.sqrt(threshold / share)[pairs % width])
+    return factors
+
+
+def round_by_hash(factors: F64, hashes: U64) -> I64:
+    """int64 [N]: each factor rounded down or up, up with the probability of its fraction, decided by the hash."""
+    whole = np.floor(factors)
+    return whole.astype(np.int64) + (hashes / 2.0**64 < factors - whole)
+
+
+def epoch_order(
+    hashes: U64,
+    pool_images: I64,
+    seed: int,
+    epoch: int,
+    per_image: int,
+    factors: F64 | None = None,
+    *,
+    shards: npt.NDArray[np.integer[Any]] | None = None,
+    window: int | None = None,
+) -> I64:
+    """All chips of one epoch in their order: every positive, and the epoch's draw from the pool.
+
+    Args:
+        hashes: uint64 [P + N], of the keys; the P positives first, then the N chips of the pool.
+        pool_images: int64 [N], source images of the pool.
+        per_image: pool chips of one image that an epoch holds at most.
+        factors: float64 [P], repeats of the positives; None is once each.
+        shards: integer [P + N], whose chip it is; needed with a window. Positives and pool share none.
+        window: shards at a time: their chips, in the order they would have without a window, come before those of any
+            other shard. See group_shards. None: one permutation of all.
+
+    Returns:
+        int64 [T]: rows of `hashes`. Without factors no row comes twice.
+    """
+    num_positives = len(hashes) - len(pool_images)
+    rows = np.arange(num_positives)
+    if factors is not None:
+        rows = np.repeat(rows, round_by_hash(factors, mix(hashes[:num_positives], seed, epoch, Purpose.REPEAT)))
+    drawn = draw_pool(pool_images, mix(hashes[num_positives:], seed, epoch, Purpose.POOL), per_image)
+    rows = np.concatenate([rows, num_positives + drawn])
+    copy = np.arange(len(rows)) - np.searchsorted(rows, rows)  # rows ascend, so the copies of a chip are neighbours
+    copy_hashes = hashes[rows] + copy.astype(np.uint64) * np.uint64(GOLDEN)
+    places = mix(copy_hashes, seed, epoch, Purpose.POSITION)
+    groups = np.zeros(len(rows), np.int64)
+    if window is not None:
+        assert shards is not None
+        present, first, shard = np.unique(shards[rows], return_index=True, return_inverse=True)
+        shard_hashes = mix(present.astype(np.uint64), seed, epoch, Purpose.SHARD)
+        groups = group_shards(rows[first] >= num_positives, shard_hashes, window)[shard]
+    order: I64 = rows[np.lexsort((places, groups))]  # stable
+    return order
+
+
+def group_shards(is_pool: npt.NDArray[np.bool_], hashes: U64, window: int) -> I64:
+    """Which shards' chips are mixed with each other.
+
+    The groups are as even as can be, and so is the share of the pool's shards in each: positives and pool are shuffled
+    each by its hashes, then spread over the epoch.
+
+    Returns:
+        int64 [S]: the number of each shard's group; as few groups as `window` shards per group allow.
+    """
+    num = len(hashes)
+    places = np.zeros(num)
+    for kind in (False, True):
+        members = np.flatnonzero(is_pool == kind)
+        shuffled = members[np.argsort(hashes[members], kind="stable")]
+        places[shuffled] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+    groups = np.zeros(num, np.int64)
+    groups[np.argsort(places, kind="stable")] = np.arange(num) * -(-num // window) // max(num, 1)
+    return groups
+
+
+def part(length: int, start: int, batch_size: int, index: int, num_parts: int) -> slice:
+    """The positions of one part of the global batch that begins at `start` in an epoch of `length` chips.
+
+    Every num_parts-th position belongs to one part, so parts differ by at most one chip, in the last, short batch
+    too; there a part may be empty. Part `index` is micro-batch index // ranks of rank index % ranks.
+    """
+    stop = min(start + batch_size, length)
+    return slice(min(start + index, stop), stop, num_parts)
+
+
+def ragged_rows(starts: I64, counts: I64) -> I64:
+    """int64 [sum of counts]: the runs starts[i] .. starts[i] + counts[i] - 1, one behind the other."""
+    before = np.cumsum(counts) - counts
+    rows: I64 = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
+    return rows

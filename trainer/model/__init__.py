@@ -1,0 +1,9 @@
+"""The network: from pixels to boxes.
+
+In: chips or whole images as tensors. Out: features, proposals and detections. It knows no data set, no loss and no
+checkpoint, and imports `schemas` alone.
+"""
+
+from trainer.model.detector import Detections, Detector, predict, propose
+
+__all__ = ["Detections", "Detector", "predict", "propose"]

@@ -1,0 +1,102 @@
+"""Anchors: their shapes, their grid over a chip, and how well they fit given boxes."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schemas.settings import ModelSettings
+from trainer.model.boxes import sides
+
+BORDER = 32
+"""An anchor that reaches further than this beyond the content gets no label, chip pixels (facts §6.1.1)."""
+
+C5_SCALES: tuple[float, ...] = (2, 4, 7, 10, 13, 16, 24)  # at stride 16: sides 32..384, 21 anchors (facts §7)
+C5_MOBILENET_SCALES: tuple[float, ...] = (1, 2, 4, 8, 12)  # at stride 32: sides 32..384, 15 anchors (facts §7)
+FPN_SCALES: tuple[float, ...] = (8,)  # one octave per level: sides 32, 64, ... from stride 4 on (Lin et al. 2017)
+
+
+class AnchorLayout(NamedTuple):
+    """The same shapes, in strides, at every level. The anchors of a cell share its centre."""
+
+    strides: tuple[int, ...]
+    shapes: tuple[tuple[float, float], ...]  # width, height over the stride
+
+
+def anchor_layout(settings: ModelSettings) -> AnchorLayout:
+    """Exact areas at every ratio; the original rounds them, in two ways that disagree (facts B35)."""
+    if settings.neck == "fpn":
+        finest, coarsest = settings.levels
+        strides, scales = tuple(2**level for level in range(finest, coarsest + 1)), FPN_SCALES
+    elif settings.backbone == "mobilenet_v2":
+        strides, scales = (32,), C5_MOBILENET_SCALES
+    else:
+        strides, scales = (16,), C5_SCALES
+    chosen = settings.anchor_scales or scales
+    shapes = tuple((s * r**-0.5, s * r**0.5) for r in settings.anchor_ratios for s in chosen)
+    return AnchorLayout(strides, shapes)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """All anchors, float32 [A, 4], chip pixels. Do not write into it: it is shared.
+
+    maps: height and width of every level's map, in cells. Order: level, row, column, shape.
+    Cell i has its centre at (i + 1/2) strides: the original's 7.5 with inclusive pixels, stride 16 (facts §7).
+    """
+    levels = []
+    for stride, (height, width) in zip(layout.strides, maps, strict=True):
+        half = torch.tensor(layout.shapes) * stride / 2  # [k, 2]
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        centre = (torch.stack([x, y], -1)[:, :, None] + 0.5) * stride  # [H, W, 1, 2]
+        levels.append(torch.cat([centre - half, centre + half], -1).flatten(0, 2))
+    return torch.cat(levels).to(device)
+
+
+def on_content(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """bool [B, A]: the anchor's centre is not in the padding. anchors: [A, 4]; sizes: int64 [B, 2]."""
+    height, width = sizes.to(anchors.dtype)[:, :, None].unbind(1)
+    return (anchors[:, 0] + anchors[:, 2] < 2 * width) & (anchors[:, 1] + anchors[:, 3] < 2 * height)
+
+
+def may_learn(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """bool [B, A]: on the content and nowhere more than BORDER beyond it, on any side."""
+    height, width = sizes.to(anchors.dtype)[:, :, None].unbind(1)
+    near = (anchors[:, :2].amin(1) >= -BORDER) & (anchors[:, 2] <= width + BORDER)
+    return near & (anchors[:, 3] <= height + BORDER) & on_content(anchors, sizes)
+
+
+def best_anchor_iou(boxes: Tensor, sizes: Tensor, settings: ModelSettings) -> Tensor:
+    """Best IoU of each box over the anchors that may learn, exactly, without making the grid.
+
+    boxes: float32 [N, 4], chip pixels; sizes: int64 [N, 2], content of each box's chip, height and width.
+    Overlap along an axis falls with the distance of the centres, so for one shape the nearest cell is the best.
+    Returns float32 [N]; 0 where no anchor may learn.
+    """
+    layout = anchor_layout(settings)
+    wh = torch.stack(sides(boxes), -1)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    content = sizes.flip(1).to(boxes.dtype)  # width, height
+    best = boxes.new_zeros(len(boxes))
+    for stride in layout.strides:
+        for shape in layout.shapes:
+            anchor_wh = torch.tensor(shape, dtype=boxes.dtype) * stride
+            half = anchor_wh / 2
+            # cells i with half - BORDER <= (i + 1/2) stride <= content + BORDER - half, and centre < content
+            first = ((half - BORDER) / stride - 0.5).ceil().clamp(min=0)
+            last = torch.minimum(
+                ((content + BORDER - half) / stride - 0.5).floor(), (content / stride - 0.5).ceil() - 1
+            )
+            cell = (centre / stride - 0.5).round().maximum(first).minimum(last)
+            shift = (centre - (cell + 0.5) * stride).abs()
+            iou = _shifted_iou(wh, anchor_wh, shift)
+            best = torch.maximum(best, torch.where((last >= first).all(1), iou, 0))
+    return best
+
+
+def _shifted_iou(a: Tensor, b: Tensor, shift: Tensor) -> Tensor:
+    """IoU of boxes of sizes a and b whose centres are `shift` apart; all [..., 2], broadcast."""
+    inter = torch.minimum(torch.minimum(a, b), (a + b) / 2 - shift).clamp(min=0).prod(-1)
+    return inter / (a.prod(-1) + b.prod(-1) - inter)

@@ -1,0 +1,139 @@
+"""torchvision's classification networks as five stages, and what goes into them."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from schemas.settings import ModelSettings
+from trainer.model.boxes import constant
+
+MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)  # where its stages begin: at the layers that halve the map, but one (facts §7)
+
+
+class Backbone(nn.Module):
+    """Maps at strides 4, 8, 16, 32 (16 if `dilated`), as many as `last` asks for. `body` has torchvision's names."""
+
+    def __init__(self, name: str, last: int, *, dilated: bool = False) -> None:
+        """name: of a torchvision model; last: its coarsest level in use, 2..5."""
+        super().__init__()
+        self.body: nn.Module = getattr(torchvision.models, name)(weights=None)
+        self.last = last
+        if name == "mobilenet_v2":
+            self.body.features = self.body.features[: MOBILENET_STAGES[last]]
+            del self.body.classifier
+            self.channels = (24, 32, 96, 1280)[: last - 1]
+            return
+        del self.body.fc, self.body.avgpool
+        for level in range(last + 1, 6):
+            delattr(self.body, f"layer{level - 1}")
+        wide = 1 if name in ("resnet18", "resnet34") else 4
+        self.channels = tuple(64 * 2**i * wide for i in range(last - 1))
+        if dilated:
+            _dilate(self.body.layer4)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The stem, then one list of modules per level 2..last."""
+        body: Any = self.body
+        if hasattr(body, "features"):
+            layers: list[nn.Module] = list(body.features.children())
+            return [layers[a:b] for a, b in pairwise(MOBILENET_STAGES[: self.last + 1])]
+        stem = [body.conv1, body.bn1, body.relu, body.maxpool]
+        return [stem, *([getattr(body, f"layer{level - 1}")] for level in range(2, self.last + 1))]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> the maps of levels 2..last."""
+        maps = []
+        for stage in self.stages():
+            x = _run(stage, x)
+            maps.append(x)
+        return maps[1:]
+
+
+def _dilate(stage: nn.Module) -> None:
+    """Stride 1 and dilation 2 in all 3x3 convolutions (facts §7.2); torchvision's own switch knows no BasicBlock."""
+    for conv in stage.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (2, 2)
+
+
+def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The modules in order, each norm together with the convolution before it."""
+    listed = list(modules)
+    for module, following in zip(listed, [*listed[1:], None], strict=True):
+        if isinstance(module, nn.Conv2d):
+            assert isinstance(following, _BatchNorm)
+            x = _conv_norm(module, following, x)
+        elif isinstance(module, BasicBlock | Bottleneck):
+            x = _residual(module, x)
+        elif isinstance(module, InvertedResidual):
+            inner = _run(module.conv, x)
+            x = x + inner if module.use_res_connect else inner
+        elif isinstance(module, nn.Sequential):
+            x = _run(module, x)
+        elif not isinstance(module, _BatchNorm):
+            x = module(x)
+    return x
+
+
+def _conv_norm(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> Tensor:
+    """norm(conv(x)). Stored statistics are folded into the weights: one pass over the map less, both ways.
+
+    An empty batch has no statistics of its own (SyncBN takes the other ranks'), so it uses the stored ones.
+    """
+    if norm.training and (len(x) or isinstance(norm, nn.SyncBatchNorm)):
+        out: Tensor = norm(conv(x))
+        return out
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _residual(block: Any, x: Tensor) -> Tensor:
+    """torchvision's BasicBlock and Bottleneck: two or three convolutions, ReLU between, the shortcut added."""
+    shortcut = x if block.downsample is None else _run(block.downsample.children(), x)
+    num = 3 if isinstance(block, Bottleneck) else 2
+    for i in range(1, num + 1):
+        x = _conv_norm(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), x)
+        if i < num:
+            x = F.relu_(x)
+    return F.relu_(x.add_(shortcut))
+
+
+def build_backbone(settings: ModelSettings) -> Backbone:
+    if settings.neck == "fpn":
+        return Backbone(settings.backbone, min(5, settings.levels[1]))
+    return Backbone(settings.backbone, 5, dilated=settings.backbone != "mobilenet_v2")
+
+
+def stored_statistics(module: nn.Module) -> None:
+    """Let norms whose affine parameters are frozen use stored statistics. `train()` undoes it."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and not norm.weight.requires_grad:
+            norm.eval()
+
+
+def normalise(images: Tensor, sizes: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, H, W] -> float32, ImageNet mean and deviation; padding becomes 0, the mean colour.
+
+    sizes: int64 [B, 2], height and width of the content.
+    """
+    device = images.device
+    mean = constant((0.485, 0.456, 0.406), device).view(3, 1, 1) * 255
+    deviation = constant((0.229, 0.224, 0.225), device).view(3, 1, 1) * 255
+    rows = torch.arange(images.shape[2], device=device)[:, None] < sizes[:, 0, None, None]  # [B, H, 1]
+    columns = torch.arange(images.shape[3], device=device) < sizes[:, 1, None, None]  # [B, 1, W]
+    x = images.to(memory_format=torch.channels_last).float()
+    return x.sub_(mean).div_(deviation).mul_((rows & columns)[:, None])

@@ -1,0 +1,78 @@
+"""RoIAlign over all levels at once, as weighted sums of rows of one table.
+
+Every output bin is the mean of 2 x 2 bilinear samples, that is a weighted sum of 16 cells. With channels last a cell
+is one row, and `embedding_bag` is that sum: vectorised over channels, on all threads, in both directions, one call
+for all levels and no gather per level. On two CPU threads it took a twelfth of torchvision's time; it needs no
+atomic additions and no host sync on a GPU.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.model.boxes import box_size, constant
+
+CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 4  # a box of this size reads level 4 (Lin et al. 2017, eq. 1)
+
+
+def flatten_maps(maps: list[Tensor]) -> Tensor:
+    """[B, C, H, W] per level -> [B, cells, C]: level, row, column. A view if there is one channels-last level."""
+    rows = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+
+
+def roi_align(
+    table: Tensor, maps: tuple[tuple[int, int], ...], strides: tuple[int, ...], rois: Tensor, pooled: int
+) -> Tensor:
+    """Pool every box from the level that suits its size.
+
+    Equals torchvision.ops.roi_align(aligned=True, sampling_ratio=2) for boxes on the content.
+
+    Args:
+        table: [B, cells, C], from `flatten_maps`; may hold further levels behind those pooled from
+        maps: height and width of the levels to pool from, cells; strides: theirs, chip pixels
+        rois: float32 [B, P, 4], chip pixels; no gradient
+
+    Returns:
+        [B * P, pooled * pooled, C], rows of bins.
+    """
+    num_chips, cells, channels = table.shape
+    level = torch.zeros_like(rois[..., 0], dtype=torch.int64)
+    if len(strides) > 1:
+        finest = strides[0].bit_length() - 1  # stride 2^l is level l
+        size = box_size(rois).clamp(min=1)
+        level = (CANONICAL_LEVEL + (size / CANONICAL_SIZE).log2()).floor().long() - finest
+        level = level.clamp(0, len(strides) - 1)
+    ends = itertools.accumulate((height * width for height, width in maps), initial=0)
+    first = constant(tuple(ends), rois.device).long()  # row of each level in the table
+    heights, widths = (constant(sides, rois.device) for sides in zip(*maps, strict=True))
+    chip = torch.arange(num_chips, device=rois.device)[:, None] * cells
+    width = widths[level]
+    boxes = rois / constant(strides, rois.device)[level][..., None] - 0.5  # in cells, centres at integers
+    x, x_weight = _samples(boxes[..., 0], boxes[..., 2], width, pooled)
+    y, y_weight = _samples(boxes[..., 1], boxes[..., 3], heights[level], pooled)
+    row = (chip + first[level])[..., None, None] + y * width[..., None, None].long()
+    # [B, P, bins down, bins across, taps down, taps across]; 32 bits make the backward's sort twice as fast
+    index = row.int()[..., :, None, :, None] + x.int()[..., None, :, None, :]
+    weight = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
+    rows = table.reshape(-1, channels)
+    if rows.device.type == "cpu":
+        rows = rows.float()  # its kernel adds up gradients in the table's type
+    out = F.embedding_bag(
+        index.reshape(-1, 16), rows, per_sample_weights=weight.reshape(-1, 16).to(rows.dtype), mode="sum"
+    )
+    return out.view(-1, pooled * pooled, channels).to(table.dtype)
+
+
+def _samples(low: Tensor, high: Tensor, cells: Tensor, pooled: int) -> tuple[Tensor, Tensor]:
+    """Cells and weights along one axis: two samples per bin, two cells per sample; [B, P, pooled, 4] each."""
+    steps = (torch.arange(2 * pooled, device=low.device) + 0.5) / (2 * pooled)
+    last = (cells - 1)[..., None]
+    at = (low[..., None] + (high - low)[..., None] * steps).clamp(min=0).minimum(last)
+    near = at.floor()
+    far = (near + 1).minimum(last)
+    share = (at - near) / 2  # over the two samples of a bin
+    shape = (*low.shape, pooled, 4)
+    return torch.stack([near, far], -1).long().view(shape), torch.stack([0.5 - share, share], -1).view(shape)

@@ -1,0 +1,150 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped. Whole, or not there."""
+
+import io
+import re
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.storage import Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
+from schemas.errors import DataError, UsageError
+from schemas.settings import ModelSettings
+from schemas.settings.whole import Norm, Precision
+from trainer.loading.order import State
+from trainer.model import Detector
+
+FORMAT = 2
+BEST = "best.pt"
+"""The checkpoint with the highest AP of a run that validates."""
+
+MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no step, or only later ones
+    "train.epochs",
+    "train.decay_epochs",
+    "train.chips_per_rank",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.evaluate_every",
+    "train.picture_every",
+    "train.tensorboard",
+    "train.compile",
+    "loader.threads",
+    "loader.prefetch",
+    "loader.cache",
+    "loader.cache_gb",
+}
+
+
+class Checkpoint(NamedTuple):
+    """The contents of a checkpoint file, all of it tensors, numbers, strings, lists and dicts.
+
+    model: state of the Detector; ema: the same of the average, or None
+    optimizer, scaler: their state dicts
+    step: optimiser steps done; loader: seed, epoch, position of the next
+    settings: section -> key -> value, as given; norm, precision: what was chosen where they leave it open
+    rpn_only: the run trained nothing behind the RPN
+    categories: (source id, name) by label from 1
+    chips: settings the data set was made with; data: fingerprints of what was trained on, positives and negatives
+    """
+
+    model: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    step: int
+    loader: tuple[int, int, int]
+    settings: dict[str, dict[str, Any]]
+    norm: Norm
+    precision: Precision
+    rpn_only: bool
+    categories: list[tuple[int, str]]
+    chips: dict[str, Any]
+    data: dict[str, str]
+    best_ap: float  # highest validation AP so far
+
+    @property
+    def state(self) -> State:
+        return State(*self.loader)
+
+
+def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:
+    """Write folder/step-N.pt, whole or not at all, then delete all but the last `keep`."""
+    path = checkpoint_path(folder, checkpoint.step)
+    write_checkpoint(path, checkpoint)
+    for old in find_checkpoints(folder)[:-keep]:
+        remove(old)
+    return path
+
+
+def checkpoint_path(folder: Location, step: int) -> Location:
+    return folder / f"step-{step:08d}.pt"
+
+
+def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
+
+
+def find_checkpoints(folder: Location) -> list[Location]:
+    """A run's checkpoints, oldest first."""
+    return [path for path in files_in(folder, "step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name)]
+
+
+def read_checkpoint(path: Location) -> Checkpoint:
+    """Read a checkpoint, of a run's folder the best or else the last one; nothing in it is executed.
+
+    Raises:
+        DataError: there is none, or it is no checkpoint of ours.
+    """
+    if is_folder(path):
+        path = next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if is_file(p)), path / "step-*.pt")
+    try:
+        data = read_bytes(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever its unpickler meets
+        raise DataError(f"{path}: is not a checkpoint of `sniper train`, or it is damaged") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise DataError(f"{path}: is not a checkpoint of `sniper train`; weights of others serve as train.weights")
+    if content.pop("format") != FORMAT or content.keys() != set(Checkpoint._fields):
+        raise DataError(f"{path}: is a checkpoint of another version of this program; train anew")
+    return Checkpoint(**content)
+
+
+def check_resumable(
+    checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: dict[str, str]
+) -> None:
+    """Refuse to go on with other data or settings.
+
+    Raises:
+        UsageError: naming every difference.
+    """
+    for name in sorted(checkpoint.data.keys() | data.keys()):
+        there, here = (fingerprints.get(name, "none")[:12] for fingerprints in (checkpoint.data, data))
+        if there != here:
+            raise UsageError(
+                f"{path}: was trained on other {name} (fingerprint {there}, here {here}); resume with "
+                "the same --data, or start a new run with --set train.weights=FILE"
+            )
+    changed = [
+        f"{section}.{key}: {checkpoint.settings[section].get(key)!r} there, {value!r} now"
+        for section, values in settings.items()
+        for key, value in values.items()
+        if f"{section}.{key}" not in MAY_CHANGE and checkpoint.settings[section].get(key) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"{path}: was trained with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nResume with the same ones, or start a new run in another --out"
+        )
+
+
+def make_detector(checkpoint: Checkpoint) -> Detector:
+    """The network of a checkpoint, with its average of weights where it has one."""
+    settings = ModelSettings.model_validate(checkpoint.settings["model"])
+    model = Detector(settings, len(checkpoint.categories), checkpoint.chips["size"])
+    model.load_state_dict(checkpoint.ema or checkpoint.model)
+    return model

@@ -1,0 +1,48 @@
+"""The run that finds negatives' proposals: a short training of the RPN alone, then its proposals on every image."""
+
+import click
+
+from pipeline.dataset.run_file import read_run
+from pipeline.storage import Location, remove_folder
+from schemas.settings import Settings
+from trainer.inference.extract import extract_proposals
+from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
+from trainer.runtime.ranks import joined, wait_for_all
+from trainer.training.train import train
+
+RUN_FOLDER = "rpn"  # below data/proposals
+
+
+def make_proposals(data: Location, images: Location, settings: Settings, *, overwrite: bool = False) -> Location:
+    """Train the RPN on the positives alone and write its proposals, doing only what is missing; under torchrun by all.
+
+    The schedule is `settings.train` with `negatives.rpn_epochs` epochs and no decay (design, "Training").
+
+    Args:
+        overwrite: train anew in place of a run with other settings.
+
+    Returns:
+        The folder of proposals, data/proposals.
+
+    Raises:
+        DataError, UsageError: as train and extract_proposals.
+    """
+    folder = data / "proposals"
+    options = settings.train.model_copy(update={"epochs": settings.negatives.rpn_epochs, "decay_epochs": []})
+    with joined() as rank:
+        if rank.is_first and (overwrite or _is_stale(data, folder / RUN_FOLDER)):
+            remove_folder(folder)
+        wait_for_all()
+        run_settings = settings.model_copy(update={"train": options})
+        checkpoint = train(data, folder / RUN_FOLDER, run_settings, resume=True, rpn_only=True)
+        data_wait = extract_proposals(data, checkpoint, images, settings.detect)
+        if rank.is_first:
+            click.echo(f"{folder}: proposals of all images; the network waited for pixels {data_wait:.0%}", err=True)
+    return folder
+
+
+def _is_stale(data: Location, run: Location) -> bool:
+    """The RPN was trained on positives that have changed since."""
+    checkpoints = find_checkpoints(run)
+    fingerprint = read_run(data, "sniper chips")["fingerprint"]
+    return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != {"positives": fingerprint}

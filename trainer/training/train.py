@@ -1,0 +1,77 @@
+"""`sniper train`: the loop, and what stands before it. Read top to bottom; nothing hooks in from elsewhere."""
+
+import signal
+
+import torch
+
+from pipeline.storage import Location, is_file, make_folder
+from schemas.errors import UsageError
+from schemas.settings import Settings
+from trainer.evaluation.evaluate import open_truth
+from trainer.loading.cache import cache_of
+from trainer.loading.dataset import ChipDataset
+from trainer.runtime.checkpoint import BEST, Checkpoint, check_resumable, find_checkpoints, read_checkpoint
+from trainer.runtime.ranks import from_first, joined
+from trainer.training.loop import run_loop
+from trainer.training.report import anchor_report, pool_report
+from trainer.training.run import Run
+
+
+def train(
+    data: Location,
+    out: Location,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    rpn_only: bool = False,
+    validation: tuple[Location, Location] | None = None,
+) -> Location:
+    """Train a detector on a chip data set; under torchrun, as one of its processes.
+
+    Args:
+        data: what `sniper chips` (and `negatives`) wrote.
+        out: folder of the run: checkpoints, log, pictures. Must hold no other run unless `resume`.
+        resume: go on from the last checkpoint in `out`, at the very next batch.
+        rpn_only: train what proposes, on positive chips alone.
+        validation: annotation file and image folder to score on; the best checkpoint stays as RUN/best.pt.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        DataError, UsageError: the data, the weights or the run to resume do not serve.
+        StoppedError: stopped by SIGTERM, after writing a checkpoint.
+    """
+    with joined() as rank:
+        torch.manual_seed(settings.train.seed)
+        last = from_first(lambda: _last_checkpoint(out, resume))  # the others need not see the folder
+        make_folder(out)
+        dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
+        run = Run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
+        if last is None:
+            run.tell(f"{pool_report(dataset)}, {len(run.categories)} classes")
+            run.tell(anchor_report(dataset, settings))
+        else:
+            check_resumable(last, out, run.settings_tree(), run.data)
+            run.restore(last)
+            run.tell(f"resumed: epoch {run.state.epoch}, step {run.step}")
+        truth = open_truth(*validation, run.chips["max_pixels"], run.categories) if validation else None
+        # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
+        try:
+            return run_loop(run, truth)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _last_checkpoint(out: Location, resume: bool) -> Checkpoint | None:
+    """Where a run in `out` stands; None where there is none."""
+    checkpoints = find_checkpoints(out)
+    if not checkpoints:
+        return None
+    if not resume:
+        raise UsageError(f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out")
+    last = read_checkpoint(checkpoints[-1])
+    if not is_file(out / BEST):
+        return last
+    return last._replace(best_ap=max(last.best_ap, read_checkpoint(out / BEST).best_ap))  # scored after it was saved
