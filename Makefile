@@ -111,12 +111,12 @@ format: setup ## put the code into ruff's form
 
 bench: setup peers ## measure every stage, the peers beside them; figures under bench-results/
 	@mkdir -p bench-results
-	$(BIN)/python scripts/bench_plan.py --scale --json bench-results/plan.json
-	$(BIN)/python scripts/bench_cut.py --json bench-results/cut.json
-	$(BIN)/python scripts/bench_loader.py --json bench-results/loader.json
-	$(BIN)/python scripts/bench_train.py --json bench-results/train.json
-	$(BIN)/python scripts/bench_negatives.py --json bench-results/negatives.json
-	$(BIN)/python scripts/bench_detect.py --json bench-results/detect.json
+	$(BIN)/python scripts/bench/bench_plan.py --scale --json bench-results/plan.json
+	$(BIN)/python scripts/bench/bench_cut.py --json bench-results/cut.json
+	$(BIN)/python scripts/bench/bench_loader.py --json bench-results/loader.json
+	$(BIN)/python scripts/bench/bench_train.py --json bench-results/train.json
+	$(BIN)/python scripts/bench/bench_negatives.py --json bench-results/negatives.json
+	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
 
 peers: ## make .venv-peers, the programs that benchmarks compare with
 	@scripts/setup.sh --peers

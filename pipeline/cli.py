@@ -1,20 +1,23 @@
-"""The command line: thin. Each command has a Python function of the same name; its imports happen when called."""
+"""The command line: options and the data commands.
+
+Each command has a Python function of the same name, which is imported when the command is called. The commands of
+other packages are found by the entry-point group `sniper.commands`.
+"""
 
 import functools
 import io
-import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import __version__
-from pipeline.engines.extras import needed
 from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
-from schemas.errors import SniperError, UsageError
+from schemas.errors import SniperError
 from schemas.settings import Settings, load_settings
 
 COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
@@ -37,7 +40,7 @@ def cli() -> None:
     """SNIPER chips: train detectors on objects of very different sizes."""
 
 
-def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --config and --set; the command receives `settings`."""
 
     @click.option(
@@ -51,8 +54,8 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-_annotations = click.option("--annotations", type=location, required=True, help="COCO JSON file")
-_workers = click.option(
+annotations_option = click.option("--annotations", type=location, required=True, help="COCO JSON file")
+workers_option = click.option(
     "--workers",
     type=click.IntRange(1),
     default=cores(),
@@ -61,7 +64,7 @@ _workers = click.option(
 )
 
 
-def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --workers, --engine and --address."""
     command = click.option("--address", help="of the Ray cluster; default: RAY_ADDRESS, else this machine")(command)
     command = click.option(
@@ -76,12 +79,12 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@_annotations
+@annotations_option
 @click.option(
     "--images", type=location, help="folder that file_name is relative to; without it only the file is checked"
 )
-@_workers
-@_settings_options
+@workers_option
+@settings_options
 def check(annotations: Location, images: Location | None, workers: int, settings: Settings) -> None:
     """List everything that is wrong with the data, before any work."""
     from pipeline.coco import describe_rejects
@@ -102,12 +105,12 @@ def check(annotations: Location, images: Location | None, workers: int, settings
 
 
 @cli.command()
-@_annotations
+@annotations_option
 @click.option("--images", type=location, help="folder that file_name is relative to; not needed with --plan-only")
 @click.option(
     "--out", type=location, required=True, help="folder to write; resumed when it holds part of the same build"
 )
-@_engine_options
+@engine_options
 @click.option("--plan-only", is_flag=True, help="write the manifest without chips, and say what they would cost")
 @click.option("--overwrite", is_flag=True, help="replace a build made with other settings")
 @click.option(
@@ -116,7 +119,7 @@ def check(annotations: Location, images: Location | None, workers: int, settings
     default=0.001,
     help="share of refused images that is still a success",
 )
-@_settings_options
+@settings_options
 def chips(
     annotations: Location,
     images: Location | None,
@@ -162,7 +165,7 @@ def chips(
 
 @cli.command()
 @click.argument("data", type=location)
-@_workers
+@workers_option
 def verify(data: Location, workers: int) -> None:
     """Re-hash a chip data set; name every bad shard and chip."""
     from pipeline.commands.verify import verify as run
@@ -189,163 +192,14 @@ def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> N
     click.echo(f"{out}: {number} chips")
 
 
-@cli.command()
-@click.option("--data", type=location, required=True, help="folder that `sniper chips` wrote")
-@click.option("--images", type=location, help="folder the positives were cut from; default: as run.json records it")
-@click.option(
-    "--proposals", type=location, help="ready ones, Parquet or COCO results JSON; without, an RPN is trained"
-)
-@click.option("--random", type=click.IntRange(1), help="draw this many background chips per image instead")
-@_engine_options
-@click.option("--overwrite", is_flag=True, help="replace a pool made with other settings")
-@_settings_options
-def negatives(
-    data: Location,
-    images: Location | None,
-    proposals: Location | None,
-    random: int | None,
-    workers: int | None,
-    engine: str,
-    address: str | None,
-    overwrite: bool,
-    settings: Settings,
-) -> None:
-    """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
-    from pipeline.commands.negatives import describe, image_root
-    from pipeline.commands.negatives import negatives as run
-    from pipeline.dataset.run_file import read_run
-
-    if proposals is None and random is None:
-        with needed("train"):
-            from trainer.training.make_proposals import make_proposals
-        root = image_root(read_run(data, "sniper chips"), images)
-        proposals = make_proposals(data, root, settings, overwrite=overwrite)
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # under torchrun the first process mines and cuts
-    report = run(
-        data,
-        images=images,
-        proposals=proposals,
-        random=random,
-        settings=settings.negatives,
-        workers=workers,
-        engine=engine,
-        address=address,
-        overwrite=overwrite,
-    )
-    click.echo(describe(report.counts))
-    there = report.num_shards - report.num_made
-    click.echo(f"{data}/negatives: made {report.num_made} shards" + (f"; {there} were there already" if there else ""))
-
-
-@cli.command()
-@click.option("--data", type=location, required=True, help="chip data set, as `sniper chips` wrote it")
-@click.option("--out", type=location, required=True, help="folder of the run: checkpoints, log, pictures")
-@click.option("--batch-size", type=click.IntRange(1), help="chips of the global batch  [default: 128]")
-@click.option("--epochs", type=click.IntRange(1), help="passes over the chips  [default: 12]")
-@click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="[default: bf16 on a GPU, else fp32]")
-@click.option("--resume", is_flag=True, help="go on from the last checkpoint in --out")
-@click.option("--val-annotations", type=location, help="COCO JSON file to score on every train.evaluate_every epochs")
-@click.option("--val-images", type=location, help="its images")
-@_settings_options
-def train(
-    data: Location,
-    out: Location,
-    resume: bool,
-    val_annotations: Location | None,
-    val_images: Location | None,
-    settings: Settings,
-    **options: Any,
-) -> None:
-    """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
-
-    with needed("train"):
-        from trainer.training.train import train as run
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
-    if (val_annotations is None) != (val_images is None):
-        raise UsageError("train: give --val-annotations and --val-images together")
-    validation = (val_annotations, val_images) if val_annotations and val_images else None
-    click.echo(run(data, out, settings, resume=resume, validation=validation))
-
-
-@cli.command()
-@click.option(
-    "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
-)
-@_annotations
-@click.option("--images", type=location, required=True, help="folder that file_name is relative to")
-@click.option("--out", type=location, help="what is found as COCO results JSON; the summary goes beside it")
-@click.option(
-    "--proposals", is_flag=True, help="score the RPN's proposals alone: recall by size, as the paper's Table 1"
-)
-@click.option(
-    "--max-dets",
-    type=click.IntRange(1),
-    show_default="100, with --proposals 300",
-    help="detections per image and class, or proposals per image, for every line",
-)
-@_settings_options
-def evaluate(
-    checkpoint: Location,
-    annotations: Location,
-    images: Location,
-    out: Location | None,
-    proposals: bool,
-    max_dets: int | None,
-    settings: Settings,
-) -> None:
-    """Score a checkpoint on whole, original images with COCO's AP and AR."""
-    from pipeline.coco import describe_rejects
-
-    with needed("train"):
-        from trainer.evaluation.evaluate import describe
-        from trainer.evaluation.evaluate import evaluate as score_detections
-        from trainer.evaluation.recall import evaluate_proposals
-    run = evaluate_proposals if proposals else score_detections
-    max_dets = max_dets or (300 if proposals else 100)
-    report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets)
-    if report is None:
-        return  # under torchrun the first process reports
-    for line in describe_rejects(report.rejects):
-        click.echo(line)
-    click.echo(describe(report))
-    if any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
-        sys.exit(1)
-
-
-@cli.command()
-@click.option(
-    "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
-)
-@click.argument("images", type=location, nargs=-1, required=True)
-@click.option("--out", type=location, default=Path("detections"), help="folder for detections.json and the pictures")
-@click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
-@_settings_options
-def detect(
-    checkpoint: Location, images: tuple[Location, ...], out: Location, min_drawn: float, settings: Settings
-) -> None:
-    """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
-
-    with needed("train"):
-        from trainer.inference.detect import detect as run
-    results = run(checkpoint, images, settings, out=out, min_drawn=min_drawn)
-    bad = [result for result in results if "error" in result]
-    for result in bad:
-        click.echo(f"{result['file']}: {result['error']}")
-    number = sum(len(result.get("detections", ())) for result in results)
-    count = sum("detections" in result for result in results)
-    click.echo(f"{out}: {number:,} detections on {count} images")
-    if bad:
-        sys.exit(1)
-
-
 def main() -> None:
     """Entry point: prints what a user can mend as one message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     try:
+        for entry in entry_points(group="sniper.commands"):
+            cli.add_command(entry.load())
         cli(standalone_mode=True)
     except SniperError as error:
         click.echo(f"sniper: {error}", err=True)

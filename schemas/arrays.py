@@ -3,10 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
-
 FloatArray = npt.NDArray[np.float64]
-
 Float32Array = npt.NDArray[np.float32]
-
 IntArray = npt.NDArray[np.int64]

@@ -25,7 +25,7 @@ def sniper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Runs the console script's entry point in this process; an exception that it lets out fails the test."""
 
     def run(*arguments: object) -> CommandResult:
-        from pipeline.cli import main
+        from sniper_chips import main
 
         monkeypatch.setattr("sys.argv", ["sniper", *map(str, arguments)])
         capsys.readouterr()

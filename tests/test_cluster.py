@@ -34,7 +34,7 @@ pytest_plugins = ["tests.clusters"]
 
 MINING = ("negatives.rpn_epochs=1", "negatives.min_finest=3", "negatives.min_others=3")
 OPTIONS = (*TINY, *TINY_CHIPS, "chips.images_per_shard=1", *MINING)
-SNIPER = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+SNIPER = [sys.executable, "-c", "from sniper_chips import main; main()"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
 
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import PIL
 import pyarrow as pa
 import simplejpeg
+from PIL import Image
 
-from pipeline.images.decode import Image
 from pipeline.planning.scales import PIXEL_EPSILON
 
 

@@ -8,10 +8,8 @@ import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.pyramid.soft_nms import soft_nms
-from pipeline.pyramid.views import EDGE, to_source
+from pipeline.pyramid.views import EDGE, Viewed, to_source
 from schemas.settings import DetectSettings
-from trainer.inference.batches import Viewed
-from trainer.model import Detections
 
 ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
 
@@ -42,18 +40,18 @@ def merge(viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, floa
     """Keep of each scale what its range admits and no tile's inner edge cuts; soft-NMS per class over the rest.
 
     Args:
-        viewed: boxes, scores and labels of each view, as Detections has them.
+        viewed: of each view boxes float32 [N, 4] in view pixels, scores float32 [N] and labels int64 [N].
         bounds: the training ranges, per scale [lo, hi).
     """
     ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
     parts: list[Found] = []
     for view, output in sorted(viewed.views, key=lambda item: item[0]):
-        found = Detections(*output)
-        in_source = to_source(found.boxes, view).numpy()
+        found, scores, labels = output
+        in_source = to_source(found, view)
         kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(
             in_source, view.window, image, overlaps[view.scale_index]
         )
-        parts.append(Found(in_source[kept], found.scores.numpy()[kept], found.labels.numpy()[kept]))
+        parts.append(Found(in_source[kept], scores[kept], labels[kept]))
     boxes = np.concatenate([part.boxes for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     rows, new_scores = soft_nms(

@@ -6,13 +6,14 @@ than `max_side` is split into overlapping tiles, so that memory is bounded for a
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import content_size, scale_factors
+from schemas.arrays import Float32Array
 from schemas.settings import ChipSettings
 
 ALIGN = 32
@@ -38,6 +39,17 @@ class View(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Padded height and width."""
         return -(-self.height // ALIGN) * ALIGN, -(-self.width // ALIGN) * ALIGN
+
+
+Output = Sequence[npt.NDArray[Any]]
+"""What a network gives for one view: boxes in view pixels, scores, and labels where it detects."""
+
+
+class Viewed(NamedTuple):
+    """One image and what a network gave for each of its views; no views when the image was refused."""
+
+    image: int
+    views: list[tuple[View, Output]]
 
 
 def plan_views(
@@ -88,9 +100,16 @@ def compose(views: list[View], max_pixels: int) -> list[list[View]]:
     return batches
 
 
-def to_source(boxes: Tensor, view: View) -> Tensor:
-    """Boxes [N, 4] of a view, view pixels, as source pixels inside the view's window."""
+def to_source(boxes: Float32Array, view: View) -> Float32Array:
+    """Boxes of a view as source pixels inside the view's window.
+
+    Args:
+        boxes: float32 [N, 4], x1 y1 x2 y2, view pixels.
+
+    Returns:
+        float32 [N, 4], source pixels.
+    """
     x1, y1, x2, y2 = view.window
-    origin = boxes.new_tensor([x1, y1, x1, y1])
-    limit = boxes.new_tensor([x2, y2, x2, y2])
-    return (boxes / view.scale + origin).minimum(limit)
+    in_source = boxes / view.scale + np.array([x1, y1, x1, y1], np.float32)
+    limited: Float32Array = np.minimum(in_source, np.array([x2, y2, x2, y2], np.float32))
+    return limited

@@ -26,7 +26,7 @@ from pipeline.images.decode import read_image
 from pipeline.planning.plan import plan_run
 from schemas.settings import ChipSettings
 
-SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-real"
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-real"
 PEER = Path(__file__).resolve().parents[1] / ".venv-peers/bin/python"
 IMAGES_PER_JOB = 64  # half the default, so that two workers end nearly together
 REPEATS = 3  # of the data set, so that a round lasts some seconds

@@ -21,7 +21,7 @@ from pipeline.planning.plan import plan_run, run_columns
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings
 from trainer.inference.batches import Clock, run_views
 from trainer.inference.opening import Inference
-from trainer.learning.objective import training_losses
+from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector, propose
 
@@ -101,7 +101,7 @@ def seconds_per_chip(model: Detector, batch: Batch) -> float:
     times = []
     for epoch in range(4):
         started = time.perf_counter()
-        losses = training_losses(model, batch, seed=0, epoch=epoch, global_chips=len(batch))
+        losses = Objective(model)(batch, seed=0, epoch=epoch, global_chips=len(batch))
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         optimizer.step()
         optimizer.zero_grad()

@@ -17,7 +17,7 @@ from pipeline.dataset.ledger.write import write_ledger
 from pipeline.planning.plan import plan_run
 from schemas.settings import ChipSettings
 
-SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-val2017-boxes/val.json"
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-val2017-boxes/val.json"
 TRAIN_SIZE = 118_000  # images of COCO train2017, about
 BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale
 BYTES_PER_IMAGE, BYTES_PER_BOX = 200, 60
@@ -69,7 +69,7 @@ class Measured(NamedTuple):
 
 def plan_only(annotations: Path, folder: Path) -> Measured:
     """A `sniper chips --plan-only` process, start and reading included."""
-    command = "from pipeline.cli import main; main()"
+    command = "from sniper_chips import main; main()"
     return measured(command, "chips", "--annotations", str(annotations), "--out", str(folder), "--plan-only")
 
 

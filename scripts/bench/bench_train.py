@@ -25,7 +25,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.commands.chips import chips
 from schemas.codes import Status
 from schemas.settings import ChipSettings, LoaderSettings, ModelSettings
-from trainer.learning.objective import training_losses
+from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
@@ -35,7 +35,7 @@ from trainer.model.backbone import normalise
 from trainer.runtime.weights import set_norm_policy
 
 SIDE, CLASSES = 512, 80
-SHARED = Path(__file__).resolve().parents[1] / "../shared/data/coco-real"
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-real"
 NUM_IMAGES = 40
 STATUSES = torch.tensor([Status.VALID] * 6 + [Status.CUT] * 2 + [Status.OUT_OF_RANGE, Status.IGNORE])
 
@@ -158,7 +158,7 @@ def measure(folder: Path) -> None:
 
     steps = {
         "ours_fixed_batch": stepper(
-            ours, lambda: training_losses(ours, batch, seed=0, epoch=0, global_chips=len(batch)), args.precision
+            ours, lambda: Objective(ours)(batch, seed=0, epoch=0, global_chips=len(batch)), args.precision
         ),
         "torchvision": stepper(theirs, lambda: theirs(floats, targets), args.precision),
         "torchvision_same_rois": stepper(same, lambda: same(floats, targets), args.precision),
@@ -167,7 +167,7 @@ def measure(folder: Path) -> None:
         batches = loaded_batches(args.batch_size, folder, device)
         steps["ours"] = stepper(
             ours,
-            lambda: training_losses(ours, next(batches), seed=0, epoch=0, global_chips=args.batch_size),
+            lambda: Objective(ours)(next(batches), seed=0, epoch=0, global_chips=args.batch_size),
             args.precision,
         )
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -30,7 +30,9 @@ def evaluate_proposals(
     out: Location | None = None,
     max_dets: int = 300,
 ) -> Evaluation | None:
-    """Score the RPN of a checkpoint, of a full run or of `sniper negatives`. Under torchrun the ranks share the images.
+    """Score the RPN of a checkpoint, of a full run or of `sniper negatives`.
+
+    Under torchrun the ranks share the images; only the first returns a result.
 
     Args:
         annotations: its categories may be other than those of the checkpoint.

@@ -18,7 +18,7 @@ from pipeline.engines.tasks import available_cores
 from pipeline.images.chip import cut_chip
 from pipeline.images.sources import open_sources
 from pipeline.pyramid.merging import tile_overlaps
-from pipeline.pyramid.views import View, compose, plan_views
+from pipeline.pyramid.views import Output, View, Viewed, compose, plan_views
 from pipeline.storage import Location
 from trainer.inference.opening import Inference
 from trainer.model import Detector
@@ -34,8 +34,6 @@ class ViewBatch(NamedTuple):
     sizes: Tensor
 
 
-Output = Sequence[Tensor]
-"""What a network gives for one view."""
 RUN = 64
 """Images whose views share batches. Runs are dealt out to ranks whole, so ranks change no batch and no rounding."""
 
@@ -53,13 +51,6 @@ class Clock:
         return self.waited / max(self.waited + self.worked, 1e-9)
 
 
-class Viewed(NamedTuple):
-    """One image and what the network gave for each of its views, on the CPU; no views when it was refused."""
-
-    image: int
-    views: list[tuple[View, Output]]
-
-
 def split_runs(num_images: int, length: int | None = None) -> list[range]:
     """Runs of RUN images, or of `length`, the last one shorter; no rank gets part of one."""
     length = length or RUN
@@ -67,7 +58,7 @@ def split_runs(num_images: int, length: int | None = None) -> list[range]:
 
 
 def run_views(
-    forward: Callable[[Detector, Tensor, Tensor], Sequence[Output]],
+    forward: Callable[[Detector, Tensor, Tensor], Sequence[Sequence[Tensor]]],
     inference: Inference,
     runs: Sequence[range],
     images: Sequence[SourceImage],
@@ -103,7 +94,7 @@ def run_views(
         if batch.views:
             pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.sizes))
             with torch.inference_mode(), autocast(device, precision if on_gpu else "fp32"):
-                outputs = [[values.cpu() for values in output] for output in forward(model, pixels, sizes)]
+                outputs = [[values.cpu().numpy() for values in output] for output in forward(model, pixels, sizes)]
             clock.worked += time.perf_counter() - read
             for view, output in zip(batch.views, outputs, strict=True):
                 done[view.image].append((view, output))

@@ -13,13 +13,13 @@ from pipeline.dataset.ledger.read import kept_images
 from pipeline.dataset.proposals import PARTS_KEY, numbered_parts
 from pipeline.dataset.run_file import read_run
 from pipeline.engines.progress import Progress
-from pipeline.pyramid.views import to_source
+from pipeline.pyramid.views import Viewed, to_source
 from pipeline.storage import Location, atomic_file, make_folder, read_bytes, remove
 from pipeline.storage.parquet import read_metadata
 from schemas.errors import DataError
 from schemas.settings import DetectSettings, Settings
 from schemas.tables import PROPOSALS
-from trainer.inference.batches import RUN, Clock, Viewed, run_views, split_runs
+from trainer.inference.batches import RUN, Clock, run_views, split_runs
 from trainer.inference.opening import Inference, open_inference
 from trainer.model import propose
 from trainer.runtime.ranks import joined, wait_for_all
@@ -106,12 +106,12 @@ def _is_made(path: Location, identity: bytes) -> bool:
 def _rows(viewed: Viewed, source: SourceImage) -> pa.Table:
     parts = []
     for view, (boxes, scores) in sorted(viewed.views, key=lambda item: (item[0].scale_index, item[0].window)):
-        in_source = to_source(boxes, view).numpy()
+        in_source = to_source(boxes, view)
         # the last pixel of a view may lie beyond the image (content_size rounds up): what is all in it vanishes
         kept = np.flatnonzero((in_source[:, 2:] > in_source[:, :2]).all(axis=1))[:MOST]
         in_source = in_source[kept]
         columns = [np.full(len(in_source), source.image_id), np.full(len(in_source), view.scale_index, np.int8)]
-        columns += [*np.ascontiguousarray(in_source.T), scores.numpy()[kept]]
+        columns += [*np.ascontiguousarray(in_source.T), scores[kept]]
         parts.append(pa.table(columns, schema=PROPOSALS))
     return pa.concat_tables(parts)
 

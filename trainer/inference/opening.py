@@ -6,8 +6,7 @@ import torch
 
 from pipeline.storage import Location
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, DetectSettings, Settings
-from schemas.settings.whole import Precision
+from schemas.settings import ChipSettings, DetectSettings, Precision, Settings
 from trainer.model import Detector
 from trainer.runtime.checkpoint import Checkpoint, make_detector, read_checkpoint
 

@@ -1,23 +1,69 @@
-"""From a batch to its losses."""
+"""From a batch to its losses: the one module that is called in training, and that DDP wraps."""
 
+import torch
 from torch import Tensor, nn
 
+from trainer.learning.losses import roi_losses, rpn_losses
+from trainer.learning.targets import label_anchors, label_rois, sample_anchors, trainable, with_truth
+from trainer.learning.truth import key_states, pad
 from trainer.loading.batch import Batch
+from trainer.model import Detector
+from trainer.model.anchors import anchor_grid, on_content
+from trainer.model.boxes import clip, decode
+from trainer.model.heads import full_precision
+from trainer.model.proposals import select
 
 
-def training_losses(model: nn.Module, batch: Batch, *, seed: int, epoch: int, global_chips: int) -> dict[str, Tensor]:
-    """One forward pass of training.
+class Objective(nn.Module):
+    """The losses of a detector on a batch. It adds no parameter and no state to the detector."""
 
-    Args:
-        model: a Detector, or DDP around one
-        batch: on the model's device; chips of the side the model was built for; may be empty
-        seed, epoch: with the key they decide which anchors are drawn
-        global_chips: chips of the whole optimiser step, over all ranks and accumulation steps. DDP averages
-            gradients over ranks: multiply the losses by their number.
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
 
-    Returns:
-        rpn_class, rpn_box, roi_class, roi_box (the first two after `keep_rpn_only`): float32 scalars to be added up;
-        finite for any boxes, and every parameter that learns is in their graph.
-    """
-    losses: dict[str, Tensor] = model(batch, seed=seed, epoch=epoch, global_chips=global_chips)
-    return losses
+    def forward(self, batch: Batch, *, seed: int, epoch: int, global_chips: int) -> dict[str, Tensor]:
+        """Compute the losses of one batch.
+
+        Args:
+            batch: on the detector's device; chips of the side that the detector was built for; may be empty.
+            seed, epoch: with a chip's key they decide which anchors are drawn.
+            global_chips: chips of the whole optimiser step, over all ranks and accumulation steps. DDP averages
+                gradients over ranks: multiply the losses by their number.
+
+        Returns:
+            rpn_class, rpn_box, roi_class, roi_box (the first two after `keep_rpn_only`): float32 scalars to be added
+            up; finite for any boxes, and every parameter that learns is in their graph.
+
+        Raises:
+            ValueError: the chips have another side than the detector was built for.
+        """
+        detector, images, sizes = self.detector, batch.images, batch.sizes
+        side = detector.chip_size
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"expected chips [B, 3, {side}, {side}], found {list(images.shape)}; nothing resizes them"
+            )
+        settings, device, chips = detector.settings, images.device, max(1, global_chips)
+        features = detector(images, sizes)
+        logits, deltas = detector.rpn.everywhere(features.maps)
+        with torch.no_grad(), full_precision(images):
+            anchors = anchor_grid(detector.layout, features.shapes(), device)
+            truth = pad(batch)
+            draw = key_states(batch.keys, seed, epoch, device)
+            labels, match = label_anchors(anchors, sizes, truth)
+            sample = sample_anchors(anchors, labels, match, truth, draw)
+        rpn_logits, rpn_deltas = detector.rpn.at(features.rows, features.shapes(), sample.slots)
+        with full_precision(images):
+            rpn = rpn_losses(rpn_logits, rpn_deltas, sample, chips)
+        if detector.rpn_only:
+            return dict(zip(("rpn_class", "rpn_box"), rpn, strict=True))
+        with torch.no_grad(), full_precision(images):
+            proposals = clip(decode(deltas, anchors), sizes)
+            eligible = trainable(proposals, batch, truth) & on_content(anchors, sizes)
+            rois, used, _ = select(proposals, logits, eligible, settings.pre_nms, settings.proposals)
+            rois, used = with_truth(rois, used, batch, truth, draw)
+            roi_labels, roi_targets = label_rois(rois, used, truth)
+        roi_scores, roi_deltas = detector.detect(features, rois)
+        with full_precision(images):
+            roi = roi_losses(roi_scores, roi_deltas, roi_labels, roi_targets, chips)
+        return dict(zip(("rpn_class", "rpn_box", "roi_class", "roi_box"), (*rpn, *roi), strict=True))

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from schemas.settings import TrainSettings
-from schemas.settings.whole import REFERENCE_BATCH
+from schemas.settings import REFERENCE_BATCH, TrainSettings
 
 WARMUP_START = 1 / 30  # of the rate: 0.0005 of 0.015 (facts §8)
 DECAY = 0.1

@@ -1,4 +1,4 @@
-"""The detector: Faster R-CNN on chips. What it computes stands here; what it learns from, in targets.py."""
+"""The detector: a Faster R-CNN. What it computes stands here; how it learns, in `trainer.learning`."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,6 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from schemas.settings import ModelSettings
-from trainer.learning.losses import roi_losses, rpn_losses
-from trainer.learning.targets import label_anchors, label_rois, sample_anchors, trainable, with_truth
-from trainer.learning.truth import key_states, pad
-from trainer.loading.batch import Batch
 from trainer.model.anchors import AnchorLayout, anchor_grid, anchor_layout, on_content
 from trainer.model.backbone import build_backbone, normalise, stored_statistics
 from trainer.model.boxes import ROI_WEIGHTS, clip, constant, decode
@@ -41,7 +37,7 @@ class Detections(NamedTuple):
 
 
 class Detector(nn.Module):
-    """Called with a batch it gives the training losses (so that DDP sees one forward); `predict` detects."""
+    """The network. Called with images it gives features; `detect` runs the box head on them; `predict` does both."""
 
     def __init__(self, settings: ModelSettings, num_classes: int, chip_size: int) -> None:
         super().__init__()
@@ -83,8 +79,13 @@ class Detector(nn.Module):
         stored_statistics(self)
         return self
 
-    def features(self, images: Tensor, sizes: Tensor) -> Features:
-        """images: uint8 [B, 3, H, W]; sizes: int64 [B, 2], the content."""
+    def forward(self, images: Tensor, sizes: Tensor) -> Features:
+        """Compute the feature maps of images.
+
+        Args:
+            images: uint8 [B, 3, H, W], RGB, content top left, any side.
+            sizes: int64 [B, 2], height and width of the content, pixels.
+        """
         maps = self.backbone(normalise(images, sizes))
         if self.settings.neck == "fpn":
             used = maps[self.settings.levels[0] - 2 :]
@@ -102,39 +103,6 @@ class Detector(nn.Module):
         scores, deltas = self.head(pooled)
         num_chips, num = rois.shape[:2]
         return scores.view(num_chips, num, scores.shape[1]), deltas.view(num_chips, num, *deltas.shape[1:])
-
-    def forward(self, batch: Batch, *, seed: int, epoch: int, global_chips: int) -> dict[str, Tensor]:
-        """See `training_losses`."""
-        images, sizes = batch.images, batch.sizes
-        side = self.chip_size
-        if images.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"expected chips [B, 3, {side}, {side}], found {list(images.shape)}; nothing resizes them"
-            )
-        settings, device, chips = self.settings, images.device, max(1, global_chips)
-        features = self.features(images, sizes)
-        logits, deltas = self.rpn.everywhere(features.maps)
-        with torch.no_grad(), full_precision(images):
-            anchors = anchor_grid(self.layout, features.shapes(), device)
-            truth = pad(batch)
-            draw = key_states(batch.keys, seed, epoch, device)
-            labels, match = label_anchors(anchors, sizes, truth)
-            sample = sample_anchors(anchors, labels, match, truth, draw)
-        rpn_logits, rpn_deltas = self.rpn.at(features.rows, features.shapes(), sample.slots)
-        with full_precision(images):
-            rpn = rpn_losses(rpn_logits, rpn_deltas, sample, chips)
-        if self.rpn_only:
-            return dict(zip(("rpn_class", "rpn_box"), rpn, strict=True))
-        with torch.no_grad(), full_precision(images):
-            proposals = clip(decode(deltas, anchors), sizes)
-            eligible = trainable(proposals, batch, truth) & on_content(anchors, sizes)
-            rois, used, _ = select(proposals, logits, eligible, settings.pre_nms, settings.proposals)
-            rois, used = with_truth(rois, used, batch, truth, draw)
-            roi_labels, roi_targets = label_rois(rois, used, truth)
-        roi_scores, roi_deltas = self.detect(features, rois)
-        with full_precision(images):
-            roi = roi_losses(roi_scores, roi_deltas, roi_labels, roi_targets, chips)
-        return dict(zip(("rpn_class", "rpn_box", "roi_class", "roi_box"), (*rpn, *roi), strict=True))
 
 
 def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +122,7 @@ def propose(model: Detector, images: Tensor, sizes: Tensor) -> list[tuple[Tensor
     Returns:
         One (boxes float32 [N, 4], scores float32 [N]) per image, best first, clipped to the content, after NMS.
     """
-    boxes, used, logits = _propose(model, model.features(images, sizes), sizes)
+    boxes, used, logits = _propose(model, model(images, sizes), sizes)
     return [(b[u], s[u].sigmoid()) for b, u, s in zip(boxes, used, logits, strict=True)]
 
 
@@ -170,7 +138,7 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
     Returns:
         One Detections per image, highest proposal first, clipped to the content.
     """
-    features = model.features(images, sizes)
+    features = model(images, sizes)
     rois, used, _ = _propose(model, features, sizes)
     scores, deltas = model.detect(features, rois)
     with full_precision(images):

@@ -8,8 +8,7 @@ import torch
 
 from pipeline.storage import Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
 from schemas.errors import DataError, UsageError
-from schemas.settings import ModelSettings
-from schemas.settings.whole import Norm, Precision
+from schemas.settings import ModelSettings, Norm, Precision
 from trainer.loading.order import State
 from trainer.model import Detector
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from schemas.settings.whole import Precision
+from schemas.settings import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

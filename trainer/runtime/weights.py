@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.storage import is_file, location, read_bytes
 from schemas.errors import DataError, UsageError
-from schemas.settings.whole import Norm
+from schemas.settings import Norm
 from trainer.model import Detector
 
 CLASS_LAYERS = ("head.scores.", "head.deltas.")

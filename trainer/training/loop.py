@@ -8,13 +8,12 @@ from typing import NoReturn
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.storage import Location, write_atomic
 from schemas.errors import DataError, SniperError
 from trainer.evaluation.evaluate import Truth
-from trainer.learning.objective import training_losses
 from trainer.learning.optim import learning_rate
 from trainer.loading.batch import Batch
 from trainer.loading.loader import Epoch, Step
@@ -48,14 +47,14 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
         is_last = index == len(step.micros) - 1
         # ranks exchange gradients once, with the last micro-batch's backward
         alone = (
-            run.forward.no_sync()
-            if isinstance(run.forward, DistributedDataParallel) and not is_last
+            run.objective.no_sync()
+            if isinstance(run.objective, DistributedDataParallel) and not is_last
             else nullcontext()
         )
         with alone:
             with run.autocast():
-                losses = training_losses(
-                    run.forward, batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
+                losses: dict[str, Tensor] = run.objective(
+                    batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
                 )
             # equal weights (facts §6.3.6); DDP takes the mean over ranks, our losses are parts of one sum
             torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))

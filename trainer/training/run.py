@@ -12,8 +12,8 @@ from pipeline.dataset.run_file import finished_runs
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_frame
 from schemas.errors import UsageError
-from schemas.settings import Settings
-from schemas.settings.whole import Norm, Precision
+from schemas.settings import Norm, Precision, Settings
+from trainer.learning.objective import Objective
 from trainer.learning.optim import Ema, make_optimizer
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
@@ -76,11 +76,11 @@ class Run:
         self.ema = Ema(self.model, options.ema) if options.ema is not None else None
         if options.compile:
             self.model.backbone.compile()
-        self.forward: nn.Module = self.model
+        self.objective: nn.Module = Objective(self.model)
         if rank.count > 1:
             ids = [rank.device.index] if rank.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            self.objective = DistributedDataParallel(
+                self.objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self.loader = BatchLoader(
             dataset,

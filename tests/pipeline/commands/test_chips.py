@@ -82,7 +82,7 @@ def test_chips__killed_at_random_moments_then_rerun_gives_the_same_bytes(
     demo_set: DataSet, built: Path, tmp_path: Path
 ) -> None:
     """kill -9 the whole build eleven times, from just after its start to near its end, then let it finish."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "chips", "--workers", "2"]
+    command = [sys.executable, "-c", "from sniper_chips import main; main()", "chips", "--workers", "2"]
     command += ["--annotations", str(demo_set.annotations), "--images", str(demo_set.images), "--out", str(tmp_path)]
     command += ["--set", "chips.images_per_shard=2"]
     rng = random.Random(7)

@@ -42,10 +42,10 @@ from pipeline.storage import (
     remove_folder,
     remove_temporary,
     size_of,
+    stores,
     write_atomic,
 )
-from pipeline.storage.files import files as storage
-from pipeline.storage.files import stores
+from pipeline.storage import files as storage
 from pipeline.storage.stores import AHEAD, ATTEMPTS
 from schemas.errors import DataError, UsageError
 from tests.s3 import ACCESS_KEY, S3, SECRET_KEY, SECRETS, Kind, free_port

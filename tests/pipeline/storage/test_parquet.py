@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import Location, location
-from pipeline.storage.files import parquet
+from pipeline.storage import Location, location, parquet
 from pipeline.storage.parquet import read_frame, read_metadata
 from schemas.errors import DataError
 from tests.s3 import S3

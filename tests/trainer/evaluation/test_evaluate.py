@@ -18,7 +18,7 @@ from pipeline.coco import SourceImage, read_coco
 from pipeline.commands.chips import chips
 from pipeline.planning.plan import plan_run
 from pipeline.pyramid.merging import merge, tile_overlaps, widened_ranges
-from pipeline.pyramid.views import compose, plan_views
+from pipeline.pyramid.views import Viewed, compose, plan_views
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
@@ -26,9 +26,7 @@ from tests.pipeline.sources import make_source
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.evaluation.coco_scores import run_coco, score
 from trainer.evaluation.evaluate import Evaluation, as_results, describe, evaluate, load_truth
-from trainer.inference.batches import Viewed
 from trainer.inference.detect import detect
-from trainer.model import Detections
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.training.train import train
 
@@ -59,8 +57,8 @@ def perfect(
         origin, limit = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
         clipped = np.clip(boxes, origin, limit)
         here = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-        in_view = torch.tensor((clipped[here] - origin) * view.scale, dtype=torch.float32)
-        seen.append((view, Detections(in_view, torch.full((len(in_view),), 0.9), torch.tensor(labels[here]))))
+        in_view = ((clipped[here] - origin) * view.scale).astype(np.float32)
+        seen.append((view, (in_view, np.full(len(in_view), 0.9, np.float32), labels[here])))
     return merge(Viewed(0, seen), image, settings.bounds(), options)
 
 

@@ -13,7 +13,7 @@ from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_dete
 from trainer.evaluation.coco_scores import run_coco
 from trainer.evaluation.evaluate import as_results
 from pipeline.pyramid.merging import Found
-from trainer.learning.objective import training_losses
+from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector, predict
 from trainer.model.backbone import normalise
@@ -33,7 +33,10 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 
 
 def losses_of(model: Detector, batch: Batch, chips: int | None = None) -> dict[str, Tensor]:
-    return training_losses(model, batch, seed=0, epoch=0, global_chips=len(batch) if chips is None else chips)
+    losses: dict[str, Tensor] = Objective(model)(
+        batch, seed=0, epoch=0, global_chips=len(batch) if chips is None else chips
+    )
+    return losses
 
 
 def gradients(model: Detector) -> dict[str, Tensor]:
@@ -57,7 +60,7 @@ def test_detector__trains_and_predicts(backbone: str, neck: str):
     assert set(losses) == {"rpn_class", "rpn_box", "roi_class", "roi_box"}
     sum(losses.values()).backward()
     gradients(model)
-    stride = model.features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]])).maps[0].shape[3]
+    stride = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]])).maps[0].shape[3]
     assert stride == {"fpn": 16, "c5": 2 if backbone == "mobilenet_v2" else 4}[neck]
     detections = predict(
         model.eval(), torch.zeros(2, 3, 96, 80, dtype=torch.uint8), torch.tensor([[96, 70], [50, 80]])
@@ -73,7 +76,7 @@ def test_detector__trains_and_predicts(backbone: str, neck: str):
 
 @pytest.mark.parametrize("policy", ["train", "frozen"])
 @pytest.mark.parametrize("class_boxes", [False, True])
-def test_training_losses__finite_with_every_parameter_whatever_the_boxes(policy: str, class_boxes: bool):
+def test_objective__finite_with_every_parameter_whatever_the_boxes(policy: str, class_boxes: bool):
     model = slim_detector(settings=SLIM.model_copy(update={"class_boxes": class_boxes}))
     set_norm_policy(model, policy)  # type: ignore[arg-type]
     cases = {
@@ -96,7 +99,7 @@ def test_training_losses__finite_with_every_parameter_whatever_the_boxes(policy:
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
-def test_training_losses__gradients_of_parts_add_up():
+def test_objective__gradients_of_parts_add_up():
     """1 x 8 chips = 2 ranks x 4 = 4 x 2 accumulated, each over the chips of the global batch."""
     model = slim_detector()
     set_norm_policy(model, "frozen")
@@ -163,12 +166,12 @@ def test_normalise__padding_is_the_mean_colour():
         assert (x[chip, :, :, width:] == 0).all()
 
 
-def test_training_losses__refuses_chips_of_another_side():
+def test_objective__refuses_chips_of_another_side():
     with pytest.raises(ValueError, match=r"expected chips \[B, 3, 96, 96\].*128"):
         losses_of(slim_detector(96), make_batch([1], 128))
 
 
-def test_training_losses__bf16_autocast():
+def test_objective__bf16_autocast():
     """The casts that autocast caches must not cut the RPN's weights out of the graph."""
     model = slim_detector()
     set_norm_policy(model, "train")
@@ -232,7 +235,7 @@ def test_detector__overfits_a_few_chips():
     assert ap50(model, batch) < 0.1
     model.train()
     for step in range(steps):
-        losses = training_losses(model, batch, seed=0, epoch=step, global_chips=4)
+        losses = Objective(model)(batch, seed=0, epoch=step, global_chips=4)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

@@ -1,0 +1,72 @@
+"""The `sniper` command and the Python functions behind it: `from sniper_chips import chips, train, detect`.
+
+Each name is imported from its own module when it is first used, so that building chips needs no torch.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# The packages beside this one have common names. The user's own `pipeline.py`, `trainer.py` or `schemas.py` on
+# PYTHONPATH must not be taken for them, here or in the worker processes, which inherit this path.
+_here = str(Path(__file__).resolve().parents[1])
+if sys.path[:1] != [_here]:
+    sys.path.insert(0, _here)
+
+if TYPE_CHECKING:
+    from pipeline.cli import main
+    from pipeline.commands.check import check
+    from pipeline.commands.chips import chips
+    from pipeline.commands.negatives import negatives
+    from pipeline.commands.show import show
+    from pipeline.commands.verify import verify
+    from schemas.settings import Settings, load_settings
+    from trainer.evaluation.evaluate import evaluate
+    from trainer.evaluation.recall import evaluate_proposals
+    from trainer.inference.detect import detect
+    from trainer.training.make_proposals import make_proposals
+    from trainer.training.train import train
+
+__all__ = [
+    "Settings",
+    "check",
+    "chips",
+    "detect",
+    "evaluate",
+    "evaluate_proposals",
+    "load_settings",
+    "main",
+    "make_proposals",
+    "negatives",
+    "show",
+    "train",
+    "verify",
+]
+
+_MODULES = {
+    "Settings": "schemas.settings",
+    "check": "pipeline.commands.check",
+    "chips": "pipeline.commands.chips",
+    "detect": "trainer.inference.detect",
+    "evaluate": "trainer.evaluation.evaluate",
+    "evaluate_proposals": "trainer.evaluation.recall",
+    "load_settings": "schemas.settings",
+    "main": "pipeline.cli",
+    "make_proposals": "trainer.training.make_proposals",
+    "negatives": "pipeline.commands.negatives",
+    "show": "pipeline.commands.show",
+    "train": "trainer.training.train",
+    "verify": "pipeline.commands.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of this module's list when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
