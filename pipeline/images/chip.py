@@ -34,7 +34,7 @@ def cut_chip(
     """Resize a window of the image so that chip = (source - origin) * scale holds exactly.
 
     Pillow's bilinear filter takes a fractional box and widens when it shrinks, so nothing is rounded to whole
-    source pixels (facts B4) and nothing aliases. Where the window's scaled side is no whole number, the last
+    source pixels and nothing aliases (docs/method.md, 2.4). Where the window's scaled side is not whole, the last
     column or row, which the image fills only in part, repeats its neighbour.
 
     Args:

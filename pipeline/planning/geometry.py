@@ -181,7 +181,7 @@ def chip_boxes(
     min_visible: float,
     min_side: float,
 ) -> ChipBoxes:
-    """Clip the boxes of each chip's image to its window and give each its status (design, "Boxes of a chip").
+    """Clip the boxes of each chip's image to its window and give each its status (docs/method.md, 4.2).
 
     Args:
         offsets, boxes, crowd: as in plan_windows.
@@ -347,7 +347,7 @@ def _place(start: float, low: float, high: float, extent: float, side: float, u:
 
     The cover leaves every window with a box at its left and its top edge. Objects would then always sit in the
     same corner of their chips, and their context always be missing on the same side; the original picks among
-    equal candidates at random (facts §3.5).
+    equal candidates at random (docs/method.md, 3.4).
     """
     if extent <= side:
         return 0.0, extent

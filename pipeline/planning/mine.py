@@ -1,4 +1,4 @@
-"""Negative windows: where a weak RPN sees something and no positive chip does (design, "Negative chips").
+"""Negative windows: where a weak RPN sees something and no positive chip does (docs/method.md, 5.4).
 
 Boxes and windows are x1 y1 x2 y2 in source pixels, x2 and y2 exclusive. The kernels are compiled by numba; all of
 it is a pure function of its arguments, and the order in which an image's proposals are given does not matter.

@@ -11,7 +11,7 @@ PIXEL_EPSILON = 1e-6
 
 
 def scale_factors(settings: ChipSettings, widths: IntArray, heights: IntArray) -> FloatArray:
-    """Factor source -> chip of every image at every scale, float64 [n, S]. No rounding (facts §1.2, B7)."""
+    """Factor source -> chip of every image at every scale, float64 [n, S]. No rounding (docs/method.md, 2.2)."""
     long = np.maximum(widths, heights).astype(np.float64)
     short = np.minimum(widths, heights).astype(np.float64)
     columns = []

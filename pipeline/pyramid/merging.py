@@ -15,7 +15,7 @@ ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect 
 
 
 def widened_ranges(bounds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Training ranges widened for detections: 80, 32-150, 120 become 90, 32-180, 75 as the paper's do (facts §2.8)."""
+    """Training ranges widened for detections: 80, 32-150, 120 become 90, 32-180, 75 (docs/method.md, 10.3)."""
     last = len(bounds) - 1
     return [(lo * 0.625 if s == last else lo, hi * (1.125 if s == 0 else 1.2)) for s, (lo, hi) in enumerate(bounds)]
 
@@ -68,7 +68,7 @@ def merge(viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, floa
 
 
 def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt.NDArray[np.bool_]:
-    """bool [N]: sqrt(area) in source pixels lies in [lo, hi); the filter is on detections (facts §9.5)."""
+    """bool [N]: sqrt(area) in source pixels lies in [lo, hi); the filter is on detections (docs/method.md, 10.3)."""
     size = np.sqrt(np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None))
     inside: npt.NDArray[np.bool_] = (size > 0) & (size >= bounds[0]) & (size < bounds[1])
     return inside

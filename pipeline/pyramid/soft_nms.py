@@ -31,7 +31,7 @@ def soft_nms(
 
     Args:
         boxes: float32 [N, 4]; scores: float32 [N]; labels: int64 [N].
-        sigma: 0.55, min_score: 0.001, limit: 200 as the original (facts §9.5, §9.6).
+        sigma: 0.55, min_score: 0.001, limit: 200 as the original (docs/method.md, 10.2 and 10.4).
 
     Returns:
         rows: int64 [M], M <= limit, highest new score first, ties by row; new scores: float32 [M].

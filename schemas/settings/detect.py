@@ -8,7 +8,7 @@ from schemas.settings.section import Section
 
 
 class DetectSettings(Section):
-    """How images are read, and how what is found at several scales becomes one list. Defaults: facts §9.5, §9.6."""
+    """How images are read, and how detections of several scales become one list (docs/method.md, 10.2 and 10.4)."""
 
     merge: Literal["gaussian", "linear", "hard"] = Field("gaussian", description="soft-NMS of each class")
     sigma: float = Field(0.55, gt=0, description="of the gaussian")

@@ -1,4 +1,4 @@
-"""Settings of a training run. Rates are those of a global batch of 128 with averaged gradients (facts §8.1)."""
+"""Settings of a training run. Rates are for a global batch of 128 with averaged gradients (docs/method.md, 9.2)."""
 
 from typing import Literal, Self
 
@@ -15,12 +15,12 @@ REFERENCE_BATCH = 128
 class TrainSettings(Section):
     """How the detector is trained. What a chip or an epoch is stands in other sections."""
 
-    epochs: int = Field(12, ge=1, description="passes over the chips; half of the paper's (facts §10.7)")
+    epochs: int = Field(12, ge=1, description="passes over the chips; half of the paper's (docs/method.md, 9.1)")
     batch_size: int = Field(128, ge=1, description="chips of the global batch")
     chips_per_rank: int = Field(16, ge=1, description="chips of one forward pass; more are accumulated")
     learning_rate: float = Field(0.12, gt=0, description="at batch 128, scaled with the batch")
     decay_epochs: list[int] = Field([10], description="epochs before which the rate is divided by ten")
-    warmup_steps: int = Field(1000, ge=0, description="linear, from a thirtieth of the rate (facts §8)")
+    warmup_steps: int = Field(1000, ge=0, description="linear, from a thirtieth of the rate (docs/method.md, 9.3)")
     weight_decay: float = Field(1.25e-5, ge=0, description="of matrices; not of biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1)
     precision: Precision | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
@@ -28,7 +28,7 @@ class TrainSettings(Section):
     norm: Norm | None = Field(
         None, description="batch norm; null: train from 8 chips per rank up, else frozen (train from scratch)"
     )
-    norm_momentum: float = Field(0.005, gt=0, le=1, description="of running statistics (facts §7.7)")
+    norm_momentum: float = Field(0.005, gt=0, le=1, description="of running statistics (docs/method.md, 6.5)")
     clip_gradient: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that detects")
     compile: bool = Field(False, description="torch.compile the backbone")

@@ -27,7 +27,7 @@ from pipeline.planning.plan import plan_run
 from schemas.settings import ChipSettings
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-real"
-PEER = Path(__file__).resolve().parents[1] / ".venv-peers/bin/python"
+PEER = Path(__file__).resolve().parents[2] / ".venv-peers/bin/python"
 IMAGES_PER_JOB = 64  # half the default, so that two workers end nearly together
 REPEATS = 3  # of the data set, so that a round lasts some seconds
 SAHI_SLICE = 307  # source pixels: our 512 px chip at the middle scale

@@ -24,7 +24,7 @@ from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference
 from trainer.model import Detector, predict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "../shared/data/coco-real"
 
 

@@ -25,7 +25,7 @@ from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector, propose
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "../shared/data/coco-val2017-boxes/val.json"
 IMAGES = ROOT / "../shared/data/coco-real"
 COCO_CHIPS = 3.75  # positive chips per image of COCO val2017 (docs/benchmarks.md)

@@ -1,4 +1,4 @@
-"""Proposals of the RPN alone on all training images at all scales, unflipped (facts §5.2): OUT/proposals."""
+"""Proposals of the RPN alone on all training images at all scales, unflipped (docs/method.md, 5.2): OUT/proposals."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from trainer.model import propose
 from trainer.runtime.ranks import joined, wait_for_all
 
 RPN_KEY = b"sniper-rpn"
-MOST = 300  # per view; the `proposals` setting of the network may give fewer (facts §5.2)
+MOST = 300  # per view; the `proposals` setting of the network may give fewer (docs/method.md, 5.2)
 
 
 def extract_proposals(data: Location, checkpoint: Location, images: Location, options: DetectSettings) -> float:

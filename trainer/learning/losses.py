@@ -9,8 +9,8 @@ from torch import Tensor
 
 from trainer.learning.targets import RPN_SAMPLES, AnchorSample
 
-RPN_BOX_WEIGHT = 3.0  # (facts §6.1.6)
-ROI_BOX_SHARE = 188 / 300  # the original divides the head's box loss by 188 where it has 300 proposals (§6.3.5)
+RPN_BOX_WEIGHT = 3.0  # (docs/method.md, 8.2)
+ROI_BOX_SHARE = 188 / 300  # the original's 188 for 300 proposals (docs/method.md, 8.2)
 
 
 def rpn_losses(logits: Tensor, deltas: Tensor, sample: AnchorSample, chips: int) -> tuple[Tensor, Tensor]:

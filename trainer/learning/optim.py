@@ -5,7 +5,7 @@ from torch import nn
 
 from schemas.settings import REFERENCE_BATCH, TrainSettings
 
-WARMUP_START = 1 / 30  # of the rate: 0.0005 of 0.015 (facts §8)
+WARMUP_START = 1 / 30  # of the rate: 0.0005 of 0.015 (docs/method.md, 9.3)
 DECAY = 0.1
 
 

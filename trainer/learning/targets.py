@@ -1,4 +1,4 @@
-"""Who learns what: labels of anchors and proposals, by the rules in design.md "Training" (facts §6, B19, B20)."""
+"""Who learns what: labels of anchors and proposals, by the rules of docs/method.md, 7."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from trainer.model.anchors import may_learn
 from trainer.model.boxes import ROI_WEIGHTS, box_size, constant, encode, overlaps, sides
 from trainer.model.proposals import compact
 
-EXEMPT_IOU = 0.5  # to a rescued box: such a proposal stays although its size is out of range (design.md)
+EXEMPT_IOU = 0.5  # to a rescued box: such a proposal stays although its size is out of range (docs/method.md, 7.4)
 
 
-POSITIVE_IOU = 0.5  # anchors and proposals at or above are foreground (facts §6.1.2, §6.3.2)
-NEGATIVE_IOU = 0.4  # anchors below, to every box, are background (facts §6.1.2)
-OTHER_IOU = 0.3  # anchors above, to a box that the RPN does not learn, are ignored (facts §6.1.3)
-CROWD_SHARE = 0.5  # of an anchor or proposal, in a crowd: ignored (design.md)
-RPN_SAMPLES, RPN_POSITIVES = 256, 128  # per chip (facts §6.1.4)
+POSITIVE_IOU = 0.5  # anchors and proposals at or above are foreground (docs/method.md, 7.1 and 7.6)
+NEGATIVE_IOU = 0.4  # anchors below, to every box, are background (docs/method.md, 7.1)
+OTHER_IOU = 0.3  # anchors above, to a box that the RPN does not learn, are ignored (docs/method.md, 7.1)
+CROWD_SHARE = 0.5  # of an anchor or proposal, in a crowd: ignored (docs/method.md, 7.1 and 7.6)
+RPN_SAMPLES, RPN_POSITIVES = 256, 128  # per chip (docs/method.md, 7.2)
 TIE = 1 - 1e-6  # IoU of two anchors equally far from a box differ by rounding; they are ties all the same
 
 
@@ -42,7 +42,7 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: Padded) -> tuple[Tensor
     1: IoU >= 0.5 to a valid or rescued box, or the best anchor of one (all ties, IoU > 0).
     -1: not 1, and: may not learn; IoU > 0.3 to any other box; half or more inside a crowd; IoU >= 0.4 to any box.
     0: the rest. So a chip without boxes is all 0.
-    Positives come first: another box nearby does not take a valid box's anchors from it (facts B19).
+    Positives come first: another box nearby does not take a valid box's anchors from it (docs/method.md, 7).
 
     Args:
         anchors: float32 [A, 4]; sizes: int64 [B, 2]

@@ -10,10 +10,10 @@ from schemas.settings import ModelSettings
 from trainer.model.boxes import sides
 
 BORDER = 32
-"""An anchor that reaches further than this beyond the content gets no label, chip pixels (facts §6.1.1)."""
+"""An anchor that reaches further than this beyond the content gets no label, chip pixels (docs/method.md, 7.1)."""
 
-C5_SCALES: tuple[float, ...] = (2, 4, 7, 10, 13, 16, 24)  # at stride 16: sides 32..384, 21 anchors (facts §7)
-C5_MOBILENET_SCALES: tuple[float, ...] = (1, 2, 4, 8, 12)  # at stride 32: sides 32..384, 15 anchors (facts §7)
+C5_SCALES: tuple[float, ...] = (2, 4, 7, 10, 13, 16, 24)  # stride 16: sides 32..384, 21 anchors (docs/method.md, 6.3)
+C5_MOBILENET_SCALES: tuple[float, ...] = (1, 2, 4, 8, 12)  # stride 32: sides 32..384, 15 anchors (docs/method.md, 6.3)
 FPN_SCALES: tuple[float, ...] = (8,)  # one octave per level: sides 32, 64, ... from stride 4 on (Lin et al. 2017)
 
 
@@ -25,7 +25,7 @@ class AnchorLayout(NamedTuple):
 
 
 def anchor_layout(settings: ModelSettings) -> AnchorLayout:
-    """Exact areas at every ratio; the original rounds them, in two ways that disagree (facts B35)."""
+    """Exact areas at every ratio; the original rounds them, in two ways that disagree (docs/method.md, 6.3)."""
     if settings.neck == "fpn":
         finest, coarsest = settings.levels
         strides, scales = tuple(2**level for level in range(finest, coarsest + 1)), FPN_SCALES
@@ -44,7 +44,7 @@ def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device:
     """All anchors, float32 [A, 4], chip pixels. Do not write into it: it is shared.
 
     maps: height and width of every level's map, in cells. Order: level, row, column, shape.
-    Cell i has its centre at (i + 1/2) strides: the original's 7.5 with inclusive pixels, stride 16 (facts §7).
+    Cell i has its centre at (i + 1/2) strides: the original's 7.5 with inclusive pixels (docs/method.md, 6.3).
     """
     levels = []
     for stride, (height, width) in zip(layout.strides, maps, strict=True):

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from schemas.settings import ModelSettings
 from trainer.model.boxes import constant
 
-MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)  # where its stages begin: at the layers that halve the map, but one (facts §7)
+MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)  # where its stages begin: at the layers that halve the map, but one
 
 
 class Backbone(nn.Module):
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Stride 1 and dilation 2 in all 3x3 convolutions (facts §7.2); torchvision's own switch knows no BasicBlock."""
+    """Stride 1, dilation 2 in all 3x3 layers (docs/method.md, 6.2); torchvision's own switch knows no BasicBlock."""
     for conv in stage.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)

@@ -8,11 +8,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # (facts §6.3.4)
+ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # (docs/method.md, 7.3)
 
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""Largest decoded log size ratio; exp() of anything an untrained net says stays finite (facts B40)."""
+"""Largest decoded log size ratio; exp() of anything an untrained net says stays finite (docs/method.md, 7.3)."""
 
 CHUNK = 2**24
 """Pairs compared at once; bounds memory at about 64 MB per temporary whatever the number of boxes."""
@@ -67,7 +67,7 @@ def overlaps(candidates: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor,
 
 
 def encode(boxes: Tensor, refs: Tensor) -> Tensor:
-    """(dx, dy, dw, dh) of `boxes` as seen from `refs`, both [..., 4] (facts §6.1.5; no half-pixel shift, B9)."""
+    """(dx, dy, dw, dh) of `boxes` as seen from `refs`, both [..., 4] (docs/method.md, 7.3)."""
     width, height = sides(refs)
     box_width, box_height = sides(boxes)
     dx = (boxes[..., 0] + boxes[..., 2] - refs[..., 0] - refs[..., 2]) / (2 * width)

@@ -52,7 +52,7 @@ class Detector(nn.Module):
             self.neck: nn.Module = FeaturePyramidNetwork(channels[finest - 2 :], settings.width, extra)
             rpn_channels, rpn_hidden = settings.width, settings.width
         else:
-            self.c5_inputs = 1 if settings.backbone == "mobilenet_v2" else 2  # C5, or C4 and C5 (facts §7)
+            self.c5_inputs = 1 if settings.backbone == "mobilenet_v2" else 2  # C5, or C4 and C5 (docs/method.md, 6.2)
             rpn_channels, rpn_hidden = sum(channels[-self.c5_inputs :]), 256 * self.c5_inputs
             self.neck = nn.Conv2d(rpn_channels, settings.width, 1)
         self.rpn = Rpn(rpn_channels, rpn_hidden, len(self.layout.shapes))
@@ -62,13 +62,13 @@ class Detector(nn.Module):
         fresh = [self.rpn, self.head] if settings.neck == "fpn" else [self.rpn, self.head, self.neck]
         for layer in (layer for module in fresh for layer in module.modules()):
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.normal_(layer.weight, std=0.01)  # (facts §7.6)
+                nn.init.normal_(layer.weight, std=0.01)  # (docs/method.md, 6.4)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         self.to(memory_format=torch.channels_last)
 
     def keep_rpn_only(self) -> None:
-        """Train what proposes and nothing behind it, as the run that mines negatives does (facts §5.1)."""
+        """Train what proposes and nothing behind it, as the run that mines negatives does (docs/method.md, 5.1)."""
         self.rpn_only = True
         self.head.requires_grad_(False)
         if self.settings.neck == "c5":
@@ -106,7 +106,7 @@ class Detector(nn.Module):
 
 
 def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Proposals of any size, without a range filter (facts §9.4); as `select` gives them."""
+    """Proposals of any size, without a range filter (docs/method.md, 10.2); as `select` gives them."""
     logits, deltas = model.rpn.everywhere(features.maps)
     with full_precision(logits):
         anchors = anchor_grid(model.layout, features.shapes(), logits.device)
@@ -133,7 +133,7 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
     Args:
         model: in eval mode
         images: uint8 [B, 3, H, W], any side, content top left; sizes: int64 [B, 2], height and width of the content
-        min_score: default of facts §9.5
+        min_score: the default is that of docs/method.md, 10.2
 
     Returns:
         One Detections per image, highest proposal first, clipped to the content.

@@ -11,7 +11,7 @@ from trainer.model.pooling import flatten_maps
 
 def full_precision(x: Tensor) -> torch.autocast:
     """For boxes, losses, and the layers that give scores and boxes: half precision has a few hundred different
-    scores, and top-k among thousands would fall among equals (the original keeps its outputs in fp32, facts §8.3)."""
+    scores, and top-k among thousands would fall among equals (docs/method.md, 6.6)."""
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from trainer.model.boxes import nms, sides
 
-NMS_IOU = 0.7  # (facts §6.2.3)
+NMS_IOU = 0.7  # (docs/method.md, 7.4)
 
 
 def select(boxes: Tensor, logits: Tensor, eligible: Tensor, pre_nms: int, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best `pre_nms` eligible boxes of each chip, then NMS, then the best `num`.
 
     All levels compete in one list, in top-k as in NMS: a chip has one scale, so its range singles out the levels
-    that matter, and this is the paper's one map generalised (facts §6.2).
+    that matter, and this is the paper's one map generalised (docs/method.md, 7.4).
 
     Args:
         boxes: float32 [B, A, 4], decoded and clipped; logits: float32 [B, A]; eligible: bool [B, A]

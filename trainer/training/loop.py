@@ -56,7 +56,7 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
                 losses: dict[str, Tensor] = run.objective(
                     batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
                 )
-            # equal weights (facts §6.3.6); DDP takes the mean over ranks, our losses are parts of one sum
+            # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are parts of one sum
             torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))
         parts[:-1] += torch.stack([losses[name].detach() for name in names])
     *values, stop = sum_over_ranks(parts).tolist()  # the step's one wait for the device, before anything is changed

@@ -16,7 +16,7 @@ RUN_FOLDER = "rpn"  # below data/proposals
 def make_proposals(data: Location, images: Location, settings: Settings, *, overwrite: bool = False) -> Location:
     """Train the RPN on the positives alone and write its proposals, doing only what is missing; under torchrun by all.
 
-    The schedule is `settings.train` with `negatives.rpn_epochs` epochs and no decay (design, "Training").
+    The schedule is `settings.train` with `negatives.rpn_epochs` epochs and no decay (docs/method.md, 9.4).
 
     Args:
         overwrite: train anew in place of a run with other settings.

@@ -24,7 +24,7 @@ from trainer.runtime.precision import autocast
 from trainer.runtime.ranks import Rank, mean_over_ranks
 from trainer.runtime.weights import load_weights, set_norm_policy
 
-NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (facts §8.5)
+NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (docs/method.md, 6.5)
 STATISTICS = ("running_mean", "running_var")
 
 

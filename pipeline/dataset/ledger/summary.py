@@ -13,7 +13,7 @@ from pipeline.planning.scales import scale_factors, scale_name
 from schemas.codes import FATE_NAMES, Fate, Reason
 from schemas.settings import ChipSettings
 
-# Measured by scripts/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
+# Measured by scripts/bench/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
 BYTES_PER_CHIP_PIXEL = 0.30
 DECODE_SECONDS_PER_PIXEL = 8e-9
 CHIP_SECONDS_PER_PIXEL = 6e-9

@@ -363,7 +363,7 @@ def test_read_coco_from_a_pipe(tmp_path: Path) -> None:
 
 
 def test_read_coco_memory_per_image_and_box_is_bounded(tmp_path: Path) -> None:
-    """200 bytes per image and 60 per box, whatever the file holds beside; scripts/bench_plan.py --scale has it all."""
+    """200 bytes per image and 60 per box, whatever the file holds beside; scripts/bench/bench_plan.py --scale has it all."""
     peaks = []
     for num_images in (10_000, 30_000):
         ids = range(num_images)

@@ -218,7 +218,7 @@ def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change
     script.write_text(code)
     arguments = [checkpoint, demo / "val.json", demo / "val", tmp_path / "two.json"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
 

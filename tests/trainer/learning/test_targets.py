@@ -1,4 +1,4 @@
-"""Labels against the rules of design.md written out one anchor at a time."""
+"""Labels against the rules of docs/method.md, 7, written out one anchor at a time."""
 
 import math
 
@@ -12,8 +12,8 @@ from tests.trainer.chips import area, chip_boxes, inter, iou, make_batch, random
 from trainer.learning.targets import label_anchors, label_rois, sample_anchors
 from trainer.learning.truth import hash_slots, key_states, pad
 from trainer.loading.batch import Batch
+from trainer.model import boxes as geometry
 from trainer.model.anchors import anchor_grid, anchor_layout
-from trainer.model.detector import boxes as geometry
 
 CPU = torch.device("cpu")
 LEARNS = (Status.VALID, Status.RESCUED)
@@ -88,7 +88,7 @@ def test_label_anchors__exactly_at_the_limits(status: Status):
 
 
 def test_label_anchors__other_boxes_take_nothing_from_a_valid_one():
-    """A valid box under an out-of-range one of the same place keeps its positives (facts B19)."""
+    """A valid box under an out-of-range one of the same place keeps its positives (docs/method.md, 7)."""
     batch = make_batch([2], seed=0)
     box = [20.0, 20, 52, 52]
     batch = Batch(**{**vars(batch), "boxes": torch.tensor([box, box]), "sizes": torch.tensor([[96, 96]])})

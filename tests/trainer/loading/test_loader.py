@@ -438,7 +438,7 @@ def test_interrupt__ends_at_once_and_leaves_nothing(pool_folder: Path) -> None:
     assert errors.strip().endswith("KeyboardInterrupt")
 
 
-REAL = Path(os.environ.get("SNIPER_TEST_DATA") or Path(__file__).parents[2] / "../shared/data") / "coco-real"
+REAL = Path(os.environ.get("SNIPER_TEST_DATA") or Path(__file__).parents[3] / "../shared/data") / "coco-real"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}; SNIPER_TEST_DATA names the folder that holds coco-real")

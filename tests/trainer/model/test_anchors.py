@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def test_anchor_layout__c5_has_the_papers_shapes():
-    """21 anchors, square sides 32..384, base shapes 23x12, 16x16, 11x22 once rounded (facts §7)."""
+    """21 anchors, square sides 32..384, base shapes 23x12, 16x16, 11x22 once rounded (docs/method.md, 6.3)."""
     stride, shapes = anchor_layout(ModelSettings(neck="c5"))
     assert stride == (16,)
     assert len(shapes) == 21
@@ -23,7 +23,7 @@ def test_anchor_layout__c5_mobilenet():
     assert stride == (32,)
     assert len(shapes) == 15
     assert [w * 32 for w, h in shapes if w == h] == [32, 64, 128, 256, 384]
-    assert any(abs(w * 32 - 45) < 0.5 and abs(h * 32 - 22.5) < 0.5 for w, h in shapes)  # facts B35
+    assert any(abs(w * 32 - 45) < 0.5 and abs(h * 32 - 22.5) < 0.5 for w, h in shapes)  # docs/method.md, 6.3
 
 
 def test_anchor_grid__centred_in_cells_in_order():

@@ -3,8 +3,8 @@ import torch
 import torchvision
 
 from tests.trainer.chips import inter, iou, random_boxes
+from trainer.model import boxes as geometry
 from trainer.model.boxes import box_size, clip, decode, encode, nms, overlaps
-from trainer.model.detector import boxes as geometry
 
 
 def test_encode__decode_gives_the_box_back():

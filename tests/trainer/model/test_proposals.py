@@ -1,4 +1,4 @@
-"""The proposals of a training step against design.md's sentence, taken one box at a time."""
+"""The proposals of a training step against the rules of docs/method.md, 7.4, taken one box at a time."""
 
 import math
 

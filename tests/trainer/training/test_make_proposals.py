@@ -158,6 +158,6 @@ def test_make_proposals__two_ranks_write_the_same_parts(
     assert len(expected) == 3
     remove_parts()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
     assert parts_now() == expected

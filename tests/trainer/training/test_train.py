@@ -26,7 +26,7 @@ from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, read_checkp
 from trainer.runtime.weights import load_weights
 from trainer.training.train import train
 
-RUNS = Path(__file__).with_name("runs.py")
+RUNS = Path(__file__).parents[1] / "runs.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
