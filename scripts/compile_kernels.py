@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from pipeline.coco import read_coco
+from pipeline.coco.read import read_coco
 from pipeline.planning.mine import Pool, mine_run, pool_scales
 from pipeline.planning.plan import plan_run, run_columns
 from schemas.settings import ChipSettings

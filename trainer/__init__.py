@@ -1,1 +1,5 @@
-"""PyTorch side: loader, model, training, proposals and evaluation."""
+"""The PyTorch side: chips become a trained detector, and whole images become detections.
+
+In: what `pipeline` wrote, and settings. Out: checkpoints, detections and scores. It imports `pipeline` (all rooms but
+its commands and its command line) and `schemas`.
+"""

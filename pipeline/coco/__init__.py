@@ -1,10 +1,9 @@
 """The annotation file: read, checked, and turned into columns.
 
-In: a COCO JSON file. Out: a `Source` (columns of images, boxes and categories) and a row for each record that was
-refused. It imports `storage` and `schemas`.
+In: a COCO JSON file (`pipeline.coco.read`). Out: a `Source` (columns of images, boxes and categories) and a row for
+each record that was refused. It imports `storage` and `schemas`.
 """
 
-from pipeline.coco.read import read_coco
 from pipeline.coco.source import RefusedBox, RefusedImage, Reject, Source, SourceImage, describe_rejects, find_ids
 
 __all__ = [
@@ -15,5 +14,4 @@ __all__ = [
     "SourceImage",
     "describe_rejects",
     "find_ids",
-    "read_coco",
 ]

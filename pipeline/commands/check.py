@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.coco import Reject, Source, SourceImage, read_coco
+from pipeline.coco import Reject, Source, SourceImage
+from pipeline.coco.read import read_coco
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task

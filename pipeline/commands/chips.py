@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.coco import Reject, Source, read_coco
+from pipeline.coco import Reject, Source
+from pipeline.coco.read import read_coco
 from pipeline.dataset.build import FOLDER, Target, prepare, shard_job, task_memory
 from pipeline.dataset.cutting import ShardJob, make_shard
 from pipeline.dataset.ledger.summary import Summary

@@ -14,7 +14,8 @@ import click
 import numpy as np
 import torch
 
-from pipeline.coco import SourceImage, read_coco
+from pipeline.coco import SourceImage
+from pipeline.coco.read import read_coco
 from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.soft_nms import soft_nms
 from pipeline.pyramid.views import compose, plan_views

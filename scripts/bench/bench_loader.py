@@ -38,7 +38,7 @@ from schemas.settings import ChipSettings, LoaderSettings
 
 HERE = Path(__file__).resolve()
 DATA = HERE.parents[2] / "../shared/data/coco-real"
-PEER_PYTHON = HERE.parents[1] / ".venv-peers/bin/python"
+PEER_PYTHON = HERE.parents[2] / ".venv-peers/bin/python"
 PEERS = ["webdataset", "litdata", "streaming", "dataloader"]
 PEERS += [f"{name}_our_decoder" for name in PEERS]
 BATCH, THREADS, EPOCHS = 16, 2, 5
@@ -175,7 +175,7 @@ def run_one(what: str, data: Path | str, work: Path, epochs: int = 1, *options: 
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "LITDATA_DISABLE_VERSION_CHECK": "1"}
+    return {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "LITDATA_DISABLE_VERSION_CHECK": "1"}
 
 
 @click.command(help=__doc__)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from bench_train import plausible_batch
 
-from pipeline.coco import Source, read_coco
+from pipeline.coco import Source
+from pipeline.coco.read import read_coco
 from pipeline.planning.mine import Pool, mine_run, pool_scales
 from pipeline.planning.plan import plan_run, run_columns
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings

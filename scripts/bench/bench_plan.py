@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from pipeline.coco import read_coco
+from pipeline.coco.read import read_coco
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.planning.plan import plan_run

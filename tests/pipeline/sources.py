@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.coco import Source, read_coco
+from pipeline.coco import Source
+from pipeline.coco.read import read_coco
 
 
 def make_source(

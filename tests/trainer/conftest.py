@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.coco import read_coco
+from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.dataset.cutting import ShardJob, cut_shard
 from pipeline.images.chip import codec

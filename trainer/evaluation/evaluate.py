@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from pipeline.coco import Reject, Source, SourceImage, read_coco
+from pipeline.coco import Reject, Source, SourceImage
+from pipeline.coco.read import read_coco
 from pipeline.engines.progress import Progress
 from pipeline.images.sources import image_folder
 from pipeline.pyramid.merging import Found

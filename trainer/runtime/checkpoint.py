@@ -9,7 +9,6 @@ import torch
 from pipeline.storage import Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
 from schemas.errors import DataError, UsageError
 from schemas.settings import ModelSettings, Norm, Precision
-from trainer.loading.order import State
 from trainer.model import Detector
 
 FORMAT = 2
@@ -60,10 +59,6 @@ class Checkpoint(NamedTuple):
     chips: dict[str, Any]
     data: dict[str, str]
     best_ap: float  # highest validation AP so far
-
-    @property
-    def state(self) -> State:
-        return State(*self.loader)
 
 
 def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:

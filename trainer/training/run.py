@@ -137,4 +137,4 @@ class Run:
         self.scaler.load_state_dict(last.scaler)
         if self.ema is not None and last.ema is not None:
             self.ema.state = {name: value.to(self.rank.device) for name, value in last.ema.items()}
-        self.state, self.step, self.best_ap = last.state, last.step, last.best_ap
+        self.state, self.step, self.best_ap = State(*last.loader), last.step, last.best_ap

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.coco import Source, describe_rejects, read_coco
+from pipeline.coco import Source, describe_rejects
 from pipeline.coco import file as coco_file
 from pipeline.coco import records as json_records
 from pipeline.coco.checks import boxes as coco_boxes
+from pipeline.coco.read import read_coco
 from schemas.codes import Fate
 from schemas.errors import DataError
 from tests.paths import shared_data
@@ -363,7 +364,7 @@ def test_read_coco_from_a_pipe(tmp_path: Path) -> None:
 
 
 def test_read_coco_memory_per_image_and_box_is_bounded(tmp_path: Path) -> None:
-    """200 bytes per image and 60 per box, whatever the file holds beside; scripts/bench/bench_plan.py --scale has it all."""
+    """200 bytes per image and 60 per box, whatever the file holds beside; bench_plan.py --scale measures all of it."""
     peaks = []
     for num_images in (10_000, 30_000):
         ids = range(num_images)

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import trainer.inference.batches
-from pipeline.coco import SourceImage, read_coco
+from pipeline.coco import SourceImage
+from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.planning.plan import plan_run
 from pipeline.pyramid.merging import merge, tile_overlaps, widened_ranges

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.coco import SourceImage, read_coco
+from pipeline.coco import SourceImage
+from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.dataset.proposals import Extents, read_proposals
 from pipeline.planning.mine import pool_scales

@@ -1,0 +1,149 @@
+"""The rules of docs/architecture.md: which room may import which, and how large the core may become."""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+PACKAGES = ("sniper_chips", "pipeline", "trainer", "schemas")
+FLOORS = {  # from the ground up; rooms of one floor do not import each other
+    "pipeline": (
+        ("storage", "engines"),
+        ("coco",),
+        ("planning",),
+        ("images",),
+        ("dataset", "pyramid"),
+        ("commands",),
+        ("cli",),
+    ),
+    "trainer": (
+        ("loading", "model"),
+        ("runtime", "learning"),
+        ("inference",),
+        ("evaluation",),
+        ("training",),
+        ("cli",),
+    ),
+}
+CORE = ("trainer/model", "trainer/learning", "trainer/training/loop.py")
+CORE_LINES = 1250
+DETECT_FILES = 37
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported(module: str, *, lazily: bool = True) -> set[str]:
+    """The project's modules that a module imports; those inside functions too where `lazily`."""
+    tree = ast.parse(FILES[module].read_text())
+    nodes = ast.walk(tree) if lazily else iter(tree.body)
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= inner & FILES.keys() or {node.module}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def floor(module: str) -> int | None:
+    """The floor of a module's room; None for the packages themselves and for `schemas`."""
+    package, _, rest = module.partition(".")
+    for number, rooms in enumerate(FLOORS.get(package, ())):
+        if rest.split(".")[0] in rooms:
+            return number
+    return None
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_rooms__import_only_what_lies_below(module: str) -> None:
+    package = module.split(".")[0]
+    for other in imported(module):
+        assert other in FILES, f"{module} imports {other}, which does not exist"
+        if other.split(".")[0] == package or package == "sniper_chips":
+            here, there = floor(module), floor(other)
+            if here is not None and there is not None and room(module) != room(other):
+                assert there < here, f"{module} imports {other}: not a room below its own"
+        elif package == "trainer":
+            assert other != "sniper_chips"
+            if module != "trainer.cli":
+                assert room(other) not in ("pipeline.commands", "pipeline.cli"), f"{module} imports {other}"
+        elif package == "pipeline":
+            assert other.split(".")[0] == "schemas", f"{module} imports {other}: pipeline knows no trainer"
+        else:
+            pytest.fail(f"{module} imports {other}: schemas imports no other package")
+
+
+def test_rooms__every_room_has_a_floor() -> None:
+    for package, floors in FLOORS.items():
+        known = {f"{package}.{name}" for rooms in floors for name in rooms}
+        assert {room(module) for module in FILES if module.startswith(f"{package}.")} == known
+
+
+def test_rooms__say_what_flows_through_them() -> None:
+    for module, path in FILES.items():
+        if path.name == "__init__.py" and module != "sniper_chips":
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert len(text.split()) > 10, f"{path}: say what flows in, what flows out and what the room may import"
+
+
+def test_modules__import_no_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in done:
+            for other in sorted(imported(module, lazily=False)):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines with code on them: no blank lines, no comments, no docstrings."""
+    source = path.read_text()
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in blank:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def test_core__can_be_read_in_one_sitting() -> None:
+    files = [
+        path for place in CORE for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).glob("*"))
+    ]
+    assert sum(lines_of_code(path) for path in files if path.suffix == ".py") <= CORE_LINES
+
+
+def test_detect__reaches_no_training() -> None:
+    command = (
+        "import sys, trainer.inference.detect; print(*(n for n, m in sys.modules.items() if hasattr(m, '__file__')))"
+    )
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    reached = [name for name in result.stdout.split() if name in FILES and FILES[name].name != "__init__.py"]
+    assert len(reached) <= DETECT_FILES, reached
+    assert {room(name) for name in reached}.isdisjoint({"trainer.loading", "trainer.learning", "trainer.training"})
