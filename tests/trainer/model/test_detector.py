@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.coco import SourceImage
+from pipeline.pyramid.merging import Found
 from schemas.codes import Status
 from schemas.settings import ModelSettings
 from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_detector, take
 from trainer.evaluation.coco_scores import run_coco
 from trainer.evaluation.evaluate import as_results
-from pipeline.pyramid.merging import Found
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector, predict
