@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from trainer.learning.ground_truth import key_states, pad_boxes
 from trainer.learning.losses import roi_losses, rpn_losses
-from trainer.learning.targets import label_anchors, label_rois, sample_anchors, trainable, with_truth
-from trainer.learning.truth import key_states, pad
+from trainer.learning.targets import add_ground_truth, label_anchors, label_rois, sample_anchors, trainable
 from trainer.loading.batch import Batch
 from trainer.model import Detector
 from trainer.model.anchors import anchor_grid, on_content
@@ -48,7 +48,7 @@ class Objective(nn.Module):
         logits, deltas = detector.rpn.everywhere(features.maps)
         with torch.no_grad(), full_precision(images):
             anchors = anchor_grid(detector.layout, features.shapes(), device)
-            truth = pad(batch)
+            truth = pad_boxes(batch)
             draw = key_states(batch.keys, seed, epoch, device)
             labels, match = label_anchors(anchors, sizes, truth)
             sample = sample_anchors(anchors, labels, match, truth, draw)
@@ -61,7 +61,7 @@ class Objective(nn.Module):
             proposals = clip(decode(deltas, anchors), sizes)
             eligible = trainable(proposals, batch, truth) & on_content(anchors, sizes)
             rois, used, _ = select(proposals, logits, eligible, settings.pre_nms, settings.proposals)
-            rois, used = with_truth(rois, used, batch, truth, draw)
+            rois, used = add_ground_truth(rois, used, batch, truth, draw)
             roi_labels, roi_targets = label_rois(rois, used, truth)
         roi_scores, roi_deltas = detector.detect(features, rois)
         with full_precision(images):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from schemas.codes import Status
-from trainer.learning.truth import Padded, hash_slots
+from trainer.learning.ground_truth import PaddedBoxes, hash_slots
 from trainer.loading.batch import Batch
 from trainer.model.anchors import may_learn
 from trainer.model.boxes import ROI_WEIGHTS, box_size, constant, encode, overlaps, sides
@@ -36,7 +36,7 @@ class AnchorSample:
     deltas: Tensor
 
 
-def label_anchors(anchors: Tensor, sizes: Tensor, boxes: Padded) -> tuple[Tensor, Tensor]:
+def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, Tensor]:
     """The RPN's label of every anchor.
 
     1: IoU >= 0.5 to a valid or rescued box, or the best anchor of one (all ties, IoU > 0).
@@ -78,7 +78,7 @@ def _below(value: float) -> float:
     return float(torch.nextafter(torch.tensor(value), torch.tensor(0.0)))
 
 
-def sample_anchors(anchors: Tensor, labels: Tensor, match: Tensor, boxes: Padded, states: Tensor) -> AnchorSample:
+def sample_anchors(anchors: Tensor, labels: Tensor, match: Tensor, boxes: PaddedBoxes, states: Tensor) -> AnchorSample:
     """Draw at most 128 positives and fill up with negatives to 256 per chip: those with the highest hashes.
 
     labels, match: from `label_anchors`; states: int64 [B], from `key_states`. The hash is of (state, anchor), so a
@@ -98,7 +98,7 @@ def sample_anchors(anchors: Tensor, labels: Tensor, match: Tensor, boxes: Padded
     return AnchorSample(slots, keys >= 0, positive, deltas)
 
 
-def label_rois(rois: Tensor, used: Tensor, boxes: Padded) -> tuple[Tensor, Tensor]:
+def label_rois(rois: Tensor, used: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, Tensor]:
     """The box head's labels. Every slot in use counts: no sampling.
 
     1..K: IoU >= 0.5 to a box that is neither `ignore` nor `crowd`, whatever its status; the best one, first of ties.
@@ -144,7 +144,7 @@ def in_range(boxes: Tensor, batch: Batch) -> Tensor:
     return (size >= limits[:, :1]) & (size < limits[:, 1:])
 
 
-def trainable(boxes: Tensor, batch: Batch, truth: Padded) -> Tensor:
+def trainable(boxes: Tensor, batch: Batch, truth: PaddedBoxes) -> Tensor:
     """bool [B, A]: in range, or IoU >= 0.5 to a rescued box, whose size is out of range by nature."""
     chosen = in_range(boxes, batch)
     if batch.max_rescued:
@@ -154,7 +154,9 @@ def trainable(boxes: Tensor, batch: Batch, truth: Padded) -> Tensor:
     return chosen
 
 
-def with_truth(rois: Tensor, used: Tensor, batch: Batch, truth: Padded, states: Tensor) -> tuple[Tensor, Tensor]:
+def add_ground_truth(
+    rois: Tensor, used: Tensor, batch: Batch, truth: PaddedBoxes, states: Tensor
+) -> tuple[Tensor, Tensor]:
     """Put boxes in range by their clipped size, and rescued ones, in place of the lowest scores.
 
     `ignore` and `crowd` boxes are no targets and stay out. Where a chip has more boxes than slots, `states` (int64

@@ -26,7 +26,7 @@ from trainer.loading.batch import Batch, flip
 from trainer.loading.cache import gigabytes
 from trainer.loading.dataset import ChipDataset, Pixels
 from trainer.loading.fetch import Fetcher
-from trainer.loading.order import I64, Purpose, State, epoch_order, mix, part, ragged_rows, repeat_factors
+from trainer.loading.order import I64, Purpose, State, epoch_order, mix, ragged_rows, rank_slice, repeat_factors
 
 Flags = npt.NDArray[np.bool_]
 
@@ -126,7 +126,7 @@ class BatchLoader:
         """The shards that this rank reads in the rest of an epoch."""
         rest = np.arange(len(order) - state.position)
         step, place = np.divmod(rest, self.batch_size)
-        place %= self.accumulation * self.ranks  # as in `part`
+        place %= self.accumulation * self.ranks  # as in `rank_slice`
         own = place % self.ranks == self.rank
         micro = (step * self.accumulation + place // self.ranks)[own]
         shards, of_shard = np.unique(
@@ -241,7 +241,7 @@ class Epoch:
             for micro in range(loader.accumulation):
                 index = micro * loader.ranks + loader.rank
                 num_parts = loader.accumulation * loader.ranks
-                yield part(len(self.order), start, loader.batch_size, index, num_parts)
+                yield rank_slice(len(self.order), start, loader.batch_size, index, num_parts)
 
 
 def _check_cache(dataset: ChipDataset, window: int | None) -> None:

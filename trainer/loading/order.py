@@ -164,7 +164,7 @@ def group_shards(is_pool: npt.NDArray[np.bool_], hashes: U64, window: int) -> I6
     return groups
 
 
-def part(length: int, start: int, batch_size: int, index: int, num_parts: int) -> slice:
+def rank_slice(length: int, start: int, batch_size: int, index: int, num_parts: int) -> slice:
     """The positions of one part of the global batch that begins at `start` in an epoch of `length` chips.
 
     Every num_parts-th position belongs to one part, so parts differ by at most one chip, in the last, short batch

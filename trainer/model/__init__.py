@@ -4,6 +4,6 @@ In: chips or whole images as tensors. Out: features, proposals and detections. I
 checkpoint, and imports `schemas` alone.
 """
 
-from trainer.model.detector import Detections, Detector, predict, propose
+from trainer.model.detector import Detector, RawDetections, predict, propose
 
-__all__ = ["Detections", "Detector", "predict", "propose"]
+__all__ = ["RawDetections", "Detector", "predict", "propose"]

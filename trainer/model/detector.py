@@ -28,7 +28,7 @@ class Features(NamedTuple):
         return tuple((level.shape[2], level.shape[3]) for level in self.maps)
 
 
-class Detections(NamedTuple):
+class RawDetections(NamedTuple):
     """boxes: float32 [N, 4], pixels of the given image; scores: float32 [N]; labels: int64 [N], 1..K"""
 
     boxes: Tensor
@@ -127,7 +127,7 @@ def propose(model: Detector, images: Tensor, sizes: Tensor) -> list[tuple[Tensor
 
 
 @torch.no_grad()
-def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001) -> list[Detections]:
+def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001) -> list[RawDetections]:
     """Detect on chips or whole images: all classes above `min_score`, no range filter, no NMS after the head.
 
     Args:
@@ -136,7 +136,7 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
         min_score: the default is that of docs/method.md, 10.2
 
     Returns:
-        One Detections per image, highest proposal first, clipped to the content.
+        One RawDetections per image, highest proposal first, clipped to the content.
     """
     features = model(images, sizes)
     rois, used, _ = _propose(model, features, sizes)
@@ -151,4 +151,4 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
         counts = torch.bincount(chip, minlength=len(images)).tolist()
         columns = (found, scores[chip, slot, column], column + 1)
         parts = zip(*(torch.split(values, counts) for values in columns), strict=True)
-    return [Detections(*part) for part in parts]
+    return [RawDetections(*part) for part in parts]

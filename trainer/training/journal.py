@@ -14,7 +14,7 @@ from pipeline.storage import Location, is_file, make_folder, read_bytes, write_a
 from schemas.codes import Status
 from schemas.errors import UsageError
 from trainer.loading.batch import Batch
-from trainer.model import Detections
+from trainer.model import RawDetections
 
 PICTURED = 8  # chips of a training picture
 SHOWN_SCORE = 0.3
@@ -109,7 +109,7 @@ def progress_line(epoch: int, step: int, values: dict[str, float]) -> str:
     )
 
 
-def draw_batch(path: Location, batch: Batch, found: list[Detections]) -> None:
+def draw_batch(path: Location, batch: Batch, found: list[RawDetections]) -> None:
     """Chips side by side: boxes that are targets in green, other boxes in grey, detections in orange with scores."""
     count = min(PICTURED, len(batch))
     side = batch.images.shape[2]

@@ -7,7 +7,7 @@ from schemas.settings import ChipSettings
 from trainer.evaluation.evaluate import Truth, score_model
 from trainer.inference.opening import Inference
 from trainer.loading.batch import Batch
-from trainer.model import Detections, predict
+from trainer.model import RawDetections, predict
 from trainer.runtime.checkpoint import BEST, make_detector, write_checkpoint
 from trainer.training.journal import PICTURED, draw_batch
 from trainer.training.run import Run
@@ -41,5 +41,5 @@ def picture(run: Run, batch: Batch) -> None:
     distinct = []
     for boxes, scores, labels in found:
         keep = torchvision.ops.batched_nms(boxes, scores, labels, 0.5)
-        distinct.append(Detections(boxes[keep], scores[keep], labels[keep]))
+        distinct.append(RawDetections(boxes[keep], scores[keep], labels[keep]))
     draw_batch(run.out / f"pictures/step-{run.step:08d}.png", batch, distinct)

@@ -9,8 +9,8 @@ from torch import Tensor
 from schemas.codes import Status
 from schemas.settings import ModelSettings
 from tests.trainer.chips import area, chip_boxes, inter, iou, make_batch, random_boxes, take
+from trainer.learning.ground_truth import hash_slots, key_states, pad_boxes
 from trainer.learning.targets import label_anchors, label_rois, sample_anchors
-from trainer.learning.truth import hash_slots, key_states, pad
 from trainer.loading.batch import Batch
 from trainer.model import boxes as geometry
 from trainer.model.anchors import anchor_grid, anchor_layout
@@ -60,7 +60,7 @@ def test_label_anchors__equals_the_rule(seed: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(geometry, "CHUNK", 10**6 if seed % 2 else 1500)
     batch = make_batch([0, 1, 4, 15], seed=seed)
     anchors = small_grid()
-    labels, match = label_anchors(anchors, batch.sizes, pad(batch))
+    labels, match = label_anchors(anchors, batch.sizes, pad_boxes(batch))
     for chip in range(len(batch)):
         assert labels[chip].tolist() == slow_anchor_labels(batch, chip, anchors.tolist())
         boxes = chip_boxes(batch, chip)
@@ -78,7 +78,7 @@ def test_label_anchors__exactly_at_the_limits(status: Status):
         batch = make_batch([1], statuses=[status])
         batch = Batch(**{**vars(batch), "boxes": torch.tensor([box]), "sizes": torch.tensor([[96, 96]])})
         anchors = torch.tensor([[20.0, 20, 60, 60], box])
-        outcomes[rows] = label_anchors(anchors, batch.sizes, pad(batch))[0][0, 0].item()
+        outcomes[rows] = label_anchors(anchors, batch.sizes, pad_boxes(batch))[0][0, 0].item()
     expected = {
         Status.VALID: {11: 0, 12: 0, 13: 0, 16: -1, 17: -1, 20: 1},
         Status.OUT_OF_RANGE: {11: 0, 12: 0, 13: -1, 16: -1, 17: -1, 20: -1},
@@ -94,7 +94,7 @@ def test_label_anchors__other_boxes_take_nothing_from_a_valid_one():
     batch = Batch(**{**vars(batch), "boxes": torch.tensor([box, box]), "sizes": torch.tensor([[96, 96]])})
     batch = Batch(**{**vars(batch), "status": torch.tensor([Status.VALID, Status.OUT_OF_RANGE], dtype=torch.uint8)})
     alone = take(Batch(**{**vars(batch), "status": torch.full((2,), Status.VALID, dtype=torch.uint8)}), [0])
-    both, single = (label_anchors(small_grid(), b.sizes, pad(b))[0] for b in (batch, alone))
+    both, single = (label_anchors(small_grid(), b.sizes, pad_boxes(b))[0] for b in (batch, alone))
     assert (both == 1).equal(single == 1)
     assert (both == 1).any()
 
@@ -103,7 +103,7 @@ def test_label_anchors__two_thousand_boxes_in_bounded_memory(monkeypatch: pytest
     monkeypatch.setattr(geometry, "CHUNK", 50_000)
     batch = make_batch([2000, 3], seed=3)
     anchors = small_grid()
-    labels, _ = label_anchors(anchors, batch.sizes, pad(batch))
+    labels, _ = label_anchors(anchors, batch.sizes, pad_boxes(batch))
     for chip in range(2):
         assert labels[chip].tolist() == slow_anchor_labels(batch, chip, anchors.tolist())
 
@@ -112,7 +112,7 @@ def test_sample_anchors__takes_the_highest_hashes():
     side = 512
     anchors = small_grid(side)
     batch = make_batch([0, 40, 300], side, seed=2, statuses=[Status.VALID, Status.CUT])
-    truth = pad(batch)
+    truth = pad_boxes(batch)
     states = key_states(batch.keys, 7, 3, CPU)
     labels, match = label_anchors(anchors, batch.sizes, truth)
     sample = sample_anchors(anchors, labels, match, truth, states)
@@ -140,7 +140,7 @@ def test_sample_anchors__depends_on_seed_epoch_key_and_anchor_only():
     batch = make_batch([3, 0, 12, 5], seed=4)
 
     def drawn(part: Batch, seed: int = 0, epoch: int = 0) -> dict[str, tuple[set[int], set[int]]]:
-        truth = pad(part)
+        truth = pad_boxes(part)
         labels, match = label_anchors(anchors, part.sizes, truth)
         sample = sample_anchors(anchors, labels, match, truth, key_states(part.keys, seed, epoch, CPU))
         rows = zip(sample.slots, sample.used, sample.positive, strict=True)
@@ -161,7 +161,7 @@ def test_sample_anchors__depends_on_seed_epoch_key_and_anchor_only():
 @pytest.mark.parametrize("seed", range(25))
 def test_label_rois__equals_the_rule(seed: int):
     batch = make_batch([0, 2, 8, 20], seed=seed)
-    truth = pad(batch)
+    truth = pad_boxes(batch)
     rois = random_boxes(4 * 60, 90, seed).view(4, 60, 4)
     for chip in range(4):  # some on the boxes and near them
         near = truth.boxes[chip, truth.real[chip]][:15]

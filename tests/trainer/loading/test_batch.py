@@ -5,7 +5,7 @@ import torch
 
 from schemas.codes import Status
 from tests.trainer.chips import chip_boxes, make_batch
-from trainer.learning.truth import hash_slots, key_states, pad
+from trainer.learning.ground_truth import hash_slots, key_states, pad_boxes
 from trainer.loading.batch import flip
 
 
@@ -21,7 +21,7 @@ def test_batch__counts_its_boxes_and_survives_moving():
 @pytest.mark.parametrize("counts", [[], [0], [0, 0], [2, 0, 5]])
 def test_pad__rows_are_the_chips_boxes(counts: list[int]):
     batch = make_batch(counts)
-    padded = pad(batch)
+    padded = pad_boxes(batch)
     assert padded.boxes.shape == (len(counts), max(counts, default=0), 4)
     for chip, count in enumerate(counts):
         own = chip_boxes(batch, chip)

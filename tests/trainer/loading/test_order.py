@@ -15,8 +15,8 @@ from trainer.loading.order import (
     epoch_order,
     group_shards,
     mix,
-    part,
     ragged_rows,
+    rank_slice,
     repeat_factors,
     round_by_hash,
 )
@@ -190,7 +190,8 @@ def test_part__ranks_share_every_batch(length: int, batch_size: int, ranks: int,
     seen: list[int] = []
     for start in range(0, length, batch_size):
         parts = [
-            positions[part(length, start, batch_size, i, ranks * accumulation)] for i in range(ranks * accumulation)
+            positions[rank_slice(length, start, batch_size, i, ranks * accumulation)]
+            for i in range(ranks * accumulation)
         ]
         together = sorted(np.concatenate(parts).tolist())
         assert together == list(range(start, min(start + batch_size, length)))

@@ -7,8 +7,8 @@ import torch
 
 from schemas.codes import Status
 from tests.trainer.chips import area, chip_boxes, iou, make_batch, random_boxes
-from trainer.learning.targets import trainable, with_truth
-from trainer.learning.truth import hash_slots, key_states, pad
+from trainer.learning.ground_truth import hash_slots, key_states, pad_boxes
+from trainer.learning.targets import add_ground_truth, trainable
 from trainer.loading.batch import Batch
 from trainer.model.boxes import clip
 from trainer.model.proposals import compact, select
@@ -39,7 +39,7 @@ def in_range(batch: Batch, chip: int, box: list[float]) -> bool:
 @pytest.mark.parametrize("seed", range(20))
 def test_select_and_with_truth__equal_the_rule(seed: int):
     batch = make_batch([0, 3, 10, 30], seed=seed)
-    truth = pad(batch)
+    truth = pad_boxes(batch)
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(4 * 150, 96, seed).view(4, 150, 4)
     for chip in range(4):  # some near the boxes
@@ -49,7 +49,7 @@ def test_select_and_with_truth__equal_the_rule(seed: int):
     logits = torch.randn(4, 150, generator=generator)
     rois, used, _ = select(boxes, logits, trainable(boxes, batch, truth), PRE_NMS, NUM)
     states = key_states(batch.keys, 0, 0, torch.device("cpu"))
-    final, final_used = with_truth(rois, used, batch, truth, states)
+    final, final_used = add_ground_truth(rois, used, batch, truth, states)
     assert rois.shape == final.shape == (4, NUM, 4)
     for chip in range(4):
         expected = slow_proposals(batch, chip, boxes[chip].tolist(), logits[chip].tolist())
@@ -79,8 +79,8 @@ def test_select__never_makes_a_box_up():
     assert select(flat, torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 3, 3)[1].sum() == 1
     empty = make_batch([])
     nothing = torch.zeros(0, 5, 4)
-    assert trainable(nothing, empty, pad(empty)).shape == (0, 5)
-    assert trainable(boxes, batch, pad(batch)).shape == (2, 5)
+    assert trainable(nothing, empty, pad_boxes(empty)).shape == (0, 5)
+    assert trainable(boxes, batch, pad_boxes(batch)).shape == (2, 5)
 
 
 def test_compact__keeps_order():

@@ -11,7 +11,7 @@ from trainer.loading.batch import Batch
 
 
 @dataclass(frozen=True)
-class Padded:
+class PaddedBoxes:
     """The boxes of a batch with one row per chip, G = Batch.max_boxes. Slots without a box have `real` False.
 
     boxes: float32 [B, G, 4]; labels: int64 [B, G]; status: uint8 [B, G]; real: bool [B, G]
@@ -30,11 +30,11 @@ class Padded:
         return found & self.real
 
 
-def pad(batch: Batch) -> Padded:
+def pad_boxes(batch: Batch) -> PaddedBoxes:
     slots = torch.arange(batch.max_boxes, device=batch.boxes.device)
     real = slots < batch.offsets.diff()[:, None]
     rows = torch.where(real, batch.offsets[:-1, None] + slots, 0)
-    return Padded(batch.boxes[rows], batch.labels[rows], batch.status[rows], real)
+    return PaddedBoxes(batch.boxes[rows], batch.labels[rows], batch.status[rows], real)
 
 
 def key_states(keys: list[str], seed: int, epoch: int, device: torch.device, what: str = "") -> Tensor:
