@@ -1,4 +1,4 @@
-"""From pixels to the bytes of a chip: crop, resize and JPEG."""
+"""Cuts a chip out of an image: crop, resize and JPEG."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,13 @@ from pipeline.planning.scales import PIXEL_EPSILON
 
 
 class Codec(NamedTuple):
-    """Names the libraries that decide the bytes; part of every fingerprint."""
+    """The libraries that decide the bytes of a chip. They are part of every shard's fingerprint.
+
+    Attributes:
+        jpeg: name and version of the library that decodes and encodes JPEG.
+        resize: name and version of the library that resizes.
+        simd: whether resizing uses the vector instructions of the CPU.
+    """
 
     jpeg: str
     resize: str
@@ -22,7 +28,7 @@ class Codec(NamedTuple):
 
 
 def codec() -> Codec:
-    """The JPEG codec and the resizer in use, with versions, and whether resizing is SIMD."""
+    """Return the JPEG codec and the resizer that this process uses."""
     simd = ".post" in PIL.__version__  # pillow-simd marks its releases so
     resize = f"{'pillow-simd' if simd else 'pillow'} {PIL.__version__}"
     return Codec(f"simplejpeg {simplejpeg.__version__}", resize, simd)
@@ -31,18 +37,21 @@ def codec() -> Codec:
 def cut_chip(
     image: Image.Image, window: tuple[float, float, float, float], scale: float, width: int, height: int
 ) -> npt.NDArray[np.uint8]:
-    """Resize a window of the image so that chip = (source - origin) * scale holds exactly.
+    """Resize a window of an image so that chip = (source - origin) * scale holds exactly.
 
     Pillow's bilinear filter takes a fractional box and widens when it shrinks, so nothing is rounded to whole
     source pixels and nothing aliases (docs/method.md, 2.4). Where the window's scaled side is not whole, the last
     column or row, which the image fills only in part, repeats its neighbour.
 
     Args:
-        window: x1 y1 x2 y2, source pixels, inside the image.
-        width, height: stored content, chip pixels (scales.content_size).
+        image: the whole source image, mode RGB or RGBX.
+        window: x1 y1 x2 y2 in source pixels, inside the image.
+        scale: factor from source pixels to chip pixels.
+        width: columns that the chip has, in chip pixels (planning.scales.content_size).
+        height: rows that the chip has, in chip pixels.
 
     Returns:
-        uint8 [height, width, 3 or 4], RGB or RGBX.
+        The chip's pixels, uint8 [height, width, 3 or 4], RGB or RGBX.
     """
     x1, y1, x2, y2 = window
     full_w = min(width, max(1, math.floor((x2 - x1) * scale + PIXEL_EPSILON)))
@@ -55,7 +64,7 @@ def cut_chip(
 
 
 def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """uint8 [h, w, channels] without a copy where Pillow can lend its memory."""
+    """Return an image as uint8 [height, width, channels], without a copy where Pillow can lend its memory."""
     if image.mode == "RGBX" and hasattr(image, "__arrow_c_array__"):
         try:
             flat: npt.NDArray[np.uint8] = pa.array(image).values.to_numpy()
@@ -66,7 +75,16 @@ def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
-    """JPEG bytes of uint8 [h, w, 3 or 4] pixels, RGB or RGBX."""
+    """Encode pixels as JPEG.
+
+    Args:
+        pixels: uint8 [height, width, 3 or 4], RGB or RGBX.
+        quality: JPEG quality, 1 to 100.
+        subsampling: resolution of the colours against the brightness: 444, 422 or 420.
+
+    Returns:
+        The bytes of the JPEG file.
+    """
     colorspace = "RGBX" if pixels.shape[2] == 4 else "RGB"
     encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorspace, subsampling)
     return encoded

@@ -1,4 +1,4 @@
-"""Reads source images as 8-bit RGB in the annotated frame, and cuts and encodes chips. Refuses with a reason."""
+"""Decodes an image file to 8-bit RGB in the annotated frame, or refuses it with a reason."""
 
 import io
 import re
@@ -49,12 +49,17 @@ DECODE_ERRORS = (
 
 # libjpeg's warnings that say pixels are lost. It goes on after them and fills the gap with anything.
 _LOST_DATA = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression", re.IGNORECASE)
-# A few bytes of padding before the end marker are common and harmless; damage leaves more (tests/pipeline).
+# A few bytes of padding before the end marker are common and harmless; damage leaves more.
 _PADDING = re.compile(r"Corrupt JPEG data: [1-8] extraneous bytes before marker 0xd9")
 
 
 class ImageRefusedError(Exception):
-    """A source image that cannot be used as annotated."""
+    """A source image that cannot be used as it is annotated.
+
+    Attributes:
+        reason: the code that the ledger stores.
+        message: what is wrong with the file, for a person, without the file's name.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -68,20 +73,21 @@ class ImageRefusedError(Exception):
 def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.Image:
     """Decode an image file in full, in the frame whose size is the annotated one.
 
-    The EXIF-turned frame counts when its size matches, else the raw one. Alpha is dropped, palettes and CMYK are
-    converted, of several frames the first is used. Damage is noticed as far as the format lets it: a JPEG has no
-    checksums.
+    The frame that EXIF turns upright is taken where its size is the annotated one, else the frame as stored. Alpha is
+    dropped, palettes and CMYK are converted, and of several frames the first is used. Damage is noticed as far as the
+    format allows; a JPEG has no checksums.
 
     Args:
-        data: the file's bytes.
-        width, height: annotated size, pixels.
-        max_pixels: refuse before decoding what has more.
+        data: the bytes of the image file.
+        width: annotated width, pixels.
+        height: annotated height, pixels.
+        max_pixels: a file with more pixels is refused before it is decoded.
 
     Returns:
-        A Pillow image of width x height, mode RGB or RGBX.
+        A Pillow image of width x height pixels, mode RGB or RGBX.
 
     Raises:
-        ImageRefusedError: with the reason.
+        ImageRefusedError: the file cannot be used; its `reason` says why.
     """
     if not data:
         raise ImageRefusedError(Reason.EMPTY_FILE, "the file has no bytes")
@@ -112,6 +118,11 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
+    """Open an image file without decoding its pixels.
+
+    Raises:
+        ImageRefusedError: it is no image of a known format.
+    """
     with warnings.catch_warnings(record=True) as remarks:  # Pillow warns of formats that it was built without
         warnings.simplefilter("always")
         try:
@@ -126,7 +137,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or the EXIF data are damaged."""
+    """Return the EXIF orientation, 1 to 8. It is 1 (upright) where there is none or where the EXIF data are damaged."""
     if "exif" not in image.info:
         return 1
     with warnings.catch_warnings():
@@ -139,7 +150,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """More than 8 bits per channel; Pillow opens 16-bit RGB files as RGB and would clip them silently."""
+    """Tell whether the file has more than 8 bits per channel. Pillow would clip 16-bit RGB to 8 bits without a word."""
     if image.mode.startswith(("I", "F")):
         return True
     for tile in image.tile:
@@ -152,13 +163,14 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _num_bands(image: ImageFile.ImageFile) -> int:
-    """Values per pixel in the file; Pillow opens TIFFs with any number as RGB or CMYK and drops the rest silently."""
+    """Count the values per pixel in the file. Pillow opens a TIFF with more than four as RGB or CMYK and drops the rest."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
     return len(image.getbands())
 
 
 def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """Decode an opened image to RGB or RGBX in the frame as stored; `data` are the bytes it was opened from."""
     if image.format in ("JPEG", "MPO"):
         pixels = _decode_jpeg(data)
         # Pillow knows which CMYK files are stored inverted
@@ -179,10 +191,10 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
 
 
 def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:
-    """The pixels of a JPEG, uint8 [h, w, 4], RGBX; None where only Pillow reads it.
+    """Decode a JPEG to uint8 [height, width, 4], RGBX. Return None where only Pillow can read it.
 
     Raises:
-        ImageRefusedError: pixels are lost.
+        ImageRefusedError: some of its pixels are lost.
     """
     try:
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGBX")

@@ -13,6 +13,7 @@ STATUS_COLORS = {
 
 
 def label_font(size: int) -> ImageFont.ImageFont:
+    """Return a font of `size` pixels; a small fixed one where Pillow was built without FreeType."""
     try:
         return ImageFont.load_default(size)  # type: ignore[return-value]  # needs FreeType, which a build may lack
     except (ImportError, OSError):

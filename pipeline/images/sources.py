@@ -1,4 +1,4 @@
-"""Source images of a data set: where they lie, and their pixels, one after the other."""
+"""Reads the source images of a data set, one after the other."""
 
 import posixpath
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from schemas.errors import AGAIN, DataError, UsageError
 
 
 def image_folder(folder: Location | None) -> Location:
-    """The folder, if it is one.
+    """Return the image folder after a check that it exists.
 
     Raises:
-        UsageError: it is not, or none was given.
+        UsageError: no folder was given, or there is no such folder.
     """
     if folder is None:
         raise UsageError("--images is missing; give the folder that file_name is relative to")
@@ -28,19 +28,33 @@ def image_folder(folder: Location | None) -> Location:
 
 
 def image_place(folder: Location, file_name: str) -> Location:
-    """Where an image lies that is named so; `./a.jpg` is `a.jpg` on a disk, but another key in a bucket."""
+    """Return the place of an image file.
+
+    Args:
+        folder: the image folder.
+        file_name: the name in the annotation file, relative to the folder. `./a.jpg` names `a.jpg`: on a disk the
+            system sees to it, in a bucket it would be another key.
+    """
     return folder / (file_name if isinstance(folder, Path) else posixpath.normpath(file_name))
 
 
 def open_sources(
     image_root: Location, sources: list[SourceImage], max_pixels: int, rejects: list[Reject]
 ) -> Iterator[tuple[SourceImage, str | None, Image.Image | None]]:
-    """Of each image: the hash of its file's bytes (None when they cannot be read) and the decoded image.
+    """Read and decode images, one after the other.
 
-    An image that cannot be used is None, and a row is added to `rejects`.
+    Args:
+        image_root: the image folder.
+        sources: records of the images, with their annotated sizes.
+        max_pixels: a file with more pixels is refused.
+        rejects: takes a row for each image that cannot be used.
+
+    Yields:
+        For each record, in order: the record; the XXH3-128 of the file's bytes in hex, None where the file cannot be
+        read; and the decoded image, None where it cannot be used.
 
     Raises:
-        DataError: a store does not answer; that is no fault of the image.
+        DataError: a store does not answer, which is no fault of the image.
     """
     contents = read_each([image_place(image_root, source.file_name) for source in sources])
     for source, content in zip(sources, contents, strict=True):
@@ -56,6 +70,12 @@ def open_sources(
 
 
 def _checked(content: bytes | OSError, image_root: Location) -> bytes:
+    """Return the bytes of a file, or raise what reading it has met.
+
+    Raises:
+        ImageRefusedError: the file is missing, or this machine's disk does not give its bytes.
+        DataError: an object store does not answer.
+    """
     if isinstance(content, bytes):
         return content
     if isinstance(content, FileNotFoundError):
