@@ -38,12 +38,12 @@ def negatives(
     """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
     from pipeline.commands.negatives import describe, image_root
     from pipeline.commands.negatives import negatives as run
-    from pipeline.dataset.run_file import read_run
+    from pipeline.dataset.build_file import read_build
 
     if proposals is None and random is None:
         with needed("train"):
             from trainer.training.make_proposals import make_proposals
-        root = image_root(read_run(data, "sniper chips"), images)
+        root = image_root(read_build(data, "sniper chips"), images)
         proposals = make_proposals(data, root, settings, overwrite=overwrite)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun the first process mines and cuts

@@ -8,11 +8,11 @@ import pyarrow as pa
 from pipeline.coco import Reject, Source
 from pipeline.coco.read import read_coco
 from pipeline.dataset.build import FOLDER, Target, prepare, shard_job, task_memory
+from pipeline.dataset.build_file import read_build, write_build
 from pipeline.dataset.cutting import ShardJob, make_shard
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import PLAN_FILES, write_plan_files
-from pipeline.dataset.run_file import read_run, write_run
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
@@ -63,7 +63,7 @@ def chips(
     Args:
         annotations: COCO JSON file.
         images: folder that its file names are relative to; not needed with plan_only.
-        workers, engine, address: where the work runs, as engines.Engine says; they change nothing but the time.
+        workers, engine, address: where the work spans, as engines.Engine says; they change nothing but the time.
         plan_only: write out/plan/ and no chips.
         overwrite: replace what an earlier build with other settings left.
         max_bad: largest share of refused images that still counts as success; everything good is written anyway.
@@ -83,15 +83,15 @@ def chips(
         remove_temporary(out)  # first: they would keep their folders
         if overwrite:
             _clear(out)
-        runs = _runs(source.num_images, settings.images_per_shard)
+        spans = _spans(source.num_images, settings.images_per_shard)
         if plan_only:
-            return _write_plan(source, out, settings, runs, max_bad)
+            return _write_plan(source, out, settings, spans, max_bad)
         assert images is not None
-        return _build(source, images, out, settings, runs, Engine(engine, workers, address), max_bad)
+        return _build(source, images, out, settings, spans, Engine(engine, workers, address), max_bad)
 
 
-def _runs(num_images: int, length: int) -> dict[str, tuple[int, int]]:
-    """Shard name -> its run of consecutive images [start, stop), decided before anything else."""
+def _spans(num_images: int, length: int) -> dict[str, tuple[int, int]]:
+    """Shard name -> its span of consecutive images [start, stop), decided before anything else."""
     starts = range(0, max(num_images, 1), length)  # a set without a usable image still has one, empty, shard
     return {f"chips-{i:05d}": (start, min(start + length, num_images)) for i, start in enumerate(starts)}
 
@@ -101,13 +101,13 @@ def _build(
     image_root: Location,
     out: Location,
     settings: ChipSettings,
-    runs: dict[str, tuple[int, int]],
+    spans: dict[str, tuple[int, int]],
     engine: Engine,
     max_bad: float,
 ) -> Report:
     remove_files(out / "plan", PLAN_FILES)
     target = Target(out, FOLDER, out / "run.json", image_root, settings, settings.model_dump(mode="json"))
-    prepare(target, runs.keys(), "chips")
+    prepare(target, spans.keys(), "chips")
     ledgers = _recorded_ledgers(out)
     summary = Summary(source, settings)
     made: dict[str, tuple[str, list[Reject]]] = {}  # of each finished shard: fingerprint and rejects
@@ -116,7 +116,7 @@ def _build(
     num_made = 0
 
     def tasks() -> Iterator[Task[ShardJob]]:
-        for name, (start, stop) in runs.items():
+        for name, (start, stop) in spans.items():
             plans[name] = plan_run(source, start, stop, settings)
             images = source.images(start, stop)
             yield Task(name, shard_job(target, name, images, plans[name].chips), task_memory(images))
@@ -124,23 +124,23 @@ def _build(
     with Progress("chips", source.num_images, "images") as progress:
         for name, record, was_there in run(make_shard, tasks(), engine):
             refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
-            start, stop = runs[name]
+            start, stop = spans[name]
             summary.add(plans.pop(name), start, stop, refused, [image.hash for image in record.images])
             made[name] = record.fingerprint, record.rejects
             num_made += not was_there
             progress.add(stop - start)
 
-    rejects = [reject for name in runs for reject in made[name][1]]
+    rejects = [reject for name in spans for reject in made[name][1]]
     ledgers = write_ledger(out, summary, rejects, ledgers)
     counts = summary.counts()
-    fingerprints = [made[name][0] for name in runs]
+    fingerprints = [made[name][0] for name in spans]
     settings_said = {"chips": target.recorded}
-    write_run(target.run_file, fingerprints, settings_said, ledgers, counts, images=str(image_root))
+    write_build(target.build_file, fingerprints, settings_said, ledgers, counts, images=str(image_root))
     return Report(
         counts,
         [*source.rejects, *rejects],
         source.notes,
-        len(runs),
+        len(spans),
         num_made,
         _shortfall(counts, max_bad, "Everything good was written; rejects.parquet names the others"),
     )
@@ -149,14 +149,14 @@ def _build(
 def _recorded_ledgers(out: Location) -> dict[str, str]:
     """Name -> SHA-256 of the ledgers, as a finished build's run.json has them; none where there is no such build."""
     try:
-        digests = read_run(out, "sniper chips")["files"]
+        digests = read_build(out, "sniper chips")["files"]
     except DataError:
         return {}
     return digests if isinstance(digests, dict) else {}
 
 
 def _write_plan(
-    source: Source, out: Location, settings: ChipSettings, runs: dict[str, tuple[int, int]], max_bad: float
+    source: Source, out: Location, settings: ChipSettings, spans: dict[str, tuple[int, int]], max_bad: float
 ) -> Report:
     if files_in(out / FOLDER, "chips-*"):
         raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
@@ -166,7 +166,7 @@ def _write_plan(
     summary = Summary(source, settings)
 
     def planned(progress: Progress) -> Iterator[pa.Table]:
-        for start, stop in runs.values():
+        for start, stop in spans.values():
             plan = plan_run(source, start, stop, settings)
             summary.add(plan, start, stop, {}, None)
             yield plan.chips
@@ -176,7 +176,7 @@ def _write_plan(
         write_plan_files(folder, planned(progress))
     counts = summary.counts()
     shortfall = _shortfall(counts, max_bad, "`sniper check` names them")
-    return Report(counts, source.rejects, source.notes, len(runs), 0, shortfall)
+    return Report(counts, source.rejects, source.notes, len(spans), 0, shortfall)
 
 
 def _shortfall(counts: dict[str, Any], max_bad: float, remark: str) -> str | None:

@@ -15,9 +15,9 @@ from pipeline.coco import Source
 from pipeline.commands.mine_shard import MinedShard, MineJob, extents, mine_shard
 from pipeline.dataset.build import FOLDER as POSITIVES
 from pipeline.dataset.build import Target, prepare, task_memory
+from pipeline.dataset.build_file import read_build, write_build
 from pipeline.dataset.ledger.read import Kept, read_kept
 from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
-from pipeline.dataset.run_file import read_run, write_run
 from pipeline.dataset.shards import read_record
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
@@ -72,13 +72,13 @@ def negatives(
     if random is not None and random < 1:
         raise UsageError(f"--random {random}: expected at least one chip per image")
     data, images = location(data), None if images is None else location(images)
-    read_run(data, "sniper chips")
+    read_build(data, "sniper chips")
     with locked(data):
         if overwrite:
             remove(data / FOLDER / "run.json")  # first of all: it speaks of the rest
             remove_folder(data / FOLDER)
         remove_temporary(data)
-        positives = read_run(data, "sniper chips")
+        positives = read_build(data, "sniper chips")
         root = image_root(positives, images)
         chips = ChipSettings.model_validate(positives["settings"]["chips"])
         kept = read_kept(data)
@@ -140,8 +140,8 @@ def _build(
             "Finished shards are kept"
         )
     counts = _counts(in_order, target.settings)
-    write_run(
-        target.run_file,
+    write_build(
+        target.build_file,
         [shard.fingerprint for shard in in_order],
         {"chips": positives["settings"]["chips"], FOLDER: settings.model_dump(mode="json")},
         {},

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.dataset.run_file import read_run
+from pipeline.dataset.build_file import read_build
 from pipeline.images.drawing import STATUS_COLORS, label_font
 from pipeline.storage import (
     Location,
@@ -98,10 +98,10 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     from pipeline.planning.mine import pool_scales  # compiled code, which sheets of positives do without
 
     try:
-        run = read_run(data / "negatives", "sniper negatives")
+        build = read_build(data / "negatives", "sniper negatives")
     except DataError:  # unfinished
         return False
-    path, threshold = run.get("proposals"), run["settings"]["negatives"]["nms"]
+    path, threshold = build.get("proposals"), build["settings"]["negatives"]["nms"]
     if path is None or not (is_file(place := location(path)) or is_folder(place)):
         return False
     images = read_frame(data / "images.parquet").drop_nulls("image_id")
@@ -109,7 +109,7 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     size = wanted.select("width", "height").to_numpy().astype(np.float64)
     ids = wanted["image_id"].to_numpy()
     kept = images.filter(pl.col("state") == "kept")["image_id"].sort().to_numpy()
-    if parts := find_parts(place, run["positives"], len(kept)):  # of our own RPN: only what is needed
+    if parts := find_parts(place, build["positives"], len(kept)):  # of our own RPN: only what is needed
         files = {file: None for i in np.searchsorted(kept, ids).tolist() for file in parts.of(i, i + 1)}
         found = read_parts(list(files), Extents(ids, size, None))
     else:

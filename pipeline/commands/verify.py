@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.dataset.run_file import read_run, run_fingerprint
+from pipeline.dataset.build_file import build_fingerprint, read_build
 from pipeline.dataset.shards import BLOCK, UNREADABLE, member_behind, read_shard
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
@@ -40,9 +40,9 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
         for shard in run(_check_shard, jobs, Engine(workers=workers)):
             found[shard.name] = shard
             progress.add(1)
-    problems = list(_check_run(data, data, data / "positives", found))
+    problems = list(_check_build(data, data, data / "positives", found))
     if data / "negatives" in folders:
-        problems += _check_run(data, data / "negatives", data / "negatives", found)
+        problems += _check_build(data, data / "negatives", data / "negatives", found)
         problems += _check_origin(data)
     for tar in (path for folder in folders for path in files_in(folder, "chips-*.tar")):
         if _name(tar.with_suffix(".parquet")) not in found:
@@ -58,30 +58,30 @@ class _Shard(NamedTuple):
     problems: list[str]
 
 
-def _check_run(data: Location, root: Location, folder: Location, found: dict[str, _Shard]) -> Iterator[str]:
+def _check_build(data: Location, root: Location, folder: Location, found: dict[str, _Shard]) -> Iterator[str]:
     """What is missing or changed of a build; its run.json and ledgers lie in `root`, its shards in `folder`."""
     try:
-        run = read_run(root, f"sniper {'chips' if root == data else root.name}")
+        build = read_build(root, f"sniper {'chips' if root == data else root.name}")
     except DataError as error:
         yield str(error)
         return
     fingerprints: list[str] = []
-    for index in range(run["num_shards"]):
+    for index in range(build["num_shards"]):
         name = f"{folder.name}/chips-{index:05d}"
         shard = found.get(f"{name}.parquet")
         if shard is None:
             yield f"{name}: is missing; run the build again"
         elif shard.fingerprint is not None:
             fingerprints.append(shard.fingerprint)
-    wanted = {f"{folder.name}/chips-{index:05d}.parquet" for index in range(run["num_shards"])}
+    wanted = {f"{folder.name}/chips-{index:05d}.parquet" for index in range(build["num_shards"])}
     for name in sorted(name for name in found.keys() - wanted if name.startswith(f"{folder.name}/")):
-        yield f"{name}: is beyond the {run['num_shards']} shards of run.json; run the build again: it deletes it"
-    if len(fingerprints) == run["num_shards"] and run_fingerprint(run, fingerprints) != run["fingerprint"]:
+        yield f"{name}: is beyond the {build['num_shards']} shards of run.json; run the build again: it deletes it"
+    if len(fingerprints) == build["num_shards"] and build_fingerprint(build, fingerprints) != build["fingerprint"]:
         yield (
             f"{folder.name}: the shards are not all those that run.json was written for; run the build again: it "
             "makes those anew that do not belong"
         )
-    for file, digest in run["files"].items():
+    for file, digest in build["files"].items():
         try:
             with local_copy(root / file) as copy, copy.open("rb") as content:
                 found_digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -98,8 +98,8 @@ def _check_run(data: Location, root: Location, folder: Location, found: dict[str
 def _check_origin(data: Location) -> Iterator[str]:
     """Whether the pool was mined for these positives; unreadable files are named elsewhere."""
     try:
-        positives = read_run(data, "sniper chips")["fingerprint"]
-        origin = read_run(data / "negatives", "sniper negatives").get("positives")
+        positives = read_build(data, "sniper chips")["fingerprint"]
+        origin = read_build(data / "negatives", "sniper negatives").get("positives")
     except DataError:
         return
     if origin != positives:

@@ -22,7 +22,7 @@ class Target(NamedTuple):
 
     out: Location  # the data set
     folder: str  # positives or negatives
-    run_file: Location  # says, written last, that the build is finished
+    build_file: Location  # says, written last, that the build is finished
     image_root: Location
     settings: ChipSettings
     recorded: dict[str, Any]  # settings that every shard names; shards that name others are not of this build
@@ -41,7 +41,7 @@ def prepare(target: Target, names: Iterable[str], section: str) -> None:
     wanted = set(names)
     surplus = [path for path in [*records, *files_in(folder, "chips-*.tar")] if path.stem not in wanted]
     if surplus:
-        remove(target.run_file)  # first of all: it speaks of them
+        remove(target.build_file)  # first of all: it speaks of them
     for path in surplus:
         remove(path)
 
@@ -60,7 +60,7 @@ def _refuse_other_settings(target: Target, records: Sequence[Location], section:
                 if then.get(key) != now.get(key)
             ]
             raise UsageError(
-                f"{target.run_file.parent}: holds chips made with other settings:\n  "
+                f"{target.build_file.parent}: holds chips made with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nReplace them with --overwrite, or build in another folder"
             )
@@ -69,8 +69,8 @@ def _refuse_other_settings(target: Target, records: Sequence[Location], section:
 
 def shard_job(target: Target, name: str, images: list[SourceImage], chips: pa.Table) -> ShardJob:
     """The job of a planned shard; `chips` as schema PLAN, ordered by image."""
-    out, folder, run_file, root, settings, recorded = target
-    return ShardJob(out, folder, name, root, images, chips, settings, recorded, run_file, codec())
+    out, folder, build_file, root, settings, recorded = target
+    return ShardJob(out, folder, name, root, images, chips, settings, recorded, build_file, codec())
 
 
 def task_memory(images: Sequence[SourceImage]) -> int:

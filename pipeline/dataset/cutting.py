@@ -32,7 +32,7 @@ class ShardJob(NamedTuple):
     chips: pa.Table  # schema PLAN, ordered by image
     settings: ChipSettings
     recorded: dict[str, Any]  # settings that the record names
-    run_file: Location  # says that the build is finished; goes when a shard of it is made anew
+    build_file: Location  # says that the build is finished; goes when a shard of it is made anew
     codec: Codec  # in use where the build was started
     hashes: list[str] | None = None  # what the image files must be, where chips of them exist already
 
@@ -59,7 +59,7 @@ def make_shard(job: ShardJob) -> ShardResult:
     record = _standing(record_path, job, fingerprint)
     if record is not None:
         return ShardResult(job.name, record, True)
-    remove(job.run_file)  # no longer a finished build
+    remove(job.build_file)  # no longer a finished build
     remove(record_path)  # from here to the end the shard does not exist
     return ShardResult(job.name, cut_shard(job, fingerprint), False)
 

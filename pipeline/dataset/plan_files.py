@@ -12,7 +12,7 @@ PLAN_FILES = "plan-*.parquet"
 
 PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
 
-PLAN_GROUP_CHIPS, PLAN_GROUP_RUNS = 2048, 256  # a row group of one ends with the run that reaches either
+PLAN_GROUP_CHIPS, PLAN_GROUP_SPANS = 2048, 256  # a row group of one ends with the span that reaches either
 
 
 def write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
@@ -39,7 +39,7 @@ def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:
     for chips in plans:
         waiting.append(chips)
         num_chips += chips.num_rows
-        if num_chips >= PLAN_GROUP_CHIPS or len(waiting) >= PLAN_GROUP_RUNS:
+        if num_chips >= PLAN_GROUP_CHIPS or len(waiting) >= PLAN_GROUP_SPANS:
             yield pa.concat_tables(waiting)
             waiting, num_chips = [], 0
     if waiting:

@@ -49,9 +49,9 @@ def add_pool(out: Path, data: Path) -> None:
     )
     (out / "negatives").mkdir()
     images = source.images(0, NUM_IMAGES)
-    recorded, run_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
+    recorded, build_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
     where = (out, "negatives", "chips-00000", data / "train")
-    cut_shard(ShardJob(*where, images, plan, SETTINGS, recorded, run_file, codec()), "pool")
+    cut_shard(ShardJob(*where, images, plan, SETTINGS, recorded, build_file, codec()), "pool")
     positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
     run = {"fingerprint": "pool", "positives": positives, "num_shards": 1, "settings": {}, "files": {}, "counts": {}}
     (out / "negatives/run.json").write_text(json.dumps(run))

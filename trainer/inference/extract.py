@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import SourceImage
+from pipeline.dataset.build_file import read_build
 from pipeline.dataset.ledger.read import kept_images
 from pipeline.dataset.proposals import PARTS_KEY, numbered_parts
-from pipeline.dataset.run_file import read_run
 from pipeline.engines.progress import Progress
 from pipeline.pyramid.views import Viewed, to_source
 from pipeline.storage import Location, atomic_file, make_folder, read_bytes, remove
@@ -42,7 +42,7 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
     Raises:
         DataError: the checkpoint or the data set cannot be read.
     """
-    positives = read_run(data, "sniper chips")
+    positives = read_build(data, "sniper chips")
     sources = kept_images(data)
     folder = data / "proposals"
     make_folder(folder)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.dataset.run_file import finished_runs
+from pipeline.dataset.build_file import COMMANDS, finished_builds
 from pipeline.dataset.shards import read_shard
 from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in
 from schemas.codes import STATUS_NAMES
@@ -87,9 +87,9 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
     Raises:
         DataError: the data set or its pool is unfinished, they do not belong together, or a manifest is damaged.
     """
-    runs = finished_runs(data, pool)
-    identity = json.dumps([CACHE_FORMAT, [(name, run["fingerprint"]) for name, run in runs.items()]])
-    kind = "-".join(runs)
+    builds = finished_builds(data, pool)
+    identity = json.dumps([CACHE_FORMAT, [(name, build["fingerprint"]) for name, build in builds.items()]])
+    kind = "-".join(builds)
     name = f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
     own = data / ".loader" if isinstance(data, Path) else None
     folders = [*([own] if own else []), cache or user_folder()]
@@ -107,7 +107,7 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
             return manifest
         for path in writable.glob(f"{TEMPORARY}*"):  # of killed processes
             path.unlink(missing_ok=True)
-        _write(_gather(data, runs), writable / name)
+        _write(_gather(data, builds), writable / name)
         if writable == own:
             for path in writable.glob(f"{kind}-{'?' * 20}.arrow"):  # of former fingerprints; who has one open keeps it
                 if path.name != name:
@@ -126,14 +126,16 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-def _gather(data: Location, runs: dict[str, dict[str, Any]]) -> pa.Table:
+def _gather(data: Location, builds: dict[str, dict[str, Any]]) -> pa.Table:
     """All manifest rows as one table of schema CACHE, what else a Manifest needs in its metadata."""
     tables, num_positives = [CACHE.empty_table()], 0
     shards, sizes, hashes = list[str](), list[int](), list[str]()
-    for name, run in runs.items():
+    for name, build in builds.items():
         paths = files_in(data / name, "chips-*.parquet")
-        if len(paths) != run["num_shards"]:
-            raise DataError(f"{data / name}: {run['num_shards']} manifests expected, {len(paths)} found; build again")
+        if len(paths) != build["num_shards"]:
+            raise DataError(
+                f"{data / name}: expected {build['num_shards']} manifests, found {len(paths)}; run `{COMMANDS[name]}`"
+            )
         for path, (rows, record) in zip(paths, ahead(read_shard, paths), strict=True):
             if rows.num_rows:
                 tables.append(_cache_rows(path, rows, len(shards)))
@@ -142,7 +144,7 @@ def _gather(data: Location, runs: dict[str, dict[str, Any]]) -> pa.Table:
                 hashes.append(record.tar_sha256)
         if name == "positives":
             num_positives = sum(table.num_rows for table in tables)
-    about = {"num_positives": num_positives, "chip_size": runs["positives"]["settings"]["chips"]["size"]}
+    about = {"num_positives": num_positives, "chip_size": builds["positives"]["settings"]["chips"]["size"]}
     about |= {"shards": shards, "shard_bytes": sizes, "shard_sha256": hashes}
     return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps(about)})
 

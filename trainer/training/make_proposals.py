@@ -2,7 +2,7 @@
 
 import click
 
-from pipeline.dataset.run_file import read_run
+from pipeline.dataset.build_file import read_build
 from pipeline.storage import Location, remove_folder
 from schemas.settings import Settings
 from trainer.inference.extract import extract_proposals
@@ -44,5 +44,5 @@ def make_proposals(data: Location, images: Location, settings: Settings, *, over
 def _is_stale(data: Location, run: Location) -> bool:
     """The RPN was trained on positives that have changed since."""
     checkpoints = find_checkpoints(run)
-    fingerprint = read_run(data, "sniper chips")["fingerprint"]
+    fingerprint = read_build(data, "sniper chips")["fingerprint"]
     return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != {"positives": fingerprint}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.dataset.run_file import finished_runs
+from pipeline.dataset.build_file import finished_builds
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_frame
 from schemas.errors import UsageError
@@ -50,9 +50,9 @@ class Run:
         self.dataset, self.out, self.settings, self.rank = dataset, out, settings, rank
         self.terminated = False  # SIGTERM came to this rank
         self.stopping = False  # all ranks end after this step
-        runs = finished_runs(dataset.data, pool=not rpn_only)
-        self.data: dict[str, str] = {name: run["fingerprint"] for name, run in runs.items()}
-        self.chips: dict[str, Any] = runs["positives"]["settings"]["chips"]
+        builds = finished_builds(dataset.data, pool=not rpn_only)
+        self.data: dict[str, str] = {name: build["fingerprint"] for name, build in builds.items()}
+        self.chips: dict[str, Any] = builds["positives"]["settings"]["chips"]
         table = read_frame(dataset.data / "categories.parquet").sort("label")
         self.categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
         self.precision: Precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")

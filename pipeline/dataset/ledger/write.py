@@ -58,7 +58,7 @@ class _UnchangedError(Exception):
 
 
 def _write(
-    place: Location, schema: pa.Schema, tables: Iterable[pa.Table], known: str | None, run_file: Location
+    place: Location, schema: pa.Schema, tables: Iterable[pa.Table], known: str | None, build_file: Location
 ) -> str:
     """Write a Parquet file, each table a row group, unless it stands already; returns its SHA-256."""
     with suppress(_UnchangedError), atomic_file(place) as file:
@@ -69,7 +69,7 @@ def _write(
                 pa.default_memory_pool().release_unused()
         if hashing.hexdigest() == known and is_file(place):
             raise _UnchangedError
-        remove(run_file)
+        remove(build_file)
     return hashing.hexdigest()
 
 

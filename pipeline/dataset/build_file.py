@@ -13,12 +13,15 @@ from schemas.errors import DataError
 from schemas.tables import FORMAT_VERSION
 
 NAME = "run.json"
+COMMANDS = {"positives": "sniper chips", "negatives": "sniper negatives"}
+"""What makes the shards of each folder."""
+
 CONTENT = ("fingerprint", "num_shards", "settings", "files", "counts")
 PLACES = ("images", "proposals")
 """Where things were: may differ between builds that are otherwise the same."""
 
 
-def write_run(
+def write_build(
     path: Location,
     shards: list[str],
     settings: dict[str, Any],
@@ -41,20 +44,20 @@ def write_run(
         "counts": counts,
         **more,
     }
-    run = {"fingerprint": run_fingerprint(content, shards), **content}
-    data = msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
+    build = {"fingerprint": build_fingerprint(content, shards), **content}
+    data = msgspec.json.format(msgspec.json.encode(build), indent=2) + b"\n"
     if not is_file(path) or read_bytes(path) != data:
         write_atomic(path, data)
 
 
-def run_fingerprint(content: dict[str, Any], shards: list[str]) -> str:
+def build_fingerprint(content: dict[str, Any], shards: list[str]) -> str:
     """SHA-256, hex, over what run.json says, but for itself and PLACES, and its shards' fingerprints."""
     said = {name: value for name, value in content.items() if name not in ("fingerprint", *PLACES)}
     return hashlib.sha256(msgspec.json.encode({**said, "shards": shards}, order="sorted")).hexdigest()
 
 
-def read_run(folder: Location, command: str) -> dict[str, Any]:
-    """The content of folder/run.json, as write_run writes it.
+def read_build(folder: Location, command: str) -> dict[str, Any]:
+    """The content of folder/run.json, as write_build writes it.
 
     Args:
         command: what makes it, such as `sniper chips`.
@@ -64,30 +67,30 @@ def read_run(folder: Location, command: str) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        run: dict[str, Any] = json.loads(read_bytes(path))
-        absent = [name for name in CONTENT if name not in run]
+        build: dict[str, Any] = json.loads(read_bytes(path))
+        absent = [name for name in CONTENT if name not in build]
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); run `{command}` again") from error
     if absent:
         raise DataError(f"{path}: is damaged (has no {', '.join(absent)}); run `{command}` again")
-    return run
+    return build
 
 
-def finished_runs(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
+def finished_builds(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
     """The run.json of the positives and, where wanted and there, of the pool, by folder name.
 
     Raises:
         DataError: one is unfinished, or they do not belong together.
     """
-    runs = {"positives": read_run(data, "sniper chips")}
+    builds = {"positives": read_build(data, COMMANDS["positives"])}
     if pool and is_folder(data / "negatives"):
-        run = read_run(data / "negatives", "sniper negatives")
-        if run.get("positives") != runs["positives"]["fingerprint"]:
+        pool_build = read_build(data / "negatives", COMMANDS["negatives"])
+        if pool_build.get("positives") != builds["positives"]["fingerprint"]:
             raise DataError(
-                f"{data / 'negatives'}: mined for positives {run.get('positives')}, found "
-                f"{runs['positives']['fingerprint']}; run `sniper negatives` again, or remove the folder"
+                f"{data / 'negatives'}: mined for positives {pool_build.get('positives')}, found "
+                f"{builds['positives']['fingerprint']}; run `sniper negatives` again, or remove the folder"
             )
-        runs["negatives"] = run
-    return runs
+        builds["negatives"] = pool_build
+    return builds
