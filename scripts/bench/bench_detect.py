@@ -20,7 +20,7 @@ from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.soft_nms import soft_nms
 from pipeline.pyramid.views import compose, plan_views
 from schemas.settings import ChipSettings, DetectSettings, load_settings
-from trainer.inference.batches import Clock, read_batches, split_runs
+from trainer.inference.batches import SearchLog, read_batches, split_spans
 from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference
 from trainer.model import Detector, predict
@@ -33,16 +33,16 @@ def pipeline_rate(
     model: Detector, images: Sequence[SourceImage], root: Path, device: torch.device
 ) -> tuple[float, float]:
     """Images/s of detection from files to merged boxes, and the share of time spent waiting for pixels."""
-    clock = Clock()
-    runs = split_runs(len(images))
+    log = SearchLog()
+    spans = split_spans(len(images))
     started = time.perf_counter()
     inference = Inference(model, ChipSettings(), DetectSettings(), device, "bf16")
-    count = sum(1 for _ in detect_images(inference, runs, images, root, clock))
-    return count / (time.perf_counter() - started), clock.data_wait
+    count = sum(1 for _ in detect_images(inference, spans, images, root, log))
+    return count / (time.perf_counter() - started), log.data_wait
 
 
 def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, device: torch.device) -> float:
-    """Images/s of the network alone: the same batches, read before the clock starts."""
+    """Images/s of the network alone: the same batches, read before the time is taken."""
     chips, options = ChipSettings(), DetectSettings()
     overlaps = tile_overlaps(chips.bounds())
     batches = compose(plan_views(images, chips, options.max_side, overlaps), options.batch_pixels)

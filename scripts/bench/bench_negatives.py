@@ -20,7 +20,7 @@ from pipeline.coco.read import read_coco
 from pipeline.planning.mine import Pool, mine_run, pool_scales
 from pipeline.planning.plan import plan_run, run_columns
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings
-from trainer.inference.batches import Clock, run_views
+from trainer.inference.batches import SearchLog, run_views
 from trainer.inference.opening import Inference
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
@@ -125,10 +125,10 @@ def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int
     model.keep_rpn_only()
     rpn = seconds_per_chip(model, batch)
     images = read_coco(IMAGES / "train.json").images(0, num_images)
-    clock = Clock()
+    log = SearchLog()
     inference = Inference(model.eval(), settings.chips, DetectSettings(), device, "bf16")
     started = time.perf_counter()
-    for _ in run_views(propose, inference, [range(num_images)], images, IMAGES / "images", clock):
+    for _ in run_views(propose, inference, [range(num_images)], images, IMAGES / "images", log):
         pass
     extraction = (time.perf_counter() - started) / num_images
     stage = settings.negatives.rpn_epochs * chips_per_image * rpn + extraction
@@ -138,7 +138,7 @@ def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int
         "full_ms_per_chip": full * 1e3,
         "rpn_ms_per_chip": rpn * 1e3,
         "extraction_ms_per_image": extraction * 1e3,
-        "data_wait_share": clock.data_wait,
+        "data_wait_share": log.data_wait,
         "rpn_share": stage / (stage + rest),
     }
 

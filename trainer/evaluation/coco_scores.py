@@ -1,4 +1,4 @@
-"""COCO's AP and AR by pycocotools."""
+"""Score boxes with COCO's AP and AR, computed by pycocotools."""
 
 import contextlib
 import io
@@ -13,17 +13,27 @@ from pycocotools.cocoeval import COCOeval
 
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
-Results = list[dict[str, Any]]
+CocoResults = list[dict[str, Any]]
+"""COCO results: {"image_id", "category_id", "bbox": [x, y, width, height] in source pixels, "score"} for each box."""
 
 Summary = dict[str, float | None]
-"""Line -> value in 0..1, or None where there is no such box."""
+"""Name of a score -> its value, 0 to 1, or None where the ground truth has no box that it counts."""
 
 
-def score(truth: dict[str, Any], results: Results, bounds: Sequence[tuple[float, float]], max_dets: int) -> Summary:
-    """AP and AR as COCO defines them, per size, per class, and per valid range of the method; None: no such box.
+def score(
+    truth: dict[str, Any], results: CocoResults, bounds: Sequence[tuple[float, float]], max_dets: int
+) -> Summary:
+    """Score detections with AP and AR as COCO defines them: of all boxes, by size, by class and by valid range.
 
-    Every line takes `max_dets` detections per image and class into account. The ranges are of sqrt(width * height);
-    COCO's sizes are of the annotated area.
+    Args:
+        truth: the ground truth as the content of a COCO annotation file.
+        results: what was found.
+        bounds: the valid ranges of the method, [lo, hi) of sqrt(width * height) of a box, source pixels.
+        max_dets: detections per image and class that every score takes into account.
+
+    Returns:
+        The scores in the order in which they are printed. COCO's sizes (small, medium, large) are of the annotated
+        area, the ranges are of the box.
     """
     whole = run_coco(truth, results, COCO_AREAS, max_dets)
     summary: Summary = {"AP": whole.precision(), "AP50": whole.precision(iou=0.5)}
@@ -41,18 +51,26 @@ def score(truth: dict[str, Any], results: Results, bounds: Sequence[tuple[float,
 
 
 def area_range(lo: float, hi: float) -> tuple[float, float]:
-    """The areas of sizes in [lo, hi), both ends included as pycocotools takes them."""
+    """Turn the sizes [lo, hi) into the least and the largest area, both included, as pycocotools takes them."""
     return lo**2, math.nextafter(min(hi**2, 1e10), 0)
 
 
 def with_box_areas(truth: dict[str, Any]) -> dict[str, Any]:
-    """The same truth, each object as large as its box."""
+    """Return the ground truth with width * height of the box as the area of each object."""
     boxes = [{**box, "area": box["bbox"][2] * box["bbox"][3]} for box in truth["annotations"]]
     return {**truth, "annotations": boxes}
 
 
 class Scores(NamedTuple):
-    """COCOeval's arrays: precisions [T, R, K, A], recalls [T, K, A], -1 where there is no box."""
+    """What COCOeval has computed: T thresholds of IoU, R of recall, K categories, A ranges of area.
+
+    Attributes:
+        precisions: float64 [T, R, K, A], -1 where there is no box.
+        recalls: float64 [T, K, A], -1 where there is no box.
+        ious: float64 [T], the thresholds of IoU.
+        areas: names of the ranges of area.
+        categories: category ids.
+    """
 
     precisions: Any
     recalls: Any
@@ -61,6 +79,7 @@ class Scores(NamedTuple):
     categories: list[int]
 
     def precision(self, iou: float | None = None, area: str = "all", category: int | None = None) -> float | None:
+        """Return the mean precision over the thresholds and all that is not singled out; None without any box."""
         area = area if area in self.areas else self.areas[0]
         values = self._at(iou, self.precisions)[:, :, :, self.areas.index(area)]
         if category is not None:
@@ -68,6 +87,7 @@ class Scores(NamedTuple):
         return _mean(values)
 
     def recall(self, iou: float | None = None, area: str = "all") -> float | None:
+        """Return the mean recall over the thresholds, or at one of them; None without any box."""
         return _mean(self._at(iou, self.recalls)[:, :, self.areas.index(area)])
 
     def _at(self, iou: float | None, values: Any) -> Any:
@@ -79,8 +99,17 @@ def _mean(values: Any) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def run_coco(truth: dict[str, Any], results: Results, areas: dict[str, tuple[float, float]], max_dets: int) -> Scores:
-    """COCOeval on boxes. areas: name -> least and largest area, both included, of the objects that count."""
+def run_coco(
+    truth: dict[str, Any], results: CocoResults, areas: dict[str, tuple[float, float]], max_dets: int
+) -> Scores:
+    """Run COCOeval on boxes.
+
+    Args:
+        truth: the ground truth as the content of a COCO annotation file.
+        results: what was found.
+        areas: name of a range -> least and largest area, both included, of the objects that count in it.
+        max_dets: detections per image and class that are taken into account.
+    """
     # numbered anew: pycocotools takes a match with the object of id 0 for none
     objects = [{**box, "id": i} for i, box in enumerate(truth["annotations"], 1)]
     truth = {**truth, "annotations": objects}
@@ -96,7 +125,7 @@ def run_coco(truth: dict[str, Any], results: Results, areas: dict[str, tuple[flo
     return Scores(precisions, recalls, params.iouThrs, list(areas), list(params.catIds))
 
 
-def _as_boxes(results: Results) -> list[dict[str, Any]]:
+def _as_boxes(results: CocoResults) -> list[dict[str, Any]]:
     return [
         {**result, "id": i, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
         for i, result in enumerate(results, 1)
@@ -104,7 +133,7 @@ def _as_boxes(results: Results) -> list[dict[str, Any]]:
 
 
 def _index(dataset: dict[str, Any]) -> Any:
-    """A COCO object from a dict; unlike loadRes it takes an empty list of boxes."""
+    """Make a COCO object of the content of a file; unlike loadRes it takes an empty list of boxes."""
     coco = COCO()
     coco.dataset = dataset
     coco.createIndex()

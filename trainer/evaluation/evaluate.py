@@ -1,4 +1,4 @@
-"""`sniper evaluate`: COCO AP and AR on whole, original images, by pycocotools, with the source category ids."""
+"""Score a detector on whole, original images, `sniper evaluate`: COCO's AP and AR with the source category ids."""
 
 import json
 from collections import Counter
@@ -11,32 +11,46 @@ from pipeline.coco import Reject, Source, SourceImage
 from pipeline.coco.read import read_coco
 from pipeline.engines.progress import Progress
 from pipeline.images.sources import image_folder
-from pipeline.pyramid.merging import Found
+from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, is_folder, make_folder, read_bytes, write_atomic
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
-from trainer.evaluation.coco_scores import Results, Summary, score
-from trainer.inference.batches import Clock, split_runs
+from trainer.evaluation.coco_scores import CocoResults, Summary, score
+from trainer.inference.batches import SearchLog, split_spans
 from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference, open_detector
 from trainer.runtime.ranks import Rank, joined
 
 
-class Truth(NamedTuple):
-    """What is scored against: an annotation file, as it lies there and as read, and the folder of its images."""
+class GroundTruth(NamedTuple):
+    """What is scored against.
+
+    Attributes:
+        annotations: the annotation file.
+        images: folder that its file names are relative to.
+        source: the annotation file as it was read.
+        notes: what a reader of the scores should know.
+    """
 
     annotations: Location
     images: Location
     source: Source
-    notes: list[str]  # what a reader of the scores should know
+    notes: list[str]
 
 
 class Evaluation(NamedTuple):
-    """detections: COCO results format; proposals, where those were scored."""
+    """The scores of a network.
+
+    Attributes:
+        summary: the scores by name.
+        detections: what was found; proposals where those were scored.
+        rejects: a row for each image and each box that was left out.
+        notes: what a reader of the scores should know.
+    """
 
     summary: Summary
-    detections: Results
-    rejects: list[Reject]  # images and boxes that were left out
+    detections: CocoResults
+    rejects: list[Reject]
     notes: list[str]
 
 
@@ -49,32 +63,43 @@ def evaluate(
     out: Location | None = None,
     max_dets: int = 100,
 ) -> Evaluation | None:
-    """Score a checkpoint. Under torchrun the ranks share the images; only the first returns a result.
+    """Score the detections of a checkpoint. Under torchrun the ranks share the images.
 
     Args:
-        out: file for the detections, COCO results format; the summary goes beside it.
-        max_dets: detections per image that every line of the summary takes into account.
+        checkpoint: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
+        annotations: COCO JSON file.
+        images: folder that its file names are relative to.
+        settings: the section `detect` is used, and chips.max_pixels where it was given.
+        out: file for the detections, COCO results; the summary goes beside it.
+        max_dets: detections per image and class that every score takes into account.
+
+    Returns:
+        The scores and what they are of; None on every rank but the first.
 
     Raises:
-        DataError: the checkpoint or the annotation file cannot be read, or no category of it is one the model knows.
-        UsageError: there is no such image folder.
+        DataError: the checkpoint or the annotation file cannot be read, or the network knows none of its categories.
+        UsageError: there is no such image folder, `out` is a folder, or settings were given that contradict the
+            checkpoint.
     """
     with joined() as rank:
         state, inference = open_detector(checkpoint, settings or Settings(), rank.device)
-        truth = open_truth(annotations, images, inference.chips.max_pixels, state.categories)
+        truth = open_ground_truth(annotations, images, inference.chips.max_pixels, state.categories)
         return score_model(inference, state.categories, truth, rank, out, max_dets)
 
 
-def open_truth(
+def open_ground_truth(
     annotations: Location, images: Location, max_pixels: int, categories: list[tuple[int, str]] | None
-) -> Truth:
+) -> GroundTruth:
     """Read what is to be scored against.
 
     Args:
-        categories: those of the model; None where classes do not matter.
+        annotations: COCO JSON file.
+        images: folder that its file names are relative to.
+        max_pixels: an image with more pixels is refused.
+        categories: (source id, name) of what the network knows; None where classes do not matter.
 
     Raises:
-        DataError: the file cannot be trusted, or has no category that the model knows.
+        DataError: the file cannot be trusted, or has no category that the network knows.
         UsageError: there is no such image folder.
     """
     image_folder(images)
@@ -88,29 +113,41 @@ def open_truth(
                 "none in common; evaluate on data with the categories it was trained on"
             )
         if unknown := [f"{id_} ({name})" for id_, name in there.items() if id_ not in known]:
-            notes.append(f"the model knows no category {', '.join(unknown)}: nothing of it can be found")
+            notes.append(f"the network knows no category {', '.join(unknown)}: nothing of it can be found")
         if renamed := [
             f"{i}: {known[i]!r} learnt, {there[i]!r} here" for i in there if known.get(i, there[i]) != there[i]
         ]:
             notes.append(f"categories have other names than in training, {'; '.join(renamed)}: are they the same?")
-    return Truth(annotations, images, source, notes)
+    return GroundTruth(annotations, images, source, notes)
 
 
 def score_model(
     inference: Inference,
     categories: list[tuple[int, str]],
-    truth: Truth,
+    truth: GroundTruth,
     rank: Rank,
     out: Location | None,
     max_dets: int,
 ) -> Evaluation | None:
-    """Score a network at hand; see `evaluate`."""
+    """Score the detections of a network; all ranks take part.
 
-    def find(sources: Sequence[SourceImage], runs: Sequence[range], clock: Clock) -> Iterator[Results]:
-        for position, found in detect_images(inference, runs, sources, truth.images, clock):
+    Args:
+        inference: the network, and how it is run.
+        categories: (source id, name) of what the network knows, by label from 1.
+        truth: what is scored against.
+        rank: which of the processes this is.
+        out: file for the detections, COCO results; the summary goes beside it.
+        max_dets: detections per image and class that every score takes into account.
+
+    Returns:
+        The scores and what they are of; None on every rank but the first.
+    """
+
+    def find(sources: Sequence[SourceImage], spans: Sequence[range], log: SearchLog) -> Iterator[CocoResults]:
+        for position, found in detect_images(inference, spans, sources, truth.images, log):
             yield as_results(sources[position], found, categories)
 
-    def summarise(objects: dict[str, Any], results: Results) -> Summary:
+    def summarise(objects: dict[str, Any], results: CocoResults) -> Summary:
         return score(objects, results, inference.chips.bounds(), max_dets)
 
     counted = min(max_dets, inference.options.max_detections)
@@ -118,9 +155,9 @@ def score_model(
 
 
 def score_source(
-    truth: Truth,
-    find: Callable[[Sequence[SourceImage], Sequence[range], Clock], Iterator[Results]],
-    summarise: Callable[[dict[str, Any], Results], Summary],
+    truth: GroundTruth,
+    find: Callable[[Sequence[SourceImage], Sequence[range], SearchLog], Iterator[CocoResults]],
+    summarise: Callable[[dict[str, Any], CocoResults], Summary],
     rank: Rank,
     out: Location | None,
     most: int,
@@ -128,28 +165,38 @@ def score_source(
     """Search every image once, whatever the number of ranks, and score what all of them found.
 
     Args:
-        most: results per image that can count; of images with more boxes it makes a note.
-        find: yields the results of each image of the runs, best first, and leaves refused images in the clock.
-        summarise: from the truth, as of load_truth, and all results; called on the first rank alone.
-        The others as in `evaluate`.
+        truth: what is scored against.
+        find: from the images, the spans of this rank and a log, yields the results of each image, best first, and
+            leaves refused images in the log.
+        summarise: makes the scores of the ground truth, as the content of a COCO annotation file, and all results. It
+            is called on the first rank alone.
+        rank: which of the processes this is.
+        out: file for the results; the summary goes beside it.
+        most: results per image that can count; a note says how many images have more boxes.
+
+    Returns:
+        The scores and what they are of; None on every rank but the first.
+
+    Raises:
+        UsageError: `out` is a folder.
     """
     if out is not None and rank.is_first:
         if is_folder(out):
             raise UsageError(f"{out}: is a folder; name a file for what is found")
         make_folder(out.parent)
     sources = truth.source.images(0, truth.source.num_images)
-    runs = split_runs(len(sources))[rank.index :: rank.count]
-    clock = Clock()
-    found: Results = []
-    with Progress("evaluate", sum(map(len, runs)), "images") as progress:
-        for of_image in find(sources, runs, clock):
+    spans = split_spans(len(sources))[rank.index :: rank.count]
+    log = SearchLog()
+    found: CocoResults = []
+    with Progress("evaluate", sum(map(len, spans)), "images") as progress:
+        for of_image in find(sources, spans, log):
             found += of_image
             progress.add(1)
-    results, rejects = _gather(found, clock.rejects, rank)
+    results, rejects = _gather(found, log.rejects, rank)
     if not rank.is_first:
         return None
     results.sort(key=lambda result: result["image_id"])  # stable: best first within an image
-    objects = load_truth(truth.annotations, set(truth.source.row.tolist()), {reject.id for reject in rejects})
+    objects = load_ground_truth(truth.annotations, set(truth.source.row.tolist()), {reject.id for reject in rejects})
     summary = summarise(objects, results)
     if out is not None:
         write_atomic(out, json.dumps(results).encode())
@@ -163,8 +210,14 @@ def score_source(
     return Evaluation(summary, results, [*truth.source.rejects, *rejects], notes)
 
 
-def as_results(image: SourceImage, found: Found, categories: list[tuple[int, str]]) -> Results:
-    """COCO results, x y width height, with the source category ids."""
+def as_results(image: SourceImage, found: Detections, categories: list[tuple[int, str]]) -> CocoResults:
+    """Turn the detections of an image into COCO results.
+
+    Args:
+        image: the image.
+        found: its merged detections.
+        categories: (source id, name) of what the network knows, by label from 1.
+    """
     return [
         {
             "image_id": image.image_id,
@@ -176,7 +229,7 @@ def as_results(image: SourceImage, found: Found, categories: list[tuple[int, str
     ]
 
 
-def _gather(found: Results, rejects: list[Reject], rank: Rank) -> tuple[Results, list[Reject]]:
+def _gather(found: CocoResults, rejects: list[Reject], rank: Rank) -> tuple[CocoResults, list[Reject]]:
     if rank.count == 1:
         return found, rejects
     everything: list[Any] | None = [None] * rank.count if rank.is_first else None
@@ -185,11 +238,13 @@ def _gather(found: Results, rejects: list[Reject], rank: Rank) -> tuple[Results,
     return [r for results, _ in parts for r in results], [r for _, refused in parts for r in refused]
 
 
-def load_truth(annotations: Location, rows: set[int], refused: set[int | None]) -> dict[str, Any]:
-    """The annotation file as pycocotools wants it: boxes that are in order, of images that could be read.
+def load_ground_truth(annotations: Location, rows: set[int], refused: set[int | None]) -> dict[str, Any]:
+    """Read an annotation file as pycocotools wants it: with the boxes that are in order, of images that could be read.
 
     Args:
-        rows: positions in the file of the boxes that are in order; refused: ids of images to leave out.
+        annotations: COCO JSON file.
+        rows: positions in its list of annotations of the boxes that are in order.
+        refused: ids of images to leave out, with their boxes.
     """
     raw = json.loads(read_bytes(annotations))
     boxes = []
@@ -204,12 +259,12 @@ def load_truth(annotations: Location, rows: set[int], refused: set[int | None]) 
 
 
 def crowded(truth: dict[str, Any], max_dets: int) -> int:
-    """How many images hold more boxes than `max_dets`."""
+    """Count the images that hold more than `max_dets` boxes."""
     counts = Counter(box["image_id"] for box in truth["annotations"])
     return sum(count > max_dets for count in counts.values())
 
 
 def describe(report: Evaluation) -> str:
-    """The summary in text, one line each, and what to know of it."""
+    """Put the scores into lines of text, one for each, followed by the notes."""
     lines = [f"{name:<28}{'n/a' if value is None else f'{value:.3f}'}" for name, value in report.summary.items()]
     return "\n".join([*lines, *(f"WARNING: {note}" for note in report.notes)])

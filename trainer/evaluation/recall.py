@@ -1,4 +1,4 @@
-"""`sniper evaluate --proposals`: recall of the RPN's proposals alone, of any class, by size (paper, Table 1)."""
+"""Score the RPN alone, `sniper evaluate --proposals`: recall of its proposals by size (docs/method.md, 11.2)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from pipeline.coco import SourceImage
 from pipeline.planning.mine import Pool, pool_scales
 from pipeline.storage import Location
 from schemas.settings import NegativeSettings, Settings
-from trainer.evaluation.coco_scores import Results, Summary, area_range, run_coco, with_box_areas
-from trainer.evaluation.evaluate import Evaluation, open_truth, score_source
-from trainer.inference.batches import Clock
+from trainer.evaluation.coco_scores import CocoResults, Summary, area_range, run_coco, with_box_areas
+from trainer.evaluation.evaluate import Evaluation, open_ground_truth, score_source
+from trainer.inference.batches import SearchLog
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
 from trainer.runtime.ranks import joined
@@ -30,36 +30,51 @@ def evaluate_proposals(
     out: Location | None = None,
     max_dets: int = 300,
 ) -> Evaluation | None:
-    """Score the RPN of a checkpoint, of a full run or of `sniper negatives`.
-
-    Under torchrun the ranks share the images; only the first returns a result.
+    """Score the proposals of a checkpoint's RPN. Under torchrun the ranks share the images.
 
     Args:
-        annotations: its categories may be other than those of the checkpoint.
-        out: file for the proposals, COCO results format without category_id, as `sniper negatives --proposals` reads
-            them; the summary goes beside it.
-        max_dets: proposals per image, the best of all scales (300 as the paper's RPN gives).
+        checkpoint: a checkpoint file, or the folder of a run, be it of `sniper train` or of the RPN that
+            `sniper negatives` trains.
+        annotations: COCO JSON file; its categories may be other than those of the checkpoint.
+        images: folder that its file names are relative to.
+        settings: the section `detect` is used, and chips.max_pixels where it was given.
+        out: file for the proposals, COCO results without category_id, as `sniper negatives --proposals` reads them;
+            the summary goes beside it.
+        max_dets: proposals per image that count, the best of all scales; the paper's RPN gives 300.
+
+    Returns:
+        The scores and what they are of; None on every rank but the first.
 
     Raises:
         DataError: the checkpoint or the annotation file cannot be read.
-        UsageError: there is no such image folder.
+        UsageError: there is no such image folder, `out` is a folder, or settings were given that contradict the
+            checkpoint.
     """
     with joined() as rank:
         _, inference = open_inference(checkpoint, settings or Settings(), rank.device)
 
-        def find(sources: Sequence[SourceImage], runs: Sequence[range], clock: Clock) -> Iterator[Results]:
-            for position, rows in propose_images(inference, runs, sources, images, clock):
+        def find(sources: Sequence[SourceImage], spans: Sequence[range], log: SearchLog) -> Iterator[CocoResults]:
+            for position, rows in propose_images(inference, spans, sources, images, log):
                 yield [] if rows is None else best_proposals(sources[position].image_id, rows, max_dets)
 
-        def summarise(objects: dict[str, Any], proposals: Results) -> Summary:
+        def summarise(objects: dict[str, Any], proposals: CocoResults) -> Summary:
             return recall(objects, proposals, max_dets)
 
-        truth = open_truth(annotations, images, inference.chips.max_pixels, None)
+        truth = open_ground_truth(annotations, images, inference.chips.max_pixels, None)
         return score_source(truth, find, summarise, rank, out, max_dets)
 
 
-def best_proposals(image_id: int, rows: pa.Table, most: int) -> Results:
-    """An image's proposals at all scales (schema PROPOSALS), pooled by NMS as mining does; the best `most`."""
+def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
+    """Pool the proposals of one image over its scales by NMS, as mining does, and return the best.
+
+    Args:
+        image_id: id of the image.
+        rows: its proposals at all scales, schema PROPOSALS.
+        most: how many may stay.
+
+    Returns:
+        COCO results without category_id, best first.
+    """
     boxes = np.stack([rows[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     # copied, because numba would compile once more for arrays that cannot be written
     pool = Pool(np.array([0, len(boxes)]), boxes, rows["score"].to_numpy().copy())
@@ -68,12 +83,16 @@ def best_proposals(image_id: int, rows: pa.Table, most: int) -> Results:
     return [{"image_id": image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s} for (x1, y1, x2, y2), s in pairs]
 
 
-def recall(truth: dict[str, Any], proposals: Results, max_dets: int) -> Summary:
-    """AR (the mean over IoU 0.5 to 0.95), AR50, AR75 and AR of each of SIZES, whatever the class; None: no such box.
+def recall(truth: dict[str, Any], proposals: CocoResults, max_dets: int) -> Summary:
+    """Score proposals with AR (the mean over IoU 0.5 to 0.95), AR50, AR75 and AR of each of SIZES, whatever the class.
 
     Args:
-        truth: as of load_truth; crowds count neither way.
-        proposals: image_id, bbox x y width height, score; the best `max_dets` of each image count.
+        truth: the ground truth as the content of a COCO annotation file; crowds count neither way.
+        proposals: COCO results without category_id.
+        max_dets: proposals of each image that count, the best.
+
+    Returns:
+        The scores in the order in which they are printed.
     """
     # one class for all is what COCOeval's useCats=0 means; that one would ask for a known category of each proposal
     truth = with_box_areas(truth)

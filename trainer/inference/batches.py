@@ -1,4 +1,4 @@
-"""Runs a network over whole images at every scale, and hands out each image when all of its views are done."""
+"""Run a network over whole images at every scale, and hand out each image when all of its views are done."""
 
 import time
 from collections import deque
@@ -26,21 +26,32 @@ from trainer.runtime.precision import autocast
 
 
 class ViewBatch(NamedTuple):
-    """views: what the batch holds; images: uint8 [B, 3, H, W], channels_last memory, content top left, the rest 0;
-    sizes: int64 [B, 2], height and width of the content."""
+    """Views of one padded shape, decoded and resized, for one forward pass.
+
+    Attributes:
+        views: what each row of the tensors shows, B of them.
+        images: uint8 [B, 3, H, W], RGB, channels_last in memory; the content lies top left, the rest is 0.
+        sizes: int64 [B, 2], height and width of the content, view pixels.
+    """
 
     views: list[View]
     images: Tensor
     sizes: Tensor
 
 
-RUN = 64
-"""Images whose views share batches. Runs are dealt out to ranks whole, so ranks change no batch and no rounding."""
+SPAN = 64
+"""Images whose views share batches. A rank gets whole spans, so the number of ranks changes no batch, no rounding."""
 
 
 @dataclass
-class Clock:
-    """Seconds spent waiting for pixels, and in the network."""
+class SearchLog:
+    """What a search over images leaves behind beside its results.
+
+    Attributes:
+        waited: seconds that the network waited for pixels.
+        worked: seconds spent in the network.
+        rejects: a row for each image that could not be used.
+    """
 
     waited: float = 0.0
     worked: float = 0.0
@@ -48,54 +59,62 @@ class Clock:
 
     @property
     def data_wait(self) -> float:
+        """Share of the time that the network waited for pixels, 0 to 1."""
         return self.waited / max(self.waited + self.worked, 1e-9)
 
 
-def split_runs(num_images: int, length: int | None = None) -> list[range]:
-    """Runs of RUN images, or of `length`, the last one shorter; no rank gets part of one."""
-    length = length or RUN
+def split_spans(num_images: int, length: int | None = None) -> list[range]:
+    """Part the positions 0 to `num_images` into spans of `length` images, by default SPAN; the last may be shorter."""
+    length = length or SPAN
     return [range(start, min(start + length, num_images)) for start in range(0, num_images, length)]
 
 
 def run_views(
     forward: Callable[[Detector, Tensor, Tensor], Sequence[Sequence[Tensor]]],
     inference: Inference,
-    runs: Sequence[range],
+    spans: Sequence[range],
     images: Sequence[SourceImage],
     root: Location,
-    clock: Clock,
+    log: SearchLog,
 ) -> Iterator[Viewed]:
-    """Yield each image of the runs once, refused ones too, in the order in which they are complete.
+    """Run a network over all views of some images.
 
     Args:
-        forward: network, images uint8 [B, 3, H, W] and sizes int64 [B, 2], on the device -> one output per view.
-        runs: positions among `images`; each run's views share batches.
-        root: folder that file names are relative to.
+        forward: takes the network, images uint8 [B, 3, H, W] and sizes int64 [B, 2], both on the device, as in
+            ViewBatch; returns for each view a sequence of tensors, such as boxes and scores.
+        inference: the network, and how it is run.
+        spans: positions among `images`; views of images of one span share batches.
+        images: what can be searched.
+        root: folder that their file names are relative to.
+        log: takes the times and, once the iterator is exhausted, a row for each refused image.
+
+    Yields:
+        Each image of the spans once, as soon as all of its views are done; a refused one has no views.
     """
     model, chips, options, device, precision = inference
     overlaps = tile_overlaps(chips.bounds())
     batches: list[list[View]] = []
     missing: dict[int, int] = {}
-    for run in runs:
-        views = plan_views([images[i] for i in run], chips, options.max_side, overlaps)
-        views = [view._replace(image=run[view.image]) for view in views]
+    for span in spans:
+        views = plan_views([images[i] for i in span], chips, options.max_side, overlaps)
+        views = [view._replace(image=span[view.image]) for view in views]
         batches += compose(views, options.batch_pixels)
         for view in views:
             missing[view.image] = missing.get(view.image, 0) + 1
     done: dict[int, list[tuple[View, Output]]] = {image: [] for image in missing}
     threads = options.threads or available_cores()
     on_gpu = device.type == "cuda"
-    reader = read_batches(batches, images, root, chips.max_pixels, clock.rejects, threads=threads, pin=on_gpu)
+    reader = read_batches(batches, images, root, chips.max_pixels, log.rejects, threads=threads, pin=on_gpu)
     for views in batches:
         started = time.perf_counter()
         batch = next(reader)
         read = time.perf_counter()
-        clock.waited += read - started
+        log.waited += read - started
         if batch.views:
             pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.sizes))
             with torch.inference_mode(), autocast(device, precision if on_gpu else "fp32"):
                 outputs = [[values.cpu().numpy() for values in output] for output in forward(model, pixels, sizes)]
-            clock.worked += time.perf_counter() - read
+            log.worked += time.perf_counter() - read
             for view, output in zip(batch.views, outputs, strict=True):
                 done[view.image].append((view, output))
         for view in views:
@@ -116,10 +135,20 @@ def read_batches(
     pin: bool,
     ahead: int = 2,
 ) -> Iterator[ViewBatch]:
-    """Decode and resize in threads, `ahead` batches before they are asked for. Views of refused images are left out.
+    """Decode and resize the views of batches in threads, `ahead` batches before they are asked for.
 
     Args:
-        max_pixels: an image file with more is refused; rejects: takes a row for each refused image, once.
+        batches: views of one padded shape each.
+        images: what `View.image` is a position in.
+        root: folder that their file names are relative to.
+        max_pixels: an image file with more pixels is refused.
+        rejects: takes, once the iterator is exhausted, a row for each refused image.
+        threads: how many views are made at a time.
+        pin: whether the tensors lie in pinned memory, from which a GPU copies faster.
+        ahead: batches that are made while one is in use.
+
+    Yields:
+        One ViewBatch for each batch, in order, without the views of refused images; it may be empty.
     """
     refused: dict[int, list[Reject]] = {}
 

@@ -15,30 +15,38 @@ from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress
 from pipeline.images.decode import EXIF_ORIENTATION, SWAPS_SIDES, read_image
 from pipeline.images.drawing import label_font
-from pipeline.pyramid.merging import Found, merge
+from pipeline.pyramid.merging import Detections, merge
 from pipeline.storage import Location, location, make_folder, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from trainer.inference.batches import Clock, run_views, split_runs
+from trainer.inference.batches import SearchLog, run_views, split_spans
 from trainer.inference.opening import Inference, open_detector
 from trainer.model import predict
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-RUN = 8  # images whose views share batches; few, since a person waits for them
+SPAN = 8  # images whose views share batches; few, so that results come soon
 STEM = 100  # characters of an image's name that its picture has
 COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
 
 
 def detect_images(
-    inference: Inference, runs: Sequence[range], images: Sequence[SourceImage], root: Location, clock: Clock
-) -> Iterator[tuple[int, Found]]:
-    """Yield (position, what was found) for each image of the runs; refused ones are in the clock's rejects.
+    inference: Inference, spans: Sequence[range], images: Sequence[SourceImage], root: Location, log: SearchLog
+) -> Iterator[tuple[int, Detections]]:
+    """Detect on some images at all scales.
 
-    Arguments as of run_views.
+    Args:
+        inference: the network, and how it is run.
+        spans: positions among `images`; views of images of one span share batches.
+        images: what can be searched.
+        root: folder that their file names are relative to.
+        log: takes the times and, once the iterator is exhausted, a row for each refused image.
+
+    Yields:
+        For each image of the spans that can be read its position among `images` and its merged detections.
     """
     options, bounds = inference.options, inference.chips.bounds()
     forward = partial(predict, min_score=options.min_score)
-    for viewed in run_views(forward, inference, runs, images, root, clock):
+    for viewed in run_views(forward, inference, spans, images, root, log):
         if viewed.views:
             yield viewed.image, merge(viewed, images[viewed.image], bounds, options)
 
@@ -54,19 +62,21 @@ def detect(
     """Detect on image files of this machine, and folders of them.
 
     Args:
-        images: one or several.
-        settings: as of open_inference.
-        out: folder for detections.json and a picture of each image with the boxes that score `min_drawn` or more.
-            Folders of images are searched without it.
+        checkpoint: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
+        images: an image file or a folder of them, or several. Folders are searched with all folders below them.
+        settings: the section `detect` is used, and chips.max_pixels where it was given.
+        out: folder for detections.json and a picture of each image. What lies in it is not searched.
+        min_drawn: score from which a detection is drawn on the picture, 0 to 1.
 
     Returns:
-        Per image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score", "category_id",
-        "category"}]}, best first; {"file", "error"} where a file cannot be used. An image of which no picture could
-        be made has an "error" beside its detections.
+        For each image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score",
+        "category_id", "category"}]}, boxes in source pixels, best first; {"file", "error"} where a file cannot be
+        used. An image of which no picture could be made has an "error" beside its detections.
 
     Raises:
-        UsageError: there is no such file, or no image in a folder; or as open_inference.
-        DataError: the checkpoint cannot be read, or serves no detection.
+        UsageError: there is no such file, or no image in a folder, or settings were given that contradict the
+            checkpoint.
+        DataError: the checkpoint cannot be read, or is of the RPN alone.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state, inference = open_detector(location(checkpoint), settings or Settings(), device)
@@ -76,17 +86,17 @@ def detect(
     if out is not None:
         make_folder(out)
     sources, errors = _measure(files)
-    clock = Clock()
+    log = SearchLog()
     results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
     with Progress("detect", len(sources), "images") as progress:
-        for position, found in detect_images(inference, split_runs(len(sources), RUN), sources, Path(), clock):
+        for position, found in detect_images(inference, split_spans(len(sources), SPAN), sources, Path(), log):
             source = sources[position]
             rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
             named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
             size = {"width": source.width, "height": source.height}
             results[source.file_name] = {"file": source.file_name, **size, "detections": named}
             progress.add(1)
-    for reject in clock.rejects:
+    for reject in log.rejects:
         results[reject.file or ""] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
     in_order = [results[str(file)] for file in files]
     if out is not None:
@@ -120,7 +130,7 @@ def _files(path: Location, out: Location | None) -> list[Path]:
 
 
 def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str]]:
-    """Each readable file in the frame a viewer shows, EXIF applied; and what is wrong with the others."""
+    """Measure each file in the frame that a viewer shows, and say by name what is wrong with those not readable."""
     sources, errors = [], {}
     for index, file in enumerate(files):
         try:

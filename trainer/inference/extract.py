@@ -19,46 +19,50 @@ from pipeline.storage.parquet import read_metadata
 from schemas.errors import DataError
 from schemas.settings import DetectSettings, Settings
 from schemas.tables import PROPOSALS
-from trainer.inference.batches import RUN, Clock, run_views, split_runs
+from trainer.inference.batches import SPAN, SearchLog, run_views, split_spans
 from trainer.inference.opening import Inference, open_inference
 from trainer.model import propose
 from trainer.runtime.ranks import joined, wait_for_all
 
 RPN_KEY = b"sniper-rpn"
-MOST = 300  # per view; the `proposals` setting of the network may give fewer (docs/method.md, 5.2)
+MOST = 300  # proposals per view; the `proposals` setting of the network may give fewer (docs/method.md, 5.2)
 
 
 def extract_proposals(data: Location, checkpoint: Location, images: Location, options: DetectSettings) -> float:
-    """Write data/proposals/part-*.parquet, schema PROPOSALS, a part per run of images, doing only what is missing.
+    """Write the RPN's proposals on all images of a data set as data/proposals/part-*.parquet, schema PROPOSALS.
 
-    Under torchrun the ranks share the parts. Each part names the checkpoint it was made with.
+    There is one part for each span of images. Parts that were made with the same checkpoint stay; only what is missing
+    is made. Under torchrun the ranks share the parts.
 
     Args:
-        data: what `sniper chips` wrote; checkpoint: of a run on it; images: folder of the source images.
+        data: what `sniper chips` wrote.
+        checkpoint: file of a run that was trained on it.
+        images: folder of the source images.
+        options: how images are read.
 
     Returns:
-        Share of this rank's time that the network waited for pixels.
+        Share of this rank's time that the network waited for pixels, 0 to 1.
 
     Raises:
-        DataError: the checkpoint or the data set cannot be read.
+        DataError: the checkpoint or the data set cannot be read, or images of the chips cannot be read now.
     """
     positives = read_build(data, "sniper chips")
     sources = kept_images(data)
     folder = data / "proposals"
     make_folder(folder)
     identity = hashlib.sha256(read_bytes(checkpoint)).hexdigest().encode()
-    parts = json.dumps({"positives": positives["fingerprint"], "length": RUN}).encode()
+    parts = json.dumps({"positives": positives["fingerprint"], "length": SPAN}).encode()
     about = {RPN_KEY: identity, PARTS_KEY: parts}
-    runs = dict(enumerate(split_runs(len(sources))))
+    spans = dict(enumerate(split_spans(len(sources))))
     with joined() as rank:
-        mine = {i: run for i, run in runs.items() if i % rank.count == rank.index}
-        todo = {i: run for i, run in mine.items() if not _is_made(_part(folder, i), identity)}
+        own = {i: span for i, span in spans.items() if i % rank.count == rank.index}
+        todo = {i: span for i, span in own.items() if not _is_made(_part(folder, i), identity)}
         _, inference = open_inference(checkpoint, Settings(detect=options), rank.device)
-        clock = Clock()
+        log = SearchLog()
         collected: dict[int, list[pa.Table]] = {i: [] for i in todo}
         with Progress("proposals", sum(map(len, todo.values())), "images") as progress:
-            for position, rows in propose_images(inference, list(todo.values()), sources, images, clock):
-                part = position // RUN
+            for position, rows in propose_images(inference, list(todo.values()), sources, images, log):
+                part = position // SPAN
                 progress.add(1)
                 if rows is None:  # its part is not written, so that another run comes back to it
                     continue
@@ -68,27 +72,34 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
         wait_for_all()
         if rank.is_first:
             for number, path in numbered_parts(folder).items():
-                if number not in runs:
+                if number not in spans:
                     remove(path)
-        if clock.rejects:
+        if log.rejects:
             raise DataError(
-                f"{images}: {len(clock.rejects)} images that the chips were cut from cannot be read now, first "
-                f"{clock.rejects[0].message}; give the same folder as --images, or run `sniper chips` again"
+                f"{images}: {len(log.rejects)} images that the chips were cut from cannot be read now, first "
+                f"{log.rejects[0].message}; give the same folder as --images, or run `sniper chips` again"
             )
-        return clock.data_wait
+        return log.data_wait
 
 
 def propose_images(
-    inference: Inference, runs: Sequence[range], images: Sequence[SourceImage], root: Location, clock: Clock
+    inference: Inference, spans: Sequence[range], images: Sequence[SourceImage], root: Location, log: SearchLog
 ) -> Iterator[tuple[int, pa.Table | None]]:
-    """Yield (position, proposals at all scales) for each image of the runs; None for a refused one.
+    """Find the RPN's proposals on some images at all scales.
 
-    Arguments as of run_views.
+    Args:
+        inference: the network, and how it is run.
+        spans: positions among `images`; views of images of one span share batches.
+        images: what can be searched.
+        root: folder that their file names are relative to.
+        log: takes the times and, once the iterator is exhausted, a row for each refused image.
 
-    Returns:
-        Tables of schema PROPOSALS, by scale and tile, best first, MOST of each; every box has an area.
+    Yields:
+        For each image of the spans its position and a table of schema PROPOSALS, in the order of scales and tiles,
+        the best MOST of each view, best first; None in place of the table where the image was refused. Every box has
+        an area.
     """
-    for viewed in run_views(propose, inference, runs, images, root, clock):
+    for viewed in run_views(propose, inference, spans, images, root, log):
         yield viewed.image, _rows(viewed, images[viewed.image]) if viewed.views else None
 
 

@@ -14,8 +14,12 @@ from trainer.runtime.checkpoint import Checkpoint, make_detector, read_checkpoin
 class Inference(NamedTuple):
     """A network and how it is run over whole images.
 
-    model: in eval mode, on `device`; chips: settings of those it was trained on, its scales and ranges
-    precision: that it was trained in; a CPU always computes in fp32
+    Attributes:
+        model: in eval mode, on `device`.
+        chips: settings of the chips that it was trained on: they give the scales and the ranges of sizes.
+        options: how images are read and detections merged.
+        device: where it runs.
+        precision: what it was trained in; used on a GPU. A CPU always computes in fp32.
     """
 
     model: Detector
@@ -26,15 +30,20 @@ class Inference(NamedTuple):
 
 
 def open_inference(path: Location, settings: Settings, device: torch.device) -> tuple[Checkpoint, Inference]:
-    """A checkpoint, and its network ready to be run.
+    """Read a checkpoint and make its network ready to be run.
 
     Args:
-        settings: `detect` is used, and chips.max_pixels where it was given. What else was given must be as the
-            checkpoint has it.
+        path: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
+        settings: the section `detect` is used, and chips.max_pixels where it was given. The scales, the ranges and the
+            section `model` are the checkpoint's; where they were given, they must agree with it.
+        device: where the network is to run.
+
+    Returns:
+        The checkpoint, and its network.
 
     Raises:
-        DataError: as read_checkpoint, or its network cannot be made.
-        UsageError: other scales, ranges or network than the checkpoint's.
+        DataError: there is no checkpoint, it is damaged or none of ours, or its network cannot be made again.
+        UsageError: other scales, ranges or network settings were given than those it was trained with.
     """
     checkpoint = read_checkpoint(path)
     chips = dict(checkpoint.chips)
@@ -66,10 +75,21 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
 
 
 def open_detector(path: Location, settings: Settings, device: torch.device) -> tuple[Checkpoint, Inference]:
-    """As open_inference, of a network that detects.
+    """Read a checkpoint of a whole detector and make it ready to be run.
+
+    Args:
+        path: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
+        settings: the section `detect` is used, and chips.max_pixels where it was given. The scales, the ranges and the
+            section `model` are the checkpoint's; where they were given, they must agree with it.
+        device: where the network is to run.
+
+    Returns:
+        The checkpoint, and its network.
 
     Raises:
-        DataError: nothing behind its RPN was trained; or as open_inference. UsageError: as open_inference.
+        DataError: there is no checkpoint, it is damaged or none of ours, its network cannot be made again, or nothing
+            behind its RPN was trained.
+        UsageError: other scales, ranges or network settings were given than those it was trained with.
     """
     checkpoint, inference = open_inference(path, settings, device)
     if checkpoint.rpn_only:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.storage import Location, write_atomic
 from schemas.errors import DataError, SniperError
-from trainer.evaluation.evaluate import Truth
+from trainer.evaluation.evaluate import GroundTruth
 from trainer.learning.optim import learning_rate
 from trainer.loading.batch import Batch
 from trainer.loading.loader import Epoch, Step
@@ -77,7 +77,7 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
     return losses_now
 
 
-def run_loop(run: Run, truth: Truth | None) -> Location:
+def run_loop(run: Run, truth: GroundTruth | None) -> Location:
     options, rank, out = run.settings.train, run.rank, run.out
     journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
     meter = Meter(_steps_left(run), rank.device)

@@ -7,7 +7,7 @@ import torch
 from pipeline.storage import Location, is_file, make_folder
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from trainer.evaluation.evaluate import open_truth
+from trainer.evaluation.evaluate import open_ground_truth
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
 from trainer.runtime.checkpoint import BEST, Checkpoint, check_resumable, find_checkpoints, read_checkpoint
@@ -55,7 +55,7 @@ def train(
             check_resumable(last, out, run.settings_tree(), run.data)
             run.restore(last)
             run.tell(f"resumed: epoch {run.state.epoch}, step {run.step}")
-        truth = open_truth(*validation, run.chips["max_pixels"], run.categories) if validation else None
+        truth = open_ground_truth(*validation, run.chips["max_pixels"], run.categories) if validation else None
         # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
         before = signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
         try:

@@ -4,7 +4,7 @@ import torch
 import torchvision
 
 from schemas.settings import ChipSettings
-from trainer.evaluation.evaluate import Truth, score_model
+from trainer.evaluation.evaluate import GroundTruth, score_model
 from trainer.inference.opening import Inference
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections, predict
@@ -13,7 +13,7 @@ from trainer.training.journal import PICTURED, draw_batch
 from trainer.training.run import Run
 
 
-def validate(run: Run, truth: Truth) -> dict[str, float]:
+def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
     """Score the network, or its average of weights, on whole images; all ranks take part. AP values on the first."""
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
     chips = ChipSettings.model_validate(run.chips)

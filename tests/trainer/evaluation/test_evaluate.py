@@ -26,7 +26,7 @@ from scripts.make_demo_data import make_demo_data
 from tests.pipeline.sources import make_source
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.evaluation.coco_scores import run_coco, score
-from trainer.evaluation.evaluate import Evaluation, as_results, describe, evaluate, load_truth
+from trainer.evaluation.evaluate import Evaluation, as_results, describe, evaluate, load_ground_truth
 from trainer.inference.detect import detect
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.training.train import train
@@ -207,12 +207,12 @@ def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change
     truth = COCO(str(demo / "val.json"))
     assert len(truth.loadRes(str(tmp_path / "one.json")).anns) == len(report.detections)
     assert "AP50" in describe(report)
-    monkeypatch.setattr(trainer.inference.batches, "RUN", 2)  # so that both ranks have images
+    monkeypatch.setattr(trainer.inference.batches, "SPAN", 2)  # so that both ranks have images
     evaluate(checkpoint, demo / "val.json", demo / "val", out=tmp_path / "one.json")
     code = (
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
         "import trainer.inference.batches\nfrom trainer.evaluation.evaluate import evaluate\n"
-        "trainer.inference.batches.RUN = 2\n"
+        "trainer.inference.batches.SPAN = 2\n"
         "evaluate(*map(Path, sys.argv[1:4]), out=Path(sys.argv[4]))"
     )
     script = tmp_path / "evaluate.py"
@@ -261,7 +261,7 @@ def test_load_truth__keeps_what_is_in_order(tmp_path: Path) -> None:
     }
     path = tmp_path / "coco.json"
     path.write_text(json.dumps(content))
-    truth = load_truth(path, set(read_coco(path).row.tolist()), set())
+    truth = load_ground_truth(path, set(read_coco(path).row.tolist()), set())
     assert [(box["id"], box["area"], box["iscrowd"]) for box in truth["annotations"]] == [(1, 25, 0)]
 
 

@@ -23,7 +23,7 @@ from scripts.make_demo_data import make_demo_data
 from tests.conftest import RunSniper
 from tests.trainer.runs import TINY, TINY_CHIPS
 from trainer.evaluation.recall import best_proposals, recall
-from trainer.inference.batches import Clock
+from trainer.inference.batches import SearchLog
 from trainer.inference.extract import MOST, propose_images
 from trainer.inference.opening import Inference
 from trainer.training.make_proposals import make_proposals
@@ -105,7 +105,7 @@ def test_propose_images__boxes_have_an_area(tmp_path: Path, monkeypatch: pytest.
     settings = ChipSettings.model_validate({"scales": [0.5], "ranges": [[0, None]]})
     images = [SourceImage(7, "a.png", 101, 64)]
     inference = Inference(cast(Any, None), settings, DetectSettings(), torch.device("cpu"), "fp32")
-    [(position, rows)] = propose_images(inference, [range(1)], images, tmp_path, Clock())
+    [(position, rows)] = propose_images(inference, [range(1)], images, tmp_path, SearchLog())
     assert (position, len(rows)) == (0, MOST)
     assert set(zip(rows["x1"].to_pylist(), rows["x2"].to_pylist(), strict=True)) == {(80, 101)}
     assert rows["score"][0].as_py() == pytest.approx(found[1][1].item())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.coco import SourceImage
-from pipeline.pyramid.merging import Found
+from pipeline.pyramid.merging import Detections
 from schemas.codes import Status
 from schemas.settings import ModelSettings
 from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_detector, take
@@ -208,7 +208,7 @@ def ap50(model: Detector, batch: Batch) -> float:
     results, truth = [], []
     for chip, found in enumerate(predict(model.eval(), batch.images, batch.sizes)):
         image = SourceImage(chip, "", *batch.sizes[chip].tolist())
-        results += as_results(image, Found(*(each.numpy() for each in found)), categories)
+        results += as_results(image, Detections(*(each.numpy() for each in found)), categories)
         for (x1, y1, x2, y2), label, _ in chip_boxes(batch, chip):
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
             truth.append({**box, "image_id": chip, "category_id": label})

@@ -138,7 +138,7 @@ def test_make_proposals__two_ranks_write_the_same_parts(
     script.write_text(
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
         "import trainer.inference.extract, trainer.inference.batches\nfrom schemas.settings import DetectSettings\n"
-        "trainer.inference.batches.RUN = trainer.inference.extract.RUN = 3\n"
+        "trainer.inference.batches.SPAN = trainer.inference.extract.SPAN = 3\n"
         "trainer.inference.extract.extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
     )
     arguments = (data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train")
@@ -151,7 +151,7 @@ def test_make_proposals__two_ranks_write_the_same_parts(
             part.unlink()
 
     for module in (trainer.inference.batches, trainer.inference.extract):
-        monkeypatch.setattr(module, "RUN", 3)  # so that both ranks have parts
+        monkeypatch.setattr(module, "SPAN", 3)  # so that both ranks have parts
     remove_parts()
     extract_proposals(*arguments, DetectSettings())
     expected = parts_now()
