@@ -295,7 +295,7 @@ def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeyp
     """Every second of five epochs; what the network scores is replaced, so that the best is not the last."""
     given = iter([0.1, 0.7])
     monkeypatch.setattr(
-        "trainer.training.train.score_model",
+        "trainer.training.validate.score_model",
         lambda *arguments: Evaluation({"AP": next(given), "AP50": None}, [], [], []),
     )
     options = ["train.norm=train", "train.norm_momentum=0.3", "train.evaluate_every=2", "train.keep=9"]
