@@ -12,9 +12,13 @@ from trainer.loading.batch import Batch
 
 @dataclass(frozen=True)
 class PaddedBoxes:
-    """The boxes of a batch with one row per chip, G = Batch.max_boxes. Slots without a box have `real` False.
+    """The boxes of a batch with one row per chip, G = Batch.max_boxes of them.
 
-    boxes: float32 [B, G, 4]; labels: int64 [B, G]; status: uint8 [B, G]; real: bool [B, G]
+    Attributes:
+        boxes: float32 [B, G, 4], chip pixels.
+        labels: int64 [B, G], 1..K.
+        status: uint8 [B, G], schemas.codes.Status.
+        real: bool [B, G]; False where a slot holds no box, and then the others mean nothing.
     """
 
     boxes: Tensor
@@ -23,7 +27,7 @@ class PaddedBoxes:
     real: Tensor
 
     def having(self, *statuses: Status) -> Tensor:
-        """bool [B, G]: the real boxes with one of these statuses."""
+        """Tell which slots hold a box with one of these statuses, bool [B, G]."""
         found = torch.zeros_like(self.real)
         for status in statuses:
             found |= self.status == status
@@ -31,6 +35,7 @@ class PaddedBoxes:
 
 
 def pad_boxes(batch: Batch) -> PaddedBoxes:
+    """Lay out the ragged boxes of a batch with one row per chip, on the batch's device."""
     slots = torch.arange(batch.max_boxes, device=batch.boxes.device)
     real = slots < batch.offsets.diff()[:, None]
     rows = torch.where(real, batch.offsets[:-1, None] + slots, 0)
@@ -38,17 +43,35 @@ def pad_boxes(batch: Batch) -> PaddedBoxes:
 
 
 def key_states(keys: list[str], seed: int, epoch: int, device: torch.device, what: str = "") -> Tensor:
-    """int64 [B]: a hash of (seed, epoch, key, what) per chip; the same on every machine."""
+    """Hash each chip's (seed, epoch, what, key), the same on every machine (docs/method.md, 12.2).
+
+    Args:
+        keys: the chips' keys, B of them.
+        seed: of the run.
+        epoch: from 0.
+        device: where the result lies.
+        what: keeps the draws for different purposes apart.
+
+    Returns:
+        int64 [B], any bits.
+    """
     hashes = [xxhash.xxh3_64_intdigest(f"{seed}/{epoch}/{what}/{key}".encode()) for key in keys]
     signed = torch.tensor([h - 2**64 if h >= 2**63 else h for h in hashes], dtype=torch.int64)
     return signed.to(device, non_blocking=True)
 
 
 def hash_slots(states: Tensor, num: int) -> Tensor:
-    """int64 [B, num] in 0..2^62-1: hash of (state, position), by splitmix64 (Steele, Lea, Flood 2014).
+    """Hash (state, position) for the positions 0 to num - 1, by splitmix64 (docs/method.md, 12.2).
 
     Multiplication wraps in two's complement, so signed numbers give the bits of unsigned ones; a logical shift is
     an arithmetic one with the copies of the sign masked off.
+
+    Args:
+        states: int64 [B], from `key_states`.
+        num: positions of each chip.
+
+    Returns:
+        int64 [B, num], 0 to 2^62 - 1.
     """
     x = states[:, None] + torch.arange(1, num + 1, device=states.device) * -0x61C8864680B583EB
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47

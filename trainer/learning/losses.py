@@ -1,6 +1,7 @@
-"""The four losses: sums over constants times the chips of the global batch, so ranks and accumulation change nothing.
+"""The four losses: sums divided by constants times the chips of the global batch (docs/method.md, 8).
 
-All take and give float32. What gives no loss is multiplied out of the sum, never cut out of the graph.
+So neither ranks nor accumulation change a gradient. All take and give float32. What gives no loss is multiplied out of
+the sum and never cut out of the graph, so every parameter that learns has a gradient, even from an empty batch.
 """
 
 import torch
@@ -9,14 +10,23 @@ from torch import Tensor
 
 from trainer.learning.targets import RPN_SAMPLES, AnchorSample
 
-RPN_BOX_WEIGHT = 3.0  # (docs/method.md, 8.2)
-ROI_BOX_SHARE = 188 / 300  # the original's 188 for 300 proposals (docs/method.md, 8.2)
+RPN_BOX_WEIGHT = 3.0
+"""Factor of the RPN's box loss (docs/method.md, 8.2)."""
+ROI_BOX_SHARE = 188 / 300
+"""The box head's box loss is divided by this share of the proposals (docs/method.md, 8.2)."""
 
 
 def rpn_losses(logits: Tensor, deltas: Tensor, sample: AnchorSample, chips: int) -> tuple[Tensor, Tensor]:
-    """Objectness and box loss of the sampled anchors. logits: [B, S]; deltas: [B, S, 4]; chips: of the global batch.
+    """Compute the class loss and the box loss of the RPN.
 
-    The original's softmax over two logits is, as a function of their difference, this sigmoid.
+    Args:
+        logits: float32 [B, S], objectness of the drawn anchors.
+        deltas: float32 [B, S, 4], theirs.
+        sample: what was drawn.
+        chips: of the global batch.
+
+    Returns:
+        Two float32 scalars.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, sample.positive.to(logits.dtype), reduction="none")
     distance = F.smooth_l1_loss(deltas, sample.deltas, reduction="none", beta=1.0)
@@ -27,16 +37,21 @@ def rpn_losses(logits: Tensor, deltas: Tensor, sample: AnchorSample, chips: int)
     )
 
 
-def roi_losses(scores: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, chips: int) -> tuple[Tensor, Tensor]:
-    """Class and box loss of the proposals.
+def roi_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, chips: int) -> tuple[Tensor, Tensor]:
+    """Compute the class loss and the box loss of the box head.
 
     Args:
-        scores: [B, P, K + 1]; deltas: [B, P, 1 or K, 4], one box for all classes or one each
-        labels: int64 [B, P], -1 gives no loss; targets: [B, P, 4]
-        chips: of the global batch
+        logits: float32 [B, P, K + 1], column 0 is the background.
+        deltas: float32 [B, P, 1 or K, 4], of one box for all classes or one for each, times ROI_WEIGHTS.
+        labels: int64 [B, P], 0 background, 1..K, -1 gives no loss.
+        targets: float32 [B, P, 4], the deltas to learn, times ROI_WEIGHTS.
+        chips: of the global batch.
+
+    Returns:
+        Two float32 scalars.
     """
     constant = labels.shape[1] * chips
-    entropy = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
+    entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
     column = (labels - 1).clamp(0, deltas.shape[2] - 1)
     own = deltas.gather(2, column[:, :, None, None].expand(-1, -1, 1, 4)).squeeze(2)
     distance = F.smooth_l1_loss(own, targets, reduction="none", beta=1.0)

@@ -1,4 +1,4 @@
-"""From a batch to its losses: the one module that is called in training, and that DDP wraps."""
+"""From a batch to its losses: the one module that training calls, and that DistributedDataParallel wraps."""
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ class Objective(nn.Module):
     """The losses of a detector on a batch. It adds no parameter and no state to the detector."""
 
     def __init__(self, detector: Detector) -> None:
+        """Wrap a detector, which is shared and not copied."""
         super().__init__()
         self.detector = detector
 
@@ -63,7 +64,7 @@ class Objective(nn.Module):
             rois, used, _ = select(proposals, logits, eligible, settings.pre_nms, settings.proposals)
             rois, used = add_ground_truth(rois, used, batch, truth, draw)
             roi_labels, roi_targets = label_rois(rois, used, truth)
-        roi_scores, roi_deltas = detector.detect(features, rois)
+        roi_logits, roi_deltas = detector.detect(features, rois)
         with full_precision(images):
-            roi = roi_losses(roi_scores, roi_deltas, roi_labels, roi_targets, chips)
+            roi = roi_losses(roi_logits, roi_deltas, roi_labels, roi_targets, chips)
         return dict(zip(("rpn_class", "rpn_box", "roi_class", "roi_box"), (*rpn, *roi), strict=True))

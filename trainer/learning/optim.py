@@ -1,16 +1,18 @@
-"""What the optimiser does at which step: parameter groups, the rate's schedule, the average of weights."""
+"""The optimiser: groups of parameters, the schedule of the rate, the moving average of weights (docs/method.md, 9)."""
 
 import torch
 from torch import nn
 
 from schemas.settings import REFERENCE_BATCH, TrainSettings
 
-WARMUP_START = 1 / 30  # of the rate: 0.0005 of 0.015 (docs/method.md, 9.3)
+WARMUP_START = 1 / 30
+"""Share of the rate at which the warm-up begins (docs/method.md, 9.3)."""
 DECAY = 0.1
+"""Factor of the rate at each decay (docs/method.md, 9.3)."""
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD with two groups by one rule: what has more than one dimension decays, biases and norms do not."""
+    """Make SGD over the parameters that learn; those of more than one dimension decay (docs/method.md, 9.3)."""
     learn = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in learn if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -20,11 +22,12 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD
 
 
 def learning_rate(step: int, epoch: int, settings: TrainSettings) -> float:
-    """The rate of one step, a pure function of where it stands.
+    """Return the rate of one optimiser step, a pure function of where it stands (docs/method.md, 9.2 and 9.3).
 
     Args:
-        step: global, from 0; warm-up is linear in it.
+        step: optimiser steps before this one; the warm-up is linear in it.
         epoch: from 0; the rate is divided by ten at every decay epoch reached.
+        settings: of the run.
     """
     full = settings.learning_rate * settings.batch_size / REFERENCE_BATCH
     full *= DECAY ** sum(epoch >= decay for decay in settings.decay_epochs)
@@ -34,14 +37,16 @@ def learning_rate(step: int, epoch: int, settings: TrainSettings) -> float:
 
 
 class Ema:
-    """The exponential moving average of a model's floating-point state; the rest is copied."""
+    """The exponential moving average of the floating-point numbers in a model's state; integers are copied."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        """Begin with the model's numbers as they are; `decay` is the share of the old average at each update."""
         self.decay = decay
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Take the model's numbers into the average, after an optimiser step."""
         new = model.state_dict()
         moving = [name for name, value in self.state.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.state[n] for n in moving], [new[n] for n in moving], 1 - self.decay)

@@ -1,4 +1,4 @@
-"""Who learns what: labels of anchors and proposals, by the rules of docs/method.md, 7."""
+"""What learns from what: labels of anchors and of proposals (docs/method.md, 7)."""
 
 from dataclasses import dataclass
 
@@ -12,22 +12,31 @@ from trainer.model.anchors import may_learn
 from trainer.model.boxes import ROI_WEIGHTS, box_size, constant, encode, overlaps, sides
 from trainer.model.proposals import compact
 
-EXEMPT_IOU = 0.5  # to a rescued box: such a proposal stays although its size is out of range (docs/method.md, 7.4)
-
-
-POSITIVE_IOU = 0.5  # anchors and proposals at or above are foreground (docs/method.md, 7.1 and 7.6)
-NEGATIVE_IOU = 0.4  # anchors below, to every box, are background (docs/method.md, 7.1)
-OTHER_IOU = 0.3  # anchors above, to a box that the RPN does not learn, are ignored (docs/method.md, 7.1)
-CROWD_SHARE = 0.5  # of an anchor or proposal, in a crowd: ignored (docs/method.md, 7.1 and 7.6)
-RPN_SAMPLES, RPN_POSITIVES = 256, 128  # per chip (docs/method.md, 7.2)
-TIE = 1 - 1e-6  # IoU of two anchors equally far from a box differ by rounding; they are ties all the same
+EXEMPT_IOU = 0.5
+"""A proposal out of range stays with at least this IoU to a rescued box (docs/method.md, 7.4)."""
+POSITIVE_IOU = 0.5
+"""An anchor or a proposal with at least this IoU to a box is foreground (docs/method.md, 7.1 and 7.6)."""
+NEGATIVE_IOU = 0.4
+"""An anchor with less than this IoU to every box is background (docs/method.md, 7.1)."""
+OTHER_IOU = 0.3
+"""An anchor with more than this IoU to a box that the RPN does not learn gives no loss (docs/method.md, 7.1)."""
+CROWD_SHARE = 0.5
+"""An anchor or a proposal with at least this share inside a crowd gives no loss (docs/method.md, 7.1 and 7.6)."""
+RPN_SAMPLES, RPN_POSITIVES = 256, 128
+"""Anchors drawn per chip, and how many of them are positive at most (docs/method.md, 7.2)."""
+TIE = 1 - 1e-6
+"""IoUs above this share of the best one are ties, since rounding alone tells them apart (docs/method.md, 7.1)."""
 
 
 @dataclass(frozen=True)
 class AnchorSample:
-    """S anchors per chip that give RPN loss. Where not `used` the rest means nothing (indices are in bounds).
+    """The anchors drawn for the loss of the RPN, S of each chip.
 
-    slots: int64 [B, S], anchor; used, positive: bool [B, S]; deltas: float32 [B, S, 4], 0 where not positive
+    Attributes:
+        slots: int64 [B, S], indices of anchors, in bounds everywhere.
+        used: bool [B, S]; where False the other numbers mean nothing.
+        positive: bool [B, S], anchors that a box was matched to.
+        deltas: float32 [B, S, 4], dx dy dw dh of the matched box from the anchor; 0 where not positive.
     """
 
     slots: Tensor
@@ -37,18 +46,20 @@ class AnchorSample:
 
 
 def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, Tensor]:
-    """The RPN's label of every anchor.
+    """Label every anchor for the RPN (docs/method.md, 7.1).
 
-    1: IoU >= 0.5 to a valid or rescued box, or the best anchor of one (all ties, IoU > 0).
-    -1: not 1, and: may not learn; IoU > 0.3 to any other box; half or more inside a crowd; IoU >= 0.4 to any box.
-    0: the rest. So a chip without boxes is all 0.
-    Positives come first: another box nearby does not take a valid box's anchors from it (docs/method.md, 7).
+    1 (positive): IoU >= 0.5 to a valid or rescued box, or the best anchor of such a box, with all ties, if its IoU is
+    above 0. -1 (no loss): not positive, and it may not learn, or its IoU is > 0.3 to a box of another status, or half
+    or more of it lies inside a crowd, or its IoU is >= 0.4 to any box. 0 (negative): all others, so all anchors of a
+    chip without boxes. Positives come first: no box nearby takes a valid box's anchors from it.
 
     Args:
-        anchors: float32 [A, 4]; sizes: int64 [B, 2]
+        anchors: float32 [A, 4], chip pixels.
+        sizes: int64 [B, 2], height and width of the content, chip pixels.
+        boxes: of the batch.
 
     Returns:
-        labels int8 [B, A]; for positives the box with the highest IoU, int64 [B, A], a column of `boxes`.
+        Labels int8 [B, A]; for positives the box with the highest IoU, int64 [B, A], a column of `boxes`.
     """
     learns = boxes.having(Status.VALID, Status.RESCUED)
     crowd = boxes.having(Status.CROWD)
@@ -74,15 +85,25 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
 
 
 def _below(value: float) -> float:
-    """The float32 next below, so that `> _below(v)` is `>= v`."""
+    """Return the largest float32 below a value v, so that `> _below(v)` means `>= v`."""
     return float(torch.nextafter(torch.tensor(value), torch.tensor(0.0)))
 
 
 def sample_anchors(anchors: Tensor, labels: Tensor, match: Tensor, boxes: PaddedBoxes, states: Tensor) -> AnchorSample:
-    """Draw at most 128 positives and fill up with negatives to 256 per chip: those with the highest hashes.
+    """Draw at most 128 positive anchors of each chip and fill up with negatives to 256 (docs/method.md, 7.2).
 
-    labels, match: from `label_anchors`; states: int64 [B], from `key_states`. The hash is of (state, anchor), so a
-    chip's draw depends neither on its neighbours in the batch nor on its place among them.
+    Those with the highest hashes are drawn. The hash is of (state, anchor), so the draw of a chip depends neither on
+    its neighbours in the batch nor on its place among them.
+
+    Args:
+        anchors: float32 [A, 4], chip pixels.
+        labels: int8 [B, A], from `label_anchors`.
+        match: int64 [B, A], from `label_anchors`.
+        boxes: of the batch.
+        states: int64 [B], from `key_states`.
+
+    Returns:
+        The anchors drawn, in no particular order.
     """
     hashes = hash_slots(states, len(anchors))
     first = 2**62  # above every hash
@@ -99,17 +120,20 @@ def sample_anchors(anchors: Tensor, labels: Tensor, match: Tensor, boxes: Padded
 
 
 def label_rois(rois: Tensor, used: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, Tensor]:
-    """The box head's labels. Every slot in use counts: no sampling.
+    """Label every proposal for the box head; nothing is sampled (docs/method.md, 7.6).
 
-    1..K: IoU >= 0.5 to a box that is neither `ignore` nor `crowd`, whatever its status; the best one, first of ties.
-    -1, no loss: not in use, or not foreground and IoU >= 0.5 to an `ignore` box or half or more inside a `crowd`.
-    0: the rest. As for anchors, foreground comes first: a person annotated inside a crowd is still learnt.
+    1..K (foreground): IoU >= 0.5 to a box that is neither `ignore` nor `crowd`, whatever else its status; the class is
+    that of the best box, the first of ties. -1 (no loss): not in use, or not foreground and with IoU >= 0.5 to an
+    `ignore` box, or half or more inside a crowd. 0 (background): all others. Foreground comes first: a person who is
+    annotated inside a crowd is still learnt.
 
     Args:
-        rois: float32 [B, P, 4]; used: bool [B, P]
+        rois: float32 [B, P, 4], chip pixels.
+        used: bool [B, P], slots that hold a proposal.
+        boxes: of the batch.
 
     Returns:
-        labels int64 [B, P]; targets float32 [B, P, 4], times ROI_WEIGHTS, 0 where not foreground.
+        Labels int64 [B, P]; target deltas float32 [B, P, 4], times ROI_WEIGHTS, 0 where not foreground.
     """
     ignore, crowd = boxes.having(Status.IGNORE), boxes.having(Status.CROWD)
     target = boxes.real & ~ignore & ~crowd
@@ -133,19 +157,31 @@ def label_rois(rois: Tensor, used: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, 
 
 
 def _take(boxes: Tensor, index: Tensor) -> Tensor:
-    """boxes [B, G, 4] at index [B, N] -> [B, N, 4]."""
+    """Return the boxes [B, N, 4] that stand at the columns index [B, N] of boxes [B, G, 4]."""
     return boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
 
 
 def in_range(boxes: Tensor, batch: Batch) -> Tensor:
-    """bool [B, N]: the size lies in the chip's valid range, times its scale. boxes: [B, N, 4], chip pixels."""
+    """Tell which boxes, float32 [B, N, 4] in chip pixels, have a size in their chip's valid range; bool [B, N].
+
+    The range is in source pixels, so it is multiplied by the chip's scale (docs/method.md, 7.4).
+    """
     limits = batch.ranges * batch.scales[:, None]
     size = box_size(boxes)
     return (size >= limits[:, :1]) & (size < limits[:, 1:])
 
 
 def trainable(boxes: Tensor, batch: Batch, truth: PaddedBoxes) -> Tensor:
-    """bool [B, A]: in range, or IoU >= 0.5 to a rescued box, whose size is out of range by nature."""
+    """Tell which proposals may be trained on: those in range, and those near a rescued box (docs/method.md, 7.4).
+
+    Args:
+        boxes: float32 [B, A, 4], chip pixels.
+        batch: the chips.
+        truth: the boxes of the batch.
+
+    Returns:
+        bool [B, A]: the size is in range, or the IoU to a rescued box, whose size is out of range by nature, >= 0.5.
+    """
     chosen = in_range(boxes, batch)
     if batch.max_rescued:
         rescued, real = compact(truth.boxes, truth.having(Status.RESCUED), batch.max_rescued)
@@ -157,10 +193,20 @@ def trainable(boxes: Tensor, batch: Batch, truth: PaddedBoxes) -> Tensor:
 def add_ground_truth(
     rois: Tensor, used: Tensor, batch: Batch, truth: PaddedBoxes, states: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Put boxes in range by their clipped size, and rescued ones, in place of the lowest scores.
+    """Put annotated boxes in place of the proposals with the lowest scores (docs/method.md, 7.5).
 
-    `ignore` and `crowd` boxes are no targets and stay out. Where a chip has more boxes than slots, `states` (int64
-    [B], from `key_states`) draws those that get one.
+    They are the boxes whose clipped size is in range, and rescued ones; `ignore` and `crowd` boxes stay out. Where a
+    chip has more of them than slots, a hash draws those that get one.
+
+    Args:
+        rois: float32 [B, P, 4], chip pixels, best first.
+        used: bool [B, P], slots that hold a proposal.
+        batch: the chips.
+        truth: the boxes of the batch.
+        states: int64 [B], from `key_states`.
+
+    Returns:
+        Boxes float32 [B, P, 4] with the annotated ones first, and which slots are in use, bool [B, P].
     """
     width, height = sides(truth.boxes)
     target = truth.real & ~truth.having(Status.IGNORE, Status.CROWD) & (width > 0) & (height > 0)

@@ -10,22 +10,31 @@ from schemas.settings import ModelSettings
 from trainer.model.boxes import sides
 
 BORDER = 32
-"""An anchor that reaches further than this beyond the content gets no label, chip pixels (docs/method.md, 7.1)."""
+"""An anchor that reaches further than this beyond the content gets no label; chip pixels (docs/method.md, 7.1)."""
 
-C5_SCALES: tuple[float, ...] = (2, 4, 7, 10, 13, 16, 24)  # stride 16: sides 32..384, 21 anchors (docs/method.md, 6.3)
-C5_MOBILENET_SCALES: tuple[float, ...] = (1, 2, 4, 8, 12)  # stride 32: sides 32..384, 15 anchors (docs/method.md, 6.3)
-FPN_SCALES: tuple[float, ...] = (8,)  # one octave per level: sides 32, 64, ... from stride 4 on (Lin et al. 2017)
+# Sides of square anchors in strides (docs/method.md, 6.3)
+C5_SCALES: tuple[float, ...] = (2, 4, 7, 10, 13, 16, 24)  # stride 16: sides 32 to 384, 21 anchors per cell
+C5_MOBILENET_SCALES: tuple[float, ...] = (1, 2, 4, 8, 12)  # stride 32: sides 32 to 384, 15 anchors per cell
+FPN_SCALES: tuple[float, ...] = (8,)  # one octave per level: sides 32, 64, ... from stride 4 on
 
 
 class AnchorLayout(NamedTuple):
-    """The same shapes, in strides, at every level. The anchors of a cell share its centre."""
+    """The shapes of anchors, which are the same at every level when measured in strides.
+
+    Attributes:
+        strides: image pixels per cell of each level's map, finest first.
+        shapes: width and height of each of a cell's k anchors, in strides; all are centred on their cell.
+    """
 
     strides: tuple[int, ...]
-    shapes: tuple[tuple[float, float], ...]  # width, height over the stride
+    shapes: tuple[tuple[float, float], ...]
 
 
 def anchor_layout(settings: ModelSettings) -> AnchorLayout:
-    """Exact areas at every ratio; the original rounds them, in two ways that disagree (docs/method.md, 6.3)."""
+    """Return the anchors that a network's settings ask for.
+
+    All ratios of one scale have exactly the same area; the original rounds sides (docs/method.md, 6.3).
+    """
     if settings.neck == "fpn":
         finest, coarsest = settings.levels
         strides, scales = tuple(2**level for level in range(finest, coarsest + 1)), FPN_SCALES
@@ -41,10 +50,17 @@ def anchor_layout(settings: ModelSettings) -> AnchorLayout:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """All anchors, float32 [A, 4], chip pixels. Do not write into it: it is shared.
+    """Lay the anchors over an image; do not write into the result, which is shared by all callers.
 
-    maps: height and width of every level's map, in cells. Order: level, row, column, shape.
-    Cell i has its centre at (i + 1/2) strides: the original's 7.5 with inclusive pixels (docs/method.md, 6.3).
+    Cell i has its centre at (i + 1/2) strides (docs/method.md, 6.3).
+
+    Args:
+        layout: strides and shapes.
+        maps: height and width of every level's map, in cells.
+        device: where the result lies.
+
+    Returns:
+        float32 [A, 4], pixels of the image that the maps were made from, ordered by level, row, column, shape.
     """
     levels = []
     for stride, (height, width) in zip(layout.strides, maps, strict=True):
@@ -56,24 +72,46 @@ def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device:
 
 
 def on_content(anchors: Tensor, sizes: Tensor) -> Tensor:
-    """bool [B, A]: the anchor's centre is not in the padding. anchors: [A, 4]; sizes: int64 [B, 2]."""
+    """Tell which anchors have their centre on the content and not in the padding.
+
+    Args:
+        anchors: float32 [A, 4], pixels of the image.
+        sizes: int64 [B, 2], height and width of each image's content, pixels.
+
+    Returns:
+        bool [B, A].
+    """
     height, width = sizes.to(anchors.dtype)[:, :, None].unbind(1)
     return (anchors[:, 0] + anchors[:, 2] < 2 * width) & (anchors[:, 1] + anchors[:, 3] < 2 * height)
 
 
 def may_learn(anchors: Tensor, sizes: Tensor) -> Tensor:
-    """bool [B, A]: on the content and nowhere more than BORDER beyond it, on any side."""
+    """Tell which anchors take part in training: centre on the content, and nowhere more than BORDER beyond it.
+
+    Args:
+        anchors: float32 [A, 4], chip pixels.
+        sizes: int64 [B, 2], height and width of each chip's content, chip pixels.
+
+    Returns:
+        bool [B, A].
+    """
     height, width = sizes.to(anchors.dtype)[:, :, None].unbind(1)
     near = (anchors[:, :2].amin(1) >= -BORDER) & (anchors[:, 2] <= width + BORDER)
     return near & (anchors[:, 3] <= height + BORDER) & on_content(anchors, sizes)
 
 
 def best_anchor_iou(boxes: Tensor, sizes: Tensor, settings: ModelSettings) -> Tensor:
-    """Best IoU of each box over the anchors that may learn, exactly, without making the grid.
+    """Compute each box's best IoU over the anchors that may learn, exactly but without making the grid.
 
-    boxes: float32 [N, 4], chip pixels; sizes: int64 [N, 2], content of each box's chip, height and width.
     Overlap along an axis falls with the distance of the centres, so for one shape the nearest cell is the best.
-    Returns float32 [N]; 0 where no anchor may learn.
+
+    Args:
+        boxes: float32 [N, 4], chip pixels.
+        sizes: int64 [N, 2], height and width of the content of each box's chip, chip pixels.
+        settings: of the network, for the layout of its anchors.
+
+    Returns:
+        float32 [N]; 0 where no anchor may learn.
     """
     layout = anchor_layout(settings)
     wh = torch.stack(sides(boxes), -1)
@@ -97,6 +135,6 @@ def best_anchor_iou(boxes: Tensor, sizes: Tensor, settings: ModelSettings) -> Te
 
 
 def _shifted_iou(a: Tensor, b: Tensor, shift: Tensor) -> Tensor:
-    """IoU of boxes of sizes a and b whose centres are `shift` apart; all [..., 2], broadcast."""
+    """Return the IoU, [...], of boxes with sides a and b whose centres are `shift` apart; all [..., 2], broadcast."""
     inter = torch.minimum(torch.minimum(a, b), (a + b) / 2 - shift).clamp(min=0).prod(-1)
     return inter / (a.prod(-1) + b.prod(-1) - inter)

@@ -1,4 +1,4 @@
-"""torchvision's classification networks as five stages, and what goes into them."""
+"""torchvision's classification networks, cut into stages, and the pixels that go into them."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -15,14 +15,22 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from schemas.settings import ModelSettings
 from trainer.model.boxes import constant
 
-MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)  # where its stages begin: at the layers that halve the map, but one
+MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)
+"""Layers of MobileNetV2 at which its stem and its levels 2 to 5 begin, and where the last one ends."""
 
 
 class Backbone(nn.Module):
-    """Maps at strides 4, 8, 16, 32 (16 if `dilated`), as many as `last` asks for. `body` has torchvision's names."""
+    """Maps of an image at strides 4, 8, 16 and 32. Parameters below `body` have torchvision's names."""
 
     def __init__(self, name: str, last: int, *, dilated: bool = False) -> None:
-        """name: of a torchvision model; last: its coarsest level in use, 2..5."""
+        """Build the network with random numbers.
+
+        Args:
+            name: a model of torchvision.
+            last: its coarsest level in use, 2 to 5; level l has stride 2^l. Later stages are left out.
+            dilated: give the last stage of a ResNet stride 1 and dilation 2, so that its map keeps stride 16
+                (docs/method.md, 6.2).
+        """
         super().__init__()
         self.body: nn.Module = getattr(torchvision.models, name)(weights=None)
         self.last = last
@@ -40,7 +48,7 @@ class Backbone(nn.Module):
             _dilate(self.body.layer4)
 
     def stages(self) -> list[list[nn.Module]]:
-        """The stem, then one list of modules per level 2..last."""
+        """Return the stem's modules, then one list of modules for each level from 2 to `last`."""
         body: Any = self.body
         if hasattr(body, "features"):
             layers: list[nn.Module] = list(body.features.children())
@@ -49,7 +57,7 @@ class Backbone(nn.Module):
         return [stem, *([getattr(body, f"layer{level - 1}")] for level in range(2, self.last + 1))]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> the maps of levels 2..last."""
+        """Return the maps [B, C, H / 2^l, W / 2^l] of levels 2 to `last` of normalised images [B, 3, H, W]."""
         maps = []
         for stage in self.stages():
             x = _run(stage, x)
@@ -58,7 +66,10 @@ class Backbone(nn.Module):
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Stride 1, dilation 2 in all 3x3 layers (docs/method.md, 6.2); torchvision's own switch knows no BasicBlock."""
+    """Set stride 1, and dilation 2 in all 3x3 layers (docs/method.md, 6.2).
+
+    torchvision's own switch for this does not serve networks of BasicBlocks.
+    """
     for conv in stage.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)
@@ -67,7 +78,7 @@ def _dilate(stage: nn.Module) -> None:
 
 
 def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The modules in order, each norm together with the convolution before it."""
+    """Apply modules in order, each batch norm together with the convolution before it."""
     listed = list(modules)
     for module, following in zip(listed, [*listed[1:], None], strict=True):
         if isinstance(module, nn.Conv2d):
@@ -86,9 +97,11 @@ def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def _conv_norm(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)). Stored statistics are folded into the weights: one pass over the map less, both ways.
+    """Compute norm(conv(x)).
 
-    An empty batch has no statistics of its own (SyncBN takes the other ranks'), so it uses the stored ones.
+    Stored statistics are folded into the convolution's weights, which saves a pass over the map in both directions.
+    An empty batch has no statistics of its own, so it uses the stored ones, except that synchronised batch norm takes
+    those of the other ranks.
     """
     if norm.training and (len(x) or isinstance(norm, nn.SyncBatchNorm)):
         out: Tensor = norm(conv(x))
@@ -102,7 +115,7 @@ def _conv_norm(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _residual(block: Any, x: Tensor) -> Tensor:
-    """torchvision's BasicBlock and Bottleneck: two or three convolutions, ReLU between, the shortcut added."""
+    """Apply torchvision's BasicBlock or Bottleneck: convolutions with ReLU between, then the shortcut is added."""
     shortcut = x if block.downsample is None else _run(block.downsample.children(), x)
     num = 3 if isinstance(block, Bottleneck) else 2
     for i in range(1, num + 1):
@@ -113,22 +126,31 @@ def _residual(block: Any, x: Tensor) -> Tensor:
 
 
 def build_backbone(settings: ModelSettings) -> Backbone:
+    """Build the backbone that a network's settings ask for."""
     if settings.neck == "fpn":
         return Backbone(settings.backbone, min(5, settings.levels[1]))
     return Backbone(settings.backbone, 5, dilated=settings.backbone != "mobilenet_v2")
 
 
 def stored_statistics(module: nn.Module) -> None:
-    """Let norms whose affine parameters are frozen use stored statistics. `train()` undoes it."""
+    """Put the batch norms whose affine parameters are frozen into eval mode, so that they use stored statistics.
+
+    `module.train()` undoes it, so call this after it.
+    """
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not norm.weight.requires_grad:
             norm.eval()
 
 
 def normalise(images: Tensor, sizes: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, H, W] -> float32, ImageNet mean and deviation; padding becomes 0, the mean colour.
+    """Bring pixels to ImageNet's mean and deviation; padding becomes 0, the mean colour (docs/method.md, 2.4).
 
-    sizes: int64 [B, 2], height and width of the content.
+    Args:
+        images: uint8 [B, 3, H, W], RGB, content top left, the rest of any value.
+        sizes: int64 [B, 2], height and width of the content, pixels.
+
+    Returns:
+        float32 [B, 3, H, W], channels_last.
     """
     device = images.device
     mean = constant((0.485, 0.456, 0.406), device).view(3, 1, 1) * 255

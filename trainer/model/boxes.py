@@ -1,4 +1,9 @@
-"""Box geometry on the device. Boxes are [..., 4], x1 y1 x2 y2, float32; x2 and y2 exclusive; no "+1" anywhere."""
+"""Box geometry on the device.
+
+Boxes are float32 [..., 4], x1 y1 x2 y2, in continuous pixels with x2 and y2 exclusive; nothing adds 1 anywhere
+(docs/method.md, 2.1). All boxes of one call are in the same frame, which is chip pixels in training and view pixels
+in inference.
+"""
 
 import math
 from collections.abc import Iterator
@@ -8,35 +13,47 @@ import torch
 import torchvision
 from torch import Tensor
 
-ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # (docs/method.md, 7.3)
-
+ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Factors of the box head's deltas dx dy dw dh (docs/method.md, 7.3)."""
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""Largest decoded log size ratio; exp() of anything an untrained net says stays finite (docs/method.md, 7.3)."""
+"""Largest dw or dh that is decoded, so that exp() of any network's output stays finite (docs/method.md, 7.3)."""
 
 CHUNK = 2**24
-"""Pairs compared at once; bounds memory at about 64 MB per temporary whatever the number of boxes."""
+"""Pairs of boxes that are compared at once; it bounds each temporary tensor at about 64 MB."""
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A small float32 tensor, copied to the device once: a copy in every step makes the host wait for the GPU."""
+    """Return a small float32 tensor that is copied to the device only once; do not write into it.
+
+    A copy in every step would make the host wait for the GPU.
+    """
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return width and height, each [...], of boxes [..., 4]; negative where a box is inverted."""
     return boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
 
 
 def box_size(boxes: Tensor) -> Tensor:
-    """sqrt(width * height), in the boxes' own pixels; 0 for empty boxes."""
+    """Return the size sqrt(width * height), [...], of boxes [..., 4], in the boxes' own pixels; 0 for empty boxes."""
     width, height = sides(boxes)
     return (width.clamp(min=0) * height.clamp(min=0)).sqrt()
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Cut to the content. boxes: [B, N, ..., 4]; sizes: int64 [B, 2], height and width."""
+    """Cut boxes to the content of their image.
+
+    Args:
+        boxes: float32 [B, N, ..., 4], pixels of the image.
+        sizes: int64 [B, 2], height and width of the content, pixels of the image.
+
+    Returns:
+        float32 of the same shape; a box outside the content becomes empty.
+    """
     height, width = sizes.to(boxes.dtype).unbind(1)
     limit = torch.stack([width, height, width, height], 1)
     return boxes.clamp(min=0).minimum(limit.view(-1, *[1] * (boxes.dim() - 2), 4))
@@ -46,11 +63,12 @@ def overlaps(candidates: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor,
     """Compare all candidates with all boxes of their chip, a few boxes of every chip at a time.
 
     Args:
-        candidates: [B or 1, N, 4]
-        boxes: [B, G, 4]
+        candidates: float32 [B or 1, N, 4]; with 1 the same candidates serve every chip.
+        boxes: float32 [B, G, 4], in the candidates' frame.
 
     Yields:
-        columns of G; IoU, float32 [B, g, N]; intersection over the candidate's area, float32 [B, g, N].
+        The slice of G at hand, of length g; the IoU, float32 [B, g, N]; the intersection over the candidate's area,
+        float32 [B, g, N].
     """
     num_chips, num_boxes = boxes.shape[:2]
     step = max(1, CHUNK // max(1, num_chips * candidates.shape[1]))
@@ -67,7 +85,15 @@ def overlaps(candidates: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor,
 
 
 def encode(boxes: Tensor, refs: Tensor) -> Tensor:
-    """(dx, dy, dw, dh) of `boxes` as seen from `refs`, both [..., 4] (docs/method.md, 7.3)."""
+    """Return the deltas of boxes as seen from reference boxes (docs/method.md, 7.3).
+
+    Args:
+        boxes: float32 [..., 4], with positive width and height.
+        refs: float32 [..., 4], in the same frame, with positive width and height.
+
+    Returns:
+        float32 [..., 4], dx dy dw dh: centres' differences over the reference's sides, logarithms of side ratios.
+    """
     width, height = sides(refs)
     box_width, box_height = sides(boxes)
     dx = (boxes[..., 0] + boxes[..., 2] - refs[..., 0] - refs[..., 2]) / (2 * width)
@@ -76,7 +102,15 @@ def encode(boxes: Tensor, refs: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, refs: Tensor) -> Tensor:
-    """Boxes [..., 4] from (dx, dy, dw, dh); dw and dh are held to MAX_LOG_RATIO."""
+    """Return the boxes that deltas describe from reference boxes; the inverse of `encode`.
+
+    Args:
+        deltas: float32 [..., 4], dx dy dw dh; dw and dh above MAX_LOG_RATIO count as MAX_LOG_RATIO.
+        refs: float32 [..., 4], any frame.
+
+    Returns:
+        float32 [..., 4], x1 y1 x2 y2 in the frame of `refs`.
+    """
     width, height = sides(refs)
     x = refs[..., 0] + width * (deltas[..., 0] + 0.5)
     y = refs[..., 1] + height * (deltas[..., 1] + 0.5)
@@ -86,15 +120,15 @@ def decode(deltas: Tensor, refs: Tensor) -> Tensor:
 
 
 def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Greedy NMS of every chip at once.
+    """Run greedy NMS on every chip by itself.
 
     Args:
-        boxes: [B, N, 4], best first
-        valid: bool [B, N]; the others neither stay nor suppress
-        threshold: a box goes when a better one that stays has IoU above this
+        boxes: float32 [B, N, 4], best first.
+        valid: bool [B, N]; boxes where this is False neither stay nor suppress another one.
+        threshold: a box goes when a better one that stays overlaps it with an IoU above this.
 
     Returns:
-        bool [B, N], the boxes that stay.
+        bool [B, N], True for the boxes that stay.
     """
     if boxes.device.type == "cpu":
         return _nms_sequential(boxes, valid, threshold)
@@ -102,7 +136,10 @@ def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 
 
 def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Chip by chip: on a CPU the greedy loop costs what stays times N, so putting chips together only adds pairs."""
+    """Run torchvision's greedy NMS chip by chip.
+
+    On a CPU its cost is N times the number of boxes that stay, so joining chips would only add pairs to compare.
+    """
     keep = torch.zeros_like(valid)
     for chip, rows in enumerate(mask.nonzero()[:, 0] for mask in valid):
         kept = torchvision.ops.nms(boxes[chip, rows], -rows.to(boxes.dtype), threshold)
@@ -111,10 +148,10 @@ def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 
 
 def _nms_parallel(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """The same set, as the fixed point of "stays if no better one that stays overlaps it".
+    """Find the set of the greedy loop as the fixed point of "a box stays if no better box that stays overlaps it".
 
-    After t rounds the first t boxes are settled, so it ends; in practice after a few rounds, each one pass over
-    [B, N, N] in place of the greedy loop's N dependent steps.
+    After t rounds the first t boxes are settled, so the search ends; in practice it takes a few rounds. Each is one
+    pass over [B, N, N], where the greedy loop has N steps of which each waits for the one before.
     """
     beats = torch.cat([iou > threshold for _, iou, _ in overlaps(boxes, boxes)], 1)  # [B, better, worse]
     beats = beats.triu_(diagonal=1) & valid[:, :, None]

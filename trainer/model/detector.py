@@ -1,4 +1,4 @@
-"""The detector: a Faster R-CNN. What it computes stands here; how it learns, in `trainer.learning`."""
+"""The detector, a Faster R-CNN (docs/method.md, 6). How it learns stands in `trainer.learning`."""
 
 from typing import NamedTuple
 
@@ -17,19 +17,31 @@ from trainer.model.proposals import select
 
 
 class Features(NamedTuple):
-    """maps: what the RPN slides over, [B, C, H, W] per level; rows: the same, [B, cells, C]; pooled: the rows that
-    proposals are pooled from (for fpn the same tensor)."""
+    """What the backbone and the neck make of images.
+
+    Attributes:
+        maps: [B, C, H, W] per level, what the RPN slides over.
+        rows: [B, cells, C], the same numbers as `flatten_maps` orders them.
+        pooled: [B, cells, width], what proposals are pooled from; for a feature pyramid the same tensor as `rows`.
+    """
 
     maps: list[Tensor]
     rows: Tensor
     pooled: Tensor
 
     def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Return height and width of every level's map, in cells."""
         return tuple((level.shape[2], level.shape[3]) for level in self.maps)
 
 
 class RawDetections(NamedTuple):
-    """boxes: float32 [N, 4], pixels of the given image; scores: float32 [N]; labels: int64 [N], 1..K"""
+    """What the network finds in one image, before any range filter or NMS of detections.
+
+    Attributes:
+        boxes: float32 [N, 4], pixels of the given image (a chip or a view), clipped to its content.
+        scores: float32 [N], in [0, 1].
+        labels: int64 [N], 1..K.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -37,9 +49,19 @@ class RawDetections(NamedTuple):
 
 
 class Detector(nn.Module):
-    """The network. Called with images it gives features; `detect` runs the box head on them; `predict` does both."""
+    """The network: called with images it gives features, and `detect` runs the box head on them.
+
+    `predict` and `propose` run the whole network without gradient; `trainer.learning` computes its losses.
+    """
 
     def __init__(self, settings: ModelSettings, num_classes: int, chip_size: int) -> None:
+        """Build the network with random numbers (docs/method.md, 6.4).
+
+        Args:
+            settings: of the network.
+            num_classes: K, without the background.
+            chip_size: side of the chips it trains on, chip pixels.
+        """
         super().__init__()
         self.settings, self.num_classes, self.chip_size = settings, num_classes, chip_size
         self.rpn_only = False
@@ -68,13 +90,14 @@ class Detector(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def keep_rpn_only(self) -> None:
-        """Train what proposes and nothing behind it, as the run that mines negatives does (docs/method.md, 5.1)."""
+        """Freeze all that lies behind the RPN, for the run that finds negatives (docs/method.md, 5.1)."""
         self.rpn_only = True
         self.head.requires_grad_(False)
         if self.settings.neck == "c5":
             self.neck.requires_grad_(False)  # it feeds the head alone
 
     def train(self, mode: bool = True) -> "Detector":
+        """Switch between training and eval mode; batch norms that are frozen use stored statistics in both."""
         super().train(mode)
         stored_statistics(self)
         return self
@@ -85,6 +108,9 @@ class Detector(nn.Module):
         Args:
             images: uint8 [B, 3, H, W], RGB, content top left, any side.
             sizes: int64 [B, 2], height and width of the content, pixels.
+
+        Returns:
+            The features, in the type that autocast gives.
         """
         maps = self.backbone(normalise(images, sizes))
         if self.settings.neck == "fpn":
@@ -96,17 +122,30 @@ class Detector(nn.Module):
         return Features([joined], flatten_maps([joined]), flatten_maps([F.relu_(self.neck(joined))]))
 
     def detect(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """The head on rois [B, P, 4]: scores [B, P, K + 1], offsets [B, P, 1 or K, 4]; float32."""
+        """Run the box head on boxes of each image.
+
+        Args:
+            features: of B images.
+            rois: float32 [B, P, 4], pixels of the image.
+
+        Returns:
+            Class logits float32 [B, P, K + 1], column 0 is the background; deltas float32 [B, P, 1 or K, 4], times
+            ROI_WEIGHTS.
+        """
         levels = [i for i, stride in enumerate(self.layout.strides) if stride <= 32]  # level 6 serves the RPN only
         shapes, strides = features.shapes()[: len(levels)], self.layout.strides[: len(levels)]
         pooled = roi_align(features.pooled, shapes, strides, rois, self.settings.pooled)
-        scores, deltas = self.head(pooled)
+        logits, deltas = self.head(pooled)
         num_chips, num = rois.shape[:2]
-        return scores.view(num_chips, num, scores.shape[1]), deltas.view(num_chips, num, *deltas.shape[1:])
+        return logits.view(num_chips, num, logits.shape[1]), deltas.view(num_chips, num, *deltas.shape[1:])
 
 
 def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Proposals of any size, without a range filter (docs/method.md, 10.2); as `select` gives them."""
+    """Find proposals of any size, without a range filter (docs/method.md, 10.2).
+
+    Returns:
+        Boxes float32 [B, num, 4], used bool [B, num] and objectness logits float32 [B, num], best first.
+    """
     logits, deltas = model.rpn.everywhere(features.maps)
     with full_precision(logits):
         anchors = anchor_grid(model.layout, features.shapes(), logits.device)
@@ -117,13 +156,19 @@ def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor
 
 @torch.no_grad()
 def propose(model: Detector, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What the RPN alone finds. Arguments as of `predict`.
+    """Find proposals on chips or whole images, with the RPN alone.
+
+    Args:
+        model: in eval mode.
+        images: uint8 [B, 3, H, W], RGB, any side, content top left.
+        sizes: int64 [B, 2], height and width of the content, pixels.
 
     Returns:
-        One (boxes float32 [N, 4], scores float32 [N]) per image, best first, clipped to the content, after NMS.
+        For each image boxes float32 [N, 4], pixels of the image, clipped to the content and after NMS, best first; and
+        their scores float32 [N], in [0, 1].
     """
     boxes, used, logits = _propose(model, model(images, sizes), sizes)
-    return [(b[u], s[u].sigmoid()) for b, u, s in zip(boxes, used, logits, strict=True)]
+    return [(b[u], o[u].sigmoid()) for b, u, o in zip(boxes, used, logits, strict=True)]
 
 
 @torch.no_grad()
@@ -131,21 +176,21 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
     """Detect on chips or whole images: all classes above `min_score`, no range filter, no NMS after the head.
 
     Args:
-        model: in eval mode
-        images: uint8 [B, 3, H, W], any side, content top left; sizes: int64 [B, 2], height and width of the content
-        min_score: the default is that of docs/method.md, 10.2
+        model: in eval mode.
+        images: uint8 [B, 3, H, W], RGB, any side, content top left.
+        sizes: int64 [B, 2], height and width of the content, pixels.
+        min_score: classes with a score up to this are left out (docs/method.md, 10.2).
 
     Returns:
-        One RawDetections per image, highest proposal first, clipped to the content.
+        One RawDetections per image, best proposal first.
     """
     features = model(images, sizes)
     rois, used, _ = _propose(model, features, sizes)
-    scores, deltas = model.detect(features, rois)
+    logits, deltas = model.detect(features, rois)
     with full_precision(images):
-        boxes = clip(
-            decode(deltas / constant(ROI_WEIGHTS, deltas.device), rois[:, :, None]), sizes
-        )  # [B, P, 1 or K, 4]
-        scores = scores.softmax(2)[:, :, 1:]
+        unweighted = deltas / constant(ROI_WEIGHTS, deltas.device)
+        boxes = clip(decode(unweighted, rois[:, :, None]), sizes)  # [B, P, 1 or K, 4]
+        scores = logits.softmax(2)[:, :, 1:]
         chip, slot, column = ((scores > min_score) & used[:, :, None]).nonzero(as_tuple=True)
         found = boxes[chip, slot, column if boxes.shape[2] > 1 else torch.zeros_like(column)]
         counts = torch.bincount(chip, minlength=len(images)).tolist()

@@ -10,15 +10,22 @@ from trainer.model.pooling import flatten_maps
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """For boxes, losses, and the layers that give scores and boxes: half precision has a few hundred different
-    scores, and top-k among thousands would fall among equals (docs/method.md, 6.6)."""
+    """Switch autocast off on the device of x, for boxes, losses and the layers that give logits and deltas.
+
+    Half precision has a few hundred different scores, so top-k among thousands would choose among equals
+    (docs/method.md, 6.6).
+    """
     return torch.autocast(x.device.type, enabled=False)
 
 
 class Rpn(nn.Module):
-    """3x3 convolution, ReLU, then objectness and box offsets for k anchors per cell; shared by the levels."""
+    """The region proposal network: objectness logits and deltas of k anchors per cell, with one head for all levels.
+
+    It is a 3x3 convolution, ReLU, and a 1x1 convolution for each output (docs/method.md, 6.4).
+    """
 
     def __init__(self, channels: int, hidden: int, k: int) -> None:
+        """Build it for maps of `channels` channels, with `hidden` channels inside and k anchors per cell."""
         super().__init__()
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         self.logits = nn.Conv2d(hidden, k, 1)
@@ -27,11 +34,16 @@ class Rpn(nn.Module):
 
     @torch.no_grad()
     def everywhere(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Objectness float32 [B, A] and offsets float32 [B, A, 4] of all anchors, without gradient.
+        """Compute the outputs of all anchors, without gradient.
 
-        The weight is detached on top of no_grad: autocast caches the casts of leaves, and would hand this one, which
-        has no graph, to `at`.
+        Args:
+            maps: [B, C, H, W] per level.
+
+        Returns:
+            Objectness logits float32 [B, A]; deltas float32 [B, A, 4]; anchors in the order of `anchor_grid`.
         """
+        # The weight is detached on top of no_grad: autocast caches the casts of leaves, and would hand this one, which
+        # has no graph, to `at`.
         logits, deltas = [], []
         for level in maps:
             x = F.relu_(F.conv2d(level, self.conv.weight.detach(), self.conv.bias, padding=1))
@@ -42,16 +54,18 @@ class Rpn(nn.Module):
         return flatten_maps(logits).flatten(1), rows.reshape(len(rows), rows.shape[1] * self.k, 4)
 
     def at(self, rows: Tensor, shapes: tuple[tuple[int, int], ...], slots: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with gradient, of the given anchors only.
+        """Compute the outputs of the given anchors only, with gradient.
 
-        A chip's loss reads 256 of its anchors, 65,000 with an FPN. Their 3x3 neighbourhoods, gathered, make one
-        matrix product; the gradient is the dense one's, at a hundredth of the cost.
+        The loss of a chip reads 256 anchors of the 65,000 that a feature pyramid has. Their gathered 3x3
+        neighbourhoods make one matrix product, which has the same gradient at a hundredth of the cost.
 
         Args:
-            rows: [B, cells, C]; slots: int64 [B, S], anchors
+            rows: [B, cells, C], the maps as `flatten_maps` gives them.
+            shapes: height and width of every level's map, in cells.
+            slots: int64 [B, S], indices of anchors in the order of `anchor_grid`.
 
         Returns:
-            objectness float32 [B, S], offsets float32 [B, S, 4].
+            Objectness logits float32 [B, S]; deltas float32 [B, S, 4].
         """
         num_chips, cells, channels = rows.shape
         near = neighbours(shapes, rows.device)[slots // self.k]  # [B, S, 9]
@@ -71,7 +85,15 @@ class Rpn(nn.Module):
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def neighbours(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """int64 [cells, 9]: the 3x3 cells around each cell of each level, rows of `flatten_maps`; -1 outside the map."""
+    """Return the 3x3 cells around each cell, as rows of `flatten_maps`; do not write into the result.
+
+    Args:
+        shapes: height and width of every level's map, in cells.
+        device: where the result lies.
+
+    Returns:
+        int64 [cells, 9]; -1 outside the map.
+    """
     out, first = [], 0
     for height, width in shapes:
         cells = torch.arange(first, first + height * width).view(1, 1, height, width)
@@ -82,16 +104,28 @@ def neighbours(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Ten
 
 
 class BoxHead(nn.Module):
-    """Two layers on the pooled map, then K + 1 class scores and one box, or one per class."""
+    """Two layers on the pooled map, then logits of K + 1 classes and the deltas of one box, or of one per class.
+
+    The module `scores` gives logits; it keeps its name because checkpoints know it by that.
+    """
 
     def __init__(self, inputs: int, width: int, num_classes: int, *, class_boxes: bool) -> None:
+        """Build it for pooled maps of `inputs` numbers and for K = `num_classes` classes without the background."""
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(True), nn.Linear(width, width), nn.ReLU(True))
         self.scores = nn.Linear(width, num_classes + 1)
         self.deltas = nn.Linear(width, 4 * (num_classes if class_boxes else 1))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, bins, C] -> scores float32 [N, K + 1] (0 is background), offsets float32 [N, 1 or K, 4]."""
+        """Classify pooled maps and find their boxes.
+
+        Args:
+            pooled: [N, bins, C].
+
+        Returns:
+            Class logits float32 [N, K + 1], column 0 is the background; deltas float32 [N, 1 or K, 4], times
+            ROI_WEIGHTS.
+        """
         x = self.layers(pooled.flatten(1))
         with full_precision(x):
             x = x.float()

@@ -1,9 +1,9 @@
 """RoIAlign over all levels at once, as weighted sums of rows of one table.
 
-Every output bin is the mean of 2 x 2 bilinear samples, that is a weighted sum of 16 cells. With channels last a cell
-is one row, and `embedding_bag` is that sum: vectorised over channels, on all threads, in both directions, one call
-for all levels and no gather per level. On two CPU threads it took a twelfth of torchvision's time; it needs no
-atomic additions and no host sync on a GPU.
+Every output bin is the mean of 2 x 2 bilinear samples, and so a weighted sum of 16 cells. With channels last a cell is
+one row, and `embedding_bag` computes that sum: vectorised over channels, on all threads, in both directions, with one
+call for all levels. On two CPU threads it took a twelfth of torchvision's time; on a GPU it needs no atomic additions
+and never makes the host wait.
 """
 
 import itertools
@@ -14,11 +14,15 @@ from torch import Tensor
 
 from trainer.model.boxes import box_size, constant
 
-CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 4  # a box of this size reads level 4 (Lin et al. 2017, eq. 1)
+CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 4
+"""A box of this size, in pixels of the image, reads this level (docs/method.md, 6.4)."""
 
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:
-    """[B, C, H, W] per level -> [B, cells, C]: level, row, column. A view if there is one channels-last level."""
+    """Return the cells of all levels [B, C, H, W] as rows [B, cells, C], ordered by level, row, column.
+
+    It is a view, and no copy, where there is one level and that is channels_last.
+    """
     rows = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps]
     return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
@@ -26,17 +30,19 @@ def flatten_maps(maps: list[Tensor]) -> Tensor:
 def roi_align(
     table: Tensor, maps: tuple[tuple[int, int], ...], strides: tuple[int, ...], rois: Tensor, pooled: int
 ) -> Tensor:
-    """Pool every box from the level that suits its size.
+    """Pool every box from the level that suits its size (docs/method.md, 6.4).
 
-    Equals torchvision.ops.roi_align(aligned=True, sampling_ratio=2) for boxes on the content.
+    The result equals torchvision.ops.roi_align(aligned=True, sampling_ratio=2) for boxes on the content.
 
     Args:
-        table: [B, cells, C], from `flatten_maps`; may hold further levels behind those pooled from
-        maps: height and width of the levels to pool from, cells; strides: theirs, chip pixels
-        rois: float32 [B, P, 4], chip pixels; no gradient
+        table: [B, cells, C], from `flatten_maps`; it may hold further levels behind those pooled from.
+        maps: height and width of the levels to pool from, in cells.
+        strides: image pixels per cell of each of these levels, powers of two.
+        rois: float32 [B, P, 4], pixels of the image; they get no gradient.
+        pooled: bins along each side.
 
     Returns:
-        [B * P, pooled * pooled, C], rows of bins.
+        [B * P, pooled * pooled, C], the bins of each box row by row.
     """
     num_chips, cells, channels = table.shape
     level = torch.zeros_like(rois[..., 0], dtype=torch.int64)
@@ -67,7 +73,17 @@ def roi_align(
 
 
 def _samples(low: Tensor, high: Tensor, cells: Tensor, pooled: int) -> tuple[Tensor, Tensor]:
-    """Cells and weights along one axis: two samples per bin, two cells per sample; [B, P, pooled, 4] each."""
+    """Find the cells and weights of samples along one axis: two samples per bin, two cells per sample.
+
+    Args:
+        low: float32 [B, P], where each box begins, in cells whose centres are at integers.
+        high: float32 [B, P], where it ends.
+        cells: float32 [B, P], cells of the box's level along this axis.
+        pooled: bins along this axis.
+
+    Returns:
+        Cells int64 [B, P, pooled, 4]; weights float32 of the same shape, which add up to 1 per bin.
+    """
     steps = (torch.arange(2 * pooled, device=low.device) + 0.5) / (2 * pooled)
     last = (cells - 1)[..., None]
     at = (low[..., None] + (high - low)[..., None] * steps).clamp(min=0).minimum(last)

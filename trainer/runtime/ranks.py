@@ -20,18 +20,29 @@ PATIENCE = timedelta(hours=6)  # the others wait while the first scores a valida
 
 @dataclass(frozen=True)
 class Rank:
-    index: int  # among all processes
+    """One process of a run, which has one device.
+
+    Attributes:
+        index: number of this process among all, from 0.
+        count: processes on all machines together.
+        device: what this process computes on.
+    """
+
+    index: int
     count: int
     device: torch.device
 
     @property
     def is_first(self) -> bool:
+        """Whether this process alone writes files and tells the user."""
         return self.index == 0
 
 
 @contextmanager
 def joined() -> Iterator[Rank]:
-    """Join the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Inside another `joined`, that one.
+    """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs; without torchrun there is one.
+
+    Inside another `joined` block the processes are joined already, and nothing happens.
 
     Raises:
         UsageError: more processes than GPUs on this machine.
@@ -58,14 +69,14 @@ def joined() -> Iterator[Rank]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """In place where there are several ranks."""
+    """Add a tensor up over all ranks, in place, and return it; with one rank it stays as it is."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def mean_over_ranks(values: list[Tensor]) -> None:
-    """In place, each tensor by itself."""
+    """Replace each tensor by its mean over all ranks, in place."""
     if dist.is_initialized():
         for tensor in values:
             dist.all_reduce(tensor)
@@ -73,7 +84,7 @@ def mean_over_ranks(values: list[Tensor]) -> None:
 
 
 def from_first(make: Callable[[], Made]) -> Made:
-    """What the first process makes, on all of them; what it raises of ours, all raise."""
+    """Call a function in the first process and return its value in all; its SniperError is raised in all, too."""
     if not dist.is_initialized():
         return make()
     made: list[Made | SniperError | None] = [None]
@@ -89,5 +100,6 @@ def from_first(make: Callable[[], Made]) -> Made:
 
 
 def wait_for_all() -> None:
+    """Wait until every process has come to this call."""
     if dist.is_initialized():
         dist.barrier()
