@@ -129,7 +129,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from pipeline.engines.tasks import Engine, Task
 from pipeline.engines.run import run
-from tests.pipeline.test_engines import sleep
+from tests.pipeline.engines.test_run import sleep
 if __name__ == "__main__":
     for _ in run(sleep, (Task(str(n), n) for n in range(100)), {engine!r}):
         print("one", flush=True)
@@ -195,7 +195,9 @@ def test_run__an_address_is_of_a_cluster() -> None:
 
 
 def test_run__says_when_no_cluster_answers() -> None:
-    script = f"from tests.pipeline.test_engines import *; list(run(square, tasks(1), Engine('ray', 1, {NOWHERE!r})))"
+    script = (
+        f"from tests.pipeline.engines.test_run import *; list(run(square, tasks(1), Engine('ray', 1, {NOWHERE!r})))"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert f"UsageError: --engine ray: no cluster answers at {NOWHERE}" in result.stderr
 

@@ -140,20 +140,20 @@ RANK_SCRIPT = """
 import os, sys
 from pathlib import Path
 import torch
-import trainer.train
+import trainer.training.train
 from tests.trainer.runs import tiny_settings
 from trainer.runtime.ranks import joined
 
 torch.set_num_threads(1)
 out = Path(sys.argv[2]) / os.environ["RANK"]  # folders that the other rank does not see
-loop = trainer.training.loop.run_loop
+loop = trainer.training.train.run_loop
 
 def keeping(run, truth):
     path = loop(run, truth)
     torch.save([run.model.state_dict(), run.ema.state], out / f"{run.step}.state")
     return path
 
-trainer.training.loop.run_loop = keeping
+trainer.training.train.run_loop = keeping
 with joined():
     for epochs in (1, 2):  # the second goes on where the first ended
         settings = tiny_settings(f"train.epochs={epochs}", *sys.argv[3:])
