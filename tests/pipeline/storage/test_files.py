@@ -45,7 +45,6 @@ from pipeline.storage import (
     stores,
     write_atomic,
 )
-from pipeline.storage import files as storage
 from pipeline.storage.stores import AHEAD, ATTEMPTS
 from schemas.errors import DataError, UsageError
 from tests.s3 import ACCESS_KEY, S3, SECRET_KEY, SECRETS, Kind, free_port
@@ -133,7 +132,7 @@ def impatient(place: Location, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> L
     monkeypatch.setitem(stores.OPTIONS, "s3", options)
     place = location(str(place))
     is_file(place)  # the first request makes the client, which takes time too
-    monkeypatch.setattr(storage, "PUT_PATIENCE", 0.3)
+    monkeypatch.setattr("pipeline.storage.writing.PUT_PATIENCE", 0.3)
     return place
 
 
