@@ -20,8 +20,6 @@ loader = BatchLoader(dataset, LoaderSettings(threads=2), batch_size=8)
 # A stand-in for your network: does a chip hold any box that is a target?
 layers = (nn.Conv2d(3, 8, 7, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
 network = nn.Sequential(*layers)
-    nn.Conv2d(3, 8, 7, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)
-)
 optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
 
 state = State(seed=0)  # the place in the data: keep it in your checkpoint, and the next batch is the next batch

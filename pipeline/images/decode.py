@@ -137,7 +137,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8. It is 1 (upright) where there is none or where the EXIF data are damaged."""
+    """Return the EXIF orientation, 1 to 8. It is 1 (upright) where there is none or the EXIF data are damaged."""
     if "exif" not in image.info:
         return 1
     with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Tell whether the file has more than 8 bits per channel. Pillow would clip 16-bit RGB to 8 bits without a word."""
+    """Tell whether the file has more than 8 bits per channel, which Pillow would clip to 8 bits without a word."""
     if image.mode.startswith(("I", "F")):
         return True
     for tile in image.tile:
@@ -163,7 +163,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _num_bands(image: ImageFile.ImageFile) -> int:
-    """Count the values per pixel in the file. Pillow opens a TIFF with more than four as RGB or CMYK and drops the rest."""
+    """Count the values per pixel in the file. Of a TIFF with more than four, Pillow drops the rest in silence."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
     return len(image.getbands())

@@ -195,9 +195,8 @@ def test_run__an_address_is_of_a_cluster() -> None:
 
 
 def test_run__says_when_no_cluster_answers() -> None:
-    script = (
-        f"from tests.pipeline.engines.test_run import *; list(run(square, tasks(1), Engine('ray', 1, {NOWHERE!r})))"
-    )
+    script = "from tests.pipeline.engines.test_run import *\n"
+    script += f"list(run(square, tasks(1), Engine('ray', 1, {NOWHERE!r})))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert f"UsageError: --engine ray: no cluster answers at {NOWHERE}" in result.stderr
 
