@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 
 from pipeline.coco.read import read_coco
-from pipeline.planning.mine import Pool, mine_run, pool_scales
-from pipeline.planning.plan import plan_run, run_columns
+from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
+from pipeline.planning.plan import plan_span, span_columns
 from schemas.settings import ChipSettings
 
 COCO = {
@@ -21,8 +21,8 @@ with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "coco.json"
     path.write_bytes(msgspec.json.encode(COCO))
     source = read_coco(path)
-plan_run(source, 0, 1, ChipSettings())
+plan_span(source, 0, 1, ChipSettings())
 proposals = np.array([[100, 100, 150, 150]] * 30, np.float32)
-pool = pool_scales(Pool(np.array([0, 30]), proposals, np.linspace(0, 1, 30, dtype=np.float32)), 1.0)
+pool = merge_scales(PooledProposals(np.array([0, 30]), proposals, np.linspace(0, 1, 30, dtype=np.float32)), 1.0)
 nothing = (np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
-mine_run(run_columns(source, 0, 1, ChipSettings()), pool, nothing, np.array([25, 10, 10]), 512, 32)
+mine_span(span_columns(source, 0, 1, ChipSettings()), pool, nothing, np.array([25, 10, 10]), 512, 32)

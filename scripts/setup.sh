@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from requirements.lock and installs this project into it, editable. Run by `make setup`.
-# Does nothing when the last run succeeded with the same lock files; --force repeats it all the same. Kernels whose
-# source has changed since (an edit, a pull) are compiled again, and so is pillow-simd when headers that it can use
-# have been installed or removed since.
+# Does nothing when the last run succeeded with the same lock files; --force repeats it all the same. pillow-simd is
+# built again when headers that it can use have been installed or removed since.
 # --peers makes .venv-peers, what the benchmarks compare with, instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -47,13 +46,7 @@ END
 hash=$({ cat $locks pyproject.toml scripts/setup.sh && echo "$simd_cc $libraries $PWD"; } | sha256sum | cut -c1-16)
 stamp=$venv/.lock-$hash
 
-# numba's cache looks at a kernel's own file alone, and would keep what it has compiled into it from another one. So the
-# stamp covers every file with a kernel, and the one whose numbers they take over.
-kernels=$(grep -rl --include='*.py' '@numba\.njit' pipeline trainer | LC_ALL=C sort)
-kernel_stamp=$venv/.kernels-$(sha256sum $kernels schemas/codes.py | sha256sum | cut -c1-16)
-[ "$venv" = .venv ] || kernel_stamp=$stamp # the peers have none
-
-if [ -e "$stamp" ] && [ -e "$kernel_stamp" ] && [ -z "$force" ]; then exit 0; fi
+if [ -e "$stamp" ] && [ -z "$force" ]; then exit 0; fi
 
 log=$venv/setup.log
 log_begun=
@@ -66,22 +59,6 @@ fail() {
     fi
     exit 1
 }
-
-compile_kernels() {
-    rm -f "$venv"/.kernels-*
-    find pipeline trainer -path '*/__pycache__/*' \( -name '*.nbi' -o -name '*.nbc' \) -delete ||
-        fail "outdated compiled kernels could not be deleted"
-    "$venv/bin/python" scripts/compile_kernels.py >>"$log" 2>&1 || fail "the planning kernels could not be compiled"
-    touch "$kernel_stamp"
-}
-
-if [ -e "$stamp" ] && [ -z "$force" ]; then
-    : >"$log"
-    log_begun=1
-    echo "setup: compiling the kernels again, their source has changed"
-    compile_kernels
-    exit 0
-fi
 
 # --- Python and the environment ---------------------------------------------------------------------------
 is_new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
@@ -165,7 +142,9 @@ fi
 
 # --- This project -----------------------------------------------------------------------------------------
 "$uv" pip install --no-deps --no-build-isolation -e . >>"$log" 2>&1 || fail "installing the project itself failed"
-compile_kernels
+# For the first `sniper chips` alone: it would compile them itself.
+rm -rf pipeline/__pycache__/kernels-* # of other versions
+"$venv/bin/python" scripts/compile_kernels.py >>"$log" 2>&1 || fail "the planning kernels could not be compiled"
 
 touch "$stamp"
 echo "setup: done in $((SECONDS - started)) s: $("$venv/bin/python" -c 'import importlib.metadata as m, PIL

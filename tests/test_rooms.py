@@ -12,7 +12,7 @@ from tests.paths import ROOT
 PACKAGES = ("sniper_chips", "pipeline", "trainer", "schemas")
 FLOORS = {  # from the ground up; rooms of one floor do not import each other
     "pipeline": (
-        ("storage", "engines"),
+        ("storage", "engines", "kernels"),
         ("coco",),
         ("planning",),
         ("images",),

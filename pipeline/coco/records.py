@@ -9,9 +9,10 @@ to as many records as counted.
 from io import BufferedIOBase, RawIOBase
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.kernels import kernel
 
 File = RawIOBase | BufferedIOBase
 
@@ -99,7 +100,7 @@ def read_range(file: File, start: int, stop: int) -> bytearray:
     return data
 
 
-@numba.njit(cache=True)
+@kernel
 def scan_block(
     block: npt.NDArray[np.uint8],
     base: int,

@@ -17,7 +17,7 @@ from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.sources import image_folder
-from pipeline.planning.plan import Plan, plan_run
+from pipeline.planning.plan import Plan, plan_span
 from pipeline.storage import (
     Location,
     files_in,
@@ -117,7 +117,7 @@ def _build(
 
     def tasks() -> Iterator[Task[ShardJob]]:
         for name, (start, stop) in spans.items():
-            plans[name] = plan_run(source, start, stop, settings)
+            plans[name] = plan_span(source, start, stop, settings)
             images = source.images(start, stop)
             yield Task(name, shard_job(target, name, images, plans[name].chips), task_memory(images))
 
@@ -167,7 +167,7 @@ def _write_plan(
 
     def planned(progress: Progress) -> Iterator[pa.Table]:
         for start, stop in spans.values():
-            plan = plan_run(source, start, stop, settings)
+            plan = plan_span(source, start, stop, settings)
             summary.add(plan, start, stop, {}, None)
             yield plan.chips
             progress.add(stop - start)

@@ -13,8 +13,8 @@ from pipeline.dataset.build import Target, shard_job
 from pipeline.dataset.cutting import make_shard
 from pipeline.dataset.proposals import Extents, read_parts
 from pipeline.dataset.shards import Record
-from pipeline.planning.mine import Mined, Pool, mine_run, pool_scales, random_run
-from pipeline.planning.plan import Placed, RunColumns, chip_rows, run_columns
+from pipeline.planning.mine import Mined, PooledProposals, merge_scales, mine_span, random_span
+from pipeline.planning.plan import Placed, SpanColumns, chip_rows, span_columns
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_table
 from schemas.arrays import FloatArray, IntArray
@@ -30,7 +30,9 @@ class MineJob(NamedTuple):
     name: str
     source: Source
     hashes: list[str]  # of the images' files when the positives were cut
-    proposals: Pool | list[Location] | None  # those of the images, or the files that hold them; None: draw by seed
+    proposals: (
+        PooledProposals | list[Location] | None
+    )  # those of the images, or the files that hold them; None: draw by seed
     settings: NegativeSettings
 
 
@@ -57,18 +59,22 @@ def mine_shard(job: MineJob) -> MinedShard:
     """
     target, source, settings = job.target, job.source, job.settings
     chips = target.settings
-    columns = run_columns(source, 0, source.num_images, chips)
+    columns = span_columns(source, 0, source.num_images, chips)
     num_read = num_pooled = 0
     if job.proposals is None:
-        mined = random_run(columns, target.recorded["random"], chips.size, chips.seed)
+        mined = random_span(columns, target.recorded["random"], chips.size, chips.seed)
     else:
-        found = job.proposals if isinstance(job.proposals, Pool) else read_parts(job.proposals, extents(source, None))
-        pooled = pool_scales(found, settings.nms)
+        found = (
+            job.proposals
+            if isinstance(job.proposals, PooledProposals)
+            else read_parts(job.proposals, extents(source, None))
+        )
+        pooled = merge_scales(found, settings.nms)
         num_read, num_pooled = len(found.score), len(pooled.score)
         least = np.full(len(chips.scales), settings.min_others)
         least[0] = settings.min_finest
         positives = _positives(target.out / POSITIVES / f"{job.name}.parquet", source)
-        mined = mine_run(columns, pooled, positives, least, chips.size, chips.stride)
+        mined = mine_span(columns, pooled, positives, least, chips.size, chips.stride)
     rows = _rows(source, columns, mined, chips)
     images = source.images(0, source.num_images)
     with_chips = np.unique(mined.image).tolist()
@@ -119,7 +125,7 @@ def _positives(path: Location, source: Source) -> tuple[IntArray, npt.NDArray[np
     return image, rows["scale_index"].to_numpy(), window
 
 
-def _rows(source: Source, columns: RunColumns, mined: Mined, chips: ChipSettings) -> pa.Table:
+def _rows(source: Source, columns: SpanColumns, mined: Mined, chips: ChipSettings) -> pa.Table:
     placed = Placed(
         "negative",
         mined.image,

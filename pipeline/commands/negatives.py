@@ -22,7 +22,7 @@ from pipeline.dataset.shards import read_record
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
-from pipeline.planning.mine import Pool
+from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
 from pipeline.storage import Location, ahead, is_folder, location, locked, remove, remove_folder, remove_temporary
 from schemas.errors import DataError, UsageError
@@ -108,7 +108,7 @@ def image_root(positives: dict[str, Any], images: Location | None) -> Location:
     return root
 
 
-def _find(proposals: Location, kept: Kept, positives: str) -> Pool | Parts:
+def _find(proposals: Location, kept: Kept, positives: str) -> PooledProposals | Parts:
     """Proposals of our own RPN are left where they are, for the workers; other files are checked as a whole first."""
     parts = find_parts(proposals, positives, kept.source.num_images)
     return parts or read_proposals(proposals, extents(kept.source, kept.refused))
@@ -118,7 +118,7 @@ def _build(
     target: Target,
     positives: dict[str, Any],
     kept: Kept,
-    found: Pool | Parts | None,
+    found: PooledProposals | Parts | None,
     settings: NegativeSettings,
     proposals: Location | None,
     engine: Engine,
@@ -154,14 +154,16 @@ def _build(
 
 
 def _tasks(
-    target: Target, names: list[str], kept: Kept, found: Pool | Parts | None, settings: NegativeSettings
+    target: Target, names: list[str], kept: Kept, found: PooledProposals | Parts | None, settings: NegativeSettings
 ) -> Iterator[Task[MineJob]]:
     paths = [target.out / POSITIVES / f"{name}.parquet" for name in names]
     for name, record in zip(names, ahead(read_record, paths), strict=True):
         ids = [image.image_id for image in record.images] or [0]
         start, stop = np.searchsorted(kept.source.image_id, [ids[0], ids[-1] + 1]).tolist()
         source = _part(kept.source, start, stop)
-        proposals = slice_pool(found, start, stop) if isinstance(found, Pool) else found and found.of(start, stop)
+        proposals = (
+            slice_pool(found, start, stop) if isinstance(found, PooledProposals) else found and found.of(start, stop)
+        )
         job = MineJob(target, name, source, kept.hashes[start:stop].to_pylist(), proposals, settings)
         yield Task(name, job, task_memory(source.images(0, stop - start)))
 

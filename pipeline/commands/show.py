@@ -95,7 +95,7 @@ def show(
 def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     """Give each negative chip its `proposals`, float64 [n, 4], chip pixels; false where there are none to read."""
     from pipeline.dataset.proposals import Extents, find_parts, read_parts, read_proposals
-    from pipeline.planning.mine import pool_scales  # compiled code, which sheets of positives do without
+    from pipeline.planning.mine import merge_scales  # compiled code, which sheets of positives do without
 
     try:
         build = read_build(data / "negatives", "sniper negatives")
@@ -114,7 +114,7 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
         found = read_parts(list(files), Extents(ids, size, None))
     else:
         found = read_proposals(place, Extents(ids, size, images["image_id"].to_numpy()))
-    pool = pool_scales(found, threshold)
+    pool = merge_scales(found, threshold)
     for chip in chips:
         m = int(np.searchsorted(ids, chip["image_id"]))
         boxes = pool.boxes[pool.offsets[m] : pool.offsets[m + 1]].astype(np.float64)

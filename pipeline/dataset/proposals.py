@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import find_ids
-from pipeline.planning.mine import Pool
+from pipeline.planning.mine import PooledProposals
 from pipeline.storage import Location, files_in, is_file, is_folder, local_copy, read_bytes
 from pipeline.storage.parquet import read_metadata
 from schemas.arrays import Float32Array, IntArray
@@ -63,7 +63,7 @@ class _Batch(NamedTuple):
     faults: dict[int, str]
 
 
-def read_proposals(path: Location, extents: Extents) -> Pool:
+def read_proposals(path: Location, extents: Extents) -> PooledProposals:
     """Read a Parquet file, a folder of them (schema PROPOSALS; scale_index may be missing) or COCO results JSON.
 
     Keeps 20 bytes per proposal; at the peak, while joining and sorting, about 50.
@@ -124,12 +124,12 @@ def find_parts(folder: Location, positives: str, num_images: int) -> Parts | Non
     return Parts([files[index] for index in wanted], length)
 
 
-def read_parts(files: list[Location], extents: Extents) -> Pool:
+def read_parts(files: list[Location], extents: Extents) -> PooledProposals:
     """As read_proposals, of some parts; extents.others is None, since parts hold the images of other shards too."""
     return _read(", ".join(map(str, files)), files, extents)
 
 
-def _read(path: object, files: list[Location], extents: Extents) -> Pool:
+def _read(path: object, files: list[Location], extents: Extents) -> PooledProposals:
     position, boxes, score = [np.empty(0, np.int32)], [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
     faults: list[str] = []
     num_faults = 0
@@ -159,20 +159,22 @@ def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return whole
 
 
-def _by_image(extents: Extents, position: npt.NDArray[np.int32], boxes: Float32Array, score: Float32Array) -> Pool:
+def _by_image(
+    extents: Extents, position: npt.NDArray[np.int32], boxes: Float32Array, score: Float32Array
+) -> PooledProposals:
     counts = np.bincount(position, minlength=len(extents.image_id))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     if (np.diff(position) < 0).any():
         order = np.argsort(position, kind="stable")
         boxes, score = boxes[order], score[order]
-    return Pool(offsets, boxes, score)
+    return PooledProposals(offsets, boxes, score)
 
 
-def slice_pool(pool: Pool, start: int, stop: int) -> Pool:
+def slice_pool(pool: PooledProposals, start: int, stop: int) -> PooledProposals:
     """The proposals of images [start, stop), as views."""
     offsets = pool.offsets[start : stop + 1]
     rows = slice(int(offsets[0]), int(offsets[-1]))
-    return Pool(offsets - offsets[0], pool.boxes[rows], pool.score[rows])
+    return PooledProposals(offsets - offsets[0], pool.boxes[rows], pool.score[rows])
 
 
 def _files(path: Location) -> list[Location]:

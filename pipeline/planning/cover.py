@@ -14,16 +14,16 @@ numba's cache does not see that a kernel in another file calls a changed one her
 scripts/setup.sh) and compiles all of them again; who edits and runs without make runs that script.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.kernels import kernel
 from schemas.arrays import Float32Array, FloatArray, IntArray
 
 CountArray = npt.NDArray[np.int32]
 
 
-@numba.njit(cache=True)
+@kernel
 def window_side(chip_size: int, factor: float, width: float, height: float) -> float:
     """Side of a chip's window, source pixels; exactly the image's side where only rounding keeps them apart.
 
@@ -36,13 +36,13 @@ def window_side(chip_size: int, factor: float, width: float, height: float) -> f
     return side
 
 
-@numba.njit(cache=True)
+@kernel
 def window_start(low: float, extent: float, side: float) -> float:
     """Start of the window whose edge is flush with a box's low edge, kept inside the image."""
     return max(min(low, extent - side), 0.0)
 
 
-@numba.njit(cache=True)
+@kernel
 def window_end(start: float, extent: float, side: float) -> float:
     """End of the window; exactly `extent` at the far edge, so that rounding excludes no box touching it."""
     if start >= extent - side:
@@ -50,13 +50,13 @@ def window_end(start: float, extent: float, side: float) -> float:
     return start + side
 
 
-@numba.njit(cache=True)
+@kernel
 def fits(low: float, high: float, extent: float, side: float) -> bool:
     """Whether some window holds [low, high] on this axis; the same arithmetic as the cover, so they agree."""
     return high <= window_end(window_start(low, extent, side), extent, side)
 
 
-@numba.njit(cache=True)
+@kernel
 def holds(windows: FloatArray, w: int, boxes: FloatArray | Float32Array, b: int) -> bool:
     """Whether window w of [k, 4] holds box b of [n, 4] whole; touching the edge is inside."""
     return bool(
@@ -67,7 +67,7 @@ def holds(windows: FloatArray, w: int, boxes: FloatArray | Float32Array, b: int)
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def candidate_starts(
     lows: FloatArray, highs: FloatArray, extent: float, side: float, step: float, limit: int
 ) -> FloatArray:
@@ -102,7 +102,7 @@ def candidate_starts(
     return _distinct(both)
 
 
-@numba.njit(cache=True)
+@kernel
 def _distinct(ascending: FloatArray) -> FloatArray:
     count = 1
     for i in range(1, len(ascending)):
@@ -112,7 +112,7 @@ def _distinct(ascending: FloatArray) -> FloatArray:
     return ascending[:count]
 
 
-@numba.njit(cache=True)
+@kernel
 def greedy_cover(
     boxes: FloatArray,
     extent_x: float,
@@ -231,7 +231,7 @@ def greedy_cover(
     return windows, new_kept
 
 
-@numba.njit(cache=True)
+@kernel
 def _best_in_row(new_count: CountArray, total_count: CountArray, j: int) -> int:
     best = 0
     for i in range(1, new_count.shape[1]):
@@ -242,7 +242,7 @@ def _best_in_row(new_count: CountArray, total_count: CountArray, j: int) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def _drop_redundant(chosen: IntArray, spans: IntArray, kept: npt.NDArray[np.bool_]) -> None:
     """Clear `kept` for each window, in order, all of whose boxes lie in other kept windows."""
     n = len(spans)
@@ -262,6 +262,6 @@ def _drop_redundant(chosen: IntArray, spans: IntArray, kept: npt.NDArray[np.bool
                 times[b] -= _is_within(chosen, w, spans, b)
 
 
-@numba.njit(cache=True)
+@kernel
 def _is_within(chosen: IntArray, w: int, spans: IntArray, b: int) -> bool:
     return bool(spans[b, 0] <= chosen[w, 0] <= spans[b, 1] and spans[b, 2] <= chosen[w, 1] <= spans[b, 3])

@@ -5,10 +5,10 @@ Boxes and windows are float64 x1 y1 x2 y2 in source pixels, x2 and y2 exclusive;
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.kernels import kernel
 from pipeline.planning.cover import fits, greedy_cover, holds, window_end, window_side
 from schemas.arrays import FloatArray, IntArray
 from schemas.codes import Fate, Status
@@ -65,7 +65,7 @@ class ChipBoxes(NamedTuple):
     status: npt.NDArray[np.uint8]
 
 
-@numba.njit(cache=True)
+@kernel
 def plan_windows(
     offsets: IntArray,
     boxes: FloatArray,
@@ -168,7 +168,7 @@ def plan_windows(
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def chip_boxes(
     offsets: IntArray,
     boxes: FloatArray,
@@ -233,18 +233,18 @@ def chip_boxes(
     return ChipBoxes(chip_offsets, source, box, visible, status)
 
 
-@numba.njit(cache=True)
+@kernel
 def _in_range(boxes: FloatArray, b: int, lo: float, hi: float) -> bool:
     size = np.sqrt((boxes[b, 2] - boxes[b, 0]) * (boxes[b, 3] - boxes[b, 1]))
     return bool(lo <= size < hi)
 
 
-@numba.njit(cache=True)
+@kernel
 def _fits_window(boxes: FloatArray, b: int, width: float, height: float, side: float) -> bool:
     return fits(boxes[b, 0], boxes[b, 2], width, side) and fits(boxes[b, 1], boxes[b, 3], height, side)
 
 
-@numba.njit(cache=True)
+@kernel
 def _meets(boxes: FloatArray, b: int, windows: FloatArray, w: int) -> bool:
     return bool(
         boxes[b, 0] < windows[w, 2]
@@ -254,7 +254,7 @@ def _meets(boxes: FloatArray, b: int, windows: FloatArray, w: int) -> bool:
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def _rescue_scale(
     boxes: FloatArray, b: int, width: float, height: float, factors: FloatArray, ranges: FloatArray, chip_size: int
 ) -> int:
@@ -287,7 +287,7 @@ def _rescue_scale(
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def _boxes_where(boxes: FloatArray, mask: npt.NDArray[np.uint8], bit: int, first: int, last: int) -> FloatArray:
     n = 0
     for b in range(first, last):
@@ -301,7 +301,7 @@ def _boxes_where(boxes: FloatArray, mask: npt.NDArray[np.uint8], bit: int, first
     return chosen
 
 
-@numba.njit(cache=True)
+@kernel
 def _first_holding(windows: FloatArray, start: int, stop: int, boxes: FloatArray, b: int) -> int:
     for w in range(start, stop):
         if holds(windows, w, boxes, b):
@@ -309,7 +309,7 @@ def _first_holding(windows: FloatArray, start: int, stop: int, boxes: FloatArray
     return -1
 
 
-@numba.njit(cache=True)
+@kernel
 def _cover(
     boxes: FloatArray,
     width: float,
@@ -341,7 +341,7 @@ def _cover(
     return windows
 
 
-@numba.njit(cache=True)
+@kernel
 def _place(start: float, low: float, high: float, extent: float, side: float, u: float) -> tuple[float, float]:
     """Move a window to a drawn place among those that hold [low, high], at a whole source pixel if one is free.
 
@@ -360,7 +360,7 @@ def _place(start: float, low: float, high: float, extent: float, side: float, u:
     return start, window_end(start, extent, side)
 
 
-@numba.njit(cache=True)
+@kernel
 def _uniform(seed: int, image_id: int, s: int, n: int) -> float:
     """A number in [0, 1) that depends on its arguments alone (splitmix64 finaliser, chained)."""
     h = np.uint64(0x9E3779B97F4A7C15)

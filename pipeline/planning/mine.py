@@ -7,19 +7,19 @@ it is a pure function of its arguments, and the order in which an image's propos
 import struct
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.kernels import kernel
 from pipeline.planning.cover import fits, greedy_cover, holds, window_end, window_side
-from pipeline.planning.plan import RunColumns
+from pipeline.planning.plan import SpanColumns
 from schemas.arrays import Float32Array, FloatArray, IntArray
 
 RANDOM_TRIES = 16
 
 
-class Pool(NamedTuple):
+class PooledProposals(NamedTuple):
     """Proposals of a run of n images, ragged: image i has rows offsets[i] to offsets[i + 1].
 
     Attributes:
@@ -49,8 +49,8 @@ class Mined(NamedTuple):
     mean_score: Float32Array
 
 
-@numba.njit(cache=True)
-def pool_scales(proposals: Pool, threshold: float) -> Pool:
+@kernel
+def merge_scales(proposals: PooledProposals, threshold: float) -> PooledProposals:
     """NMS over the proposals of each image, found at whatever scale: best score first, scores kept.
 
     A box goes when its IoU with a kept one exceeds `threshold`. Equal scores are ordered by x1, y1, x2, y2, which
@@ -78,10 +78,10 @@ def pool_scales(proposals: Pool, threshold: float) -> Pool:
                 score[count] = proposals.score[first + order[i]]
                 count += 1
         offsets[m + 1] = count
-    return Pool(offsets, boxes[:count].copy(), score[:count].copy())
+    return PooledProposals(offsets, boxes[:count].copy(), score[:count].copy())
 
 
-@numba.njit(cache=True)
+@kernel
 def _best_first(boxes: Float32Array, score: Float32Array) -> IntArray:
     """int64 [n], descending scores, equal ones by x1, y1, x2, y2."""
     order = np.argsort(-score, kind="mergesort")
@@ -99,7 +99,7 @@ def _best_first(boxes: Float32Array, score: Float32Array) -> IntArray:
     return order
 
 
-@numba.njit(cache=True)
+@kernel
 def _suppressed(
     x1: Float32Array,
     y1: Float32Array,
@@ -128,9 +128,9 @@ def _suppressed(
     return gone
 
 
-def mine_run(
-    run: RunColumns,
-    pool: Pool,
+def mine_span(
+    run: SpanColumns,
+    pool: PooledProposals,
     positives: tuple[IntArray, npt.NDArray[np.int8], FloatArray],
     least: IntArray,
     chip_size: int,
@@ -139,7 +139,7 @@ def mine_run(
     """Mine a run of images.
 
     Args:
-        pool: what pool_scales returned for the run.
+        pool: what merge_scales returned for the run.
         positives: image int64 [C], scale index int8 [C] and window float64 [C, 4] of the run's positive chips.
         least: int64 [S], fewest proposals that a chip of each scale must newly cover.
         chip_size, stride: chip pixels.
@@ -154,9 +154,9 @@ def mine_run(
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def mine_windows(
-    pool: Pool,
+    pool: PooledProposals,
     widths: IntArray,
     heights: IntArray,
     factors: FloatArray,
@@ -175,7 +175,7 @@ def mine_windows(
     Args:
         positive_starts: int64 [n * S + 1]; scale s of image m has the positive windows
             positive_starts[m * S + s] to positive_starts[m * S + s + 1] of `positives`, float64 [k, 4].
-        The others as in mine_run and plan_windows.
+        The others as in mine_span and plan_windows.
     """
     num_images, num_scales = factors.shape
     capacity = 0
@@ -214,7 +214,7 @@ def mine_windows(
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def _open_rows(
     boxes: Float32Array,
     first: int,
@@ -243,7 +243,7 @@ def _open_rows(
     return rows[:n]
 
 
-def random_run(run: RunColumns, per_image: int, chip_size: int, seed: int) -> Mined:
+def random_span(run: SpanColumns, per_image: int, chip_size: int, seed: int) -> Mined:
     """Draw background windows without proposals: the cheap baseline.
 
     Each is drawn up to RANDOM_TRIES times, a scale and then a place, until it differs from the image's other windows

@@ -36,9 +36,9 @@ class Plan:
     scale_mask: npt.NDArray[np.uint8]
 
 
-def plan_run(source: Source, start: int, stop: int, settings: ChipSettings) -> Plan:
+def plan_span(source: Source, start: int, stop: int, settings: ChipSettings) -> Plan:
     """Plan the positive chips of images [start, stop): a pure function of those images, their boxes and settings."""
-    run = run_columns(source, start, stop, settings)
+    run = span_columns(source, start, stop, settings)
     windows = plan_windows(
         run.offsets,
         run.boxes,
@@ -58,7 +58,7 @@ def plan_run(source: Source, start: int, stop: int, settings: ChipSettings) -> P
     return Plan(chips, windows.image, windows.for_rescue, windows.fate, windows.scale_mask)
 
 
-class RunColumns(NamedTuple):
+class SpanColumns(NamedTuple):
     """What planning needs of a run of n images with N boxes.
 
     Attributes:
@@ -79,11 +79,11 @@ class RunColumns(NamedTuple):
     ranges: FloatArray
 
 
-def run_columns(source: Source, start: int, stop: int, settings: ChipSettings) -> RunColumns:
+def span_columns(source: Source, start: int, stop: int, settings: ChipSettings) -> SpanColumns:
     """The columns of images [start, stop)."""
     rows = slice(int(source.offsets[start]), int(source.offsets[stop]))
     widths, heights = source.width[start:stop], source.height[start:stop]
-    return RunColumns(
+    return SpanColumns(
         rows,
         source.offsets[start : stop + 1] - rows.start,
         source.box[rows],
@@ -116,7 +116,7 @@ class Placed(NamedTuple):
     mean_score: pa.Array
 
 
-def chip_rows(source: Source, run: RunColumns, placed: Placed, settings: ChipSettings) -> pa.Table:
+def chip_rows(source: Source, run: SpanColumns, placed: Placed, settings: ChipSettings) -> pa.Table:
     """Manifest rows of chosen windows, schema PLAN, with every box that a window meets and what it is there."""
     scales = run.factors[placed.image, placed.scale_index]
     cut = chip_boxes(

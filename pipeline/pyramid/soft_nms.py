@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.kernels import kernel
 
 Method = Literal["gaussian", "linear", "hard"]
 METHODS: dict[str, int] = {"gaussian": 0, "linear": 1, "hard": 2}
@@ -46,7 +47,7 @@ def soft_nms(
     return order[best], new_scores[best]
 
 
-@numba.njit(cache=True)
+@kernel
 def _decay(
     boxes: FloatArray, scores: FloatArray, offsets: IntArray, method: int, sigma: float, iou: float, min_score: float
 ) -> FloatArray:

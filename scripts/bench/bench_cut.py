@@ -24,7 +24,7 @@ from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec, cut_chip, encode_jpeg
 from pipeline.images.decode import read_image
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-real"
@@ -75,7 +75,7 @@ def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
     starts = range(0, source.num_images // IMAGES_PER_JOB * IMAGES_PER_JOB, IMAGES_PER_JOB)  # jobs of equal size
     for number, start in enumerate(REPEATS * list(starts)):
         stop = start + IMAGES_PER_JOB
-        chips = plan_run(source, start, stop, settings).chips
+        chips = plan_span(source, start, stop, settings).chips
         name = f"chips-{number:05d}"
         sources = source.images(start, stop)
         jobs.append(ShardJob(out, "positives", name, images, sources, chips, settings, {}, out / "run.json", codec()))

@@ -17,8 +17,8 @@ from bench_train import plausible_batch
 
 from pipeline.coco import Source
 from pipeline.coco.read import read_coco
-from pipeline.planning.mine import Pool, mine_run, pool_scales
-from pipeline.planning.plan import plan_run, run_columns
+from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
+from pipeline.planning.plan import plan_span, span_columns
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings
 from trainer.inference.batches import SearchLog, run_views
 from trainer.inference.opening import Inference
@@ -34,7 +34,7 @@ PER_SCALE = 300
 SIZES = ((8, 80), (24, 160), (80, 480))  # source pixels, per scale: those that its anchors fit, more or less
 
 
-def make_proposals(source: Source, seed: int = 0) -> Pool:
+def make_proposals(source: Source, seed: int = 0) -> PooledProposals:
     """PER_SCALE proposals per image and scale, inside the image, with scores that fall off as an RPN's do."""
     rng = np.random.default_rng(seed)
     parts = []
@@ -44,7 +44,7 @@ def make_proposals(source: Source, seed: int = 0) -> Pool:
         parts += [_some_boxes(rng, extent, objects, sizes) for sizes in SIZES]
     boxes = np.concatenate(parts).astype(np.float32)
     offsets = np.arange(source.num_images + 1, dtype=np.int64) * PER_SCALE * len(SIZES)
-    return Pool(offsets, boxes, rng.beta(1, 3, len(boxes)).astype(np.float32))
+    return PooledProposals(offsets, boxes, rng.beta(1, 3, len(boxes)).astype(np.float32))
 
 
 def _some_boxes(
@@ -69,22 +69,22 @@ def _some_boxes(
 def measure(source: Source, rounds: int) -> dict[str, float | None]:
     """Medians over the rounds, CPU time of the one thread."""
     chips, negatives = ChipSettings(), NegativeSettings()
-    plan = plan_run(source, 0, source.num_images, chips)
+    plan = plan_span(source, 0, source.num_images, chips)
     scale_index = plan.chips["scale_index"].to_numpy()
     window = np.stack([plan.chips[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
-    run = run_columns(source, 0, source.num_images, chips)
+    run = span_columns(source, 0, source.num_images, chips)
     least = np.array([negatives.min_finest, *[negatives.min_others] * (len(chips.scales) - 1)])
     proposals = make_proposals(source)
     # mining is timed with all 900 proposals of an image, as if none overlapped another, and with what pooling leaves
-    pooled = pool_scales(proposals, negatives.nms)
+    pooled = merge_scales(proposals, negatives.nms)
     seconds: dict[str, list[float]] = {"pool": [], "all": [], "pooled": []}
     for _ in range(rounds + 1):
         started = time.thread_time()
-        pool_scales(proposals, negatives.nms)
+        merge_scales(proposals, negatives.nms)
         seconds["pool"].append(time.thread_time() - started)
         for name, pool in (("all", proposals), ("pooled", pooled)):
             started = time.thread_time()
-            mined = mine_run(run, pool, (plan.image, scale_index, window), least, chips.size, chips.stride)
+            mined = mine_span(run, pool, (plan.image, scale_index, window), least, chips.size, chips.stride)
             seconds[name].append(time.thread_time() - started)
     ms = {name: statistics.median(times[1:]) * 1e3 / source.num_images for name, times in seconds.items()}
     return {

@@ -14,7 +14,7 @@ import click
 from pipeline.coco.read import read_coco
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-val2017-boxes/val.json"
@@ -81,7 +81,7 @@ def read_back(annotations: Path, folder: Path) -> Measured:
     for start in range(0, source.num_images, settings.images_per_shard):
         stop = min(start + settings.images_per_shard, source.num_images)
         hashes: list[str | None] = [f"{i:032x}" for i in range(start, stop)]
-        summary.add(plan_run(source, start, stop, settings), start, stop, {}, hashes)
+        summary.add(plan_span(source, start, stop, settings), start, stop, {}, hashes)
     write_ledger(folder, summary, [], {})
     command = "\n".join(
         (
@@ -164,13 +164,13 @@ def main(annotations: Path, rounds: int, with_scale: bool, json_file: Path | Non
     """Print medians over the rounds."""
     source = read_coco(annotations)
     settings = ChipSettings()
-    plan = plan_run(source, 0, source.num_images, settings)  # compiles, or loads what was compiled
+    plan = plan_span(source, 0, source.num_images, settings)  # compiles, or loads what was compiled
     times, reading = [], []
     for _ in range(rounds):
         started = time.perf_counter()
         for start in range(0, source.num_images, settings.images_per_shard):
             stop = min(start + settings.images_per_shard, source.num_images)
-            plan_run(source, start, stop, settings)
+            plan_span(source, start, stop, settings)
         times.append((time.perf_counter() - started) * 1e3 / source.num_images)
         started = time.perf_counter()
         read_coco(annotations)

@@ -11,7 +11,7 @@ from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.dataset.cutting import ShardJob, cut_shard
 from pipeline.images.chip import codec
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 from scripts.make_demo_data import make_demo_data
 from trainer.loading.dataset import ChipDataset
@@ -41,7 +41,7 @@ def pool_folder(chip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def add_pool(out: Path, data: Path) -> None:
     """Write OUT/negatives as `sniper negatives` would."""
     source = read_coco(data / "train.json")
-    plan = plan_run(source, 0, NUM_IMAGES, SETTINGS).chips
+    plan = plan_span(source, 0, NUM_IMAGES, SETTINGS).chips
     keys = pa.array([key.as_py().replace("p", "n") for key in plan["key"]])
     plan = plan.set_column(plan.schema.get_field_index("key"), "key", keys)
     plan = plan.set_column(

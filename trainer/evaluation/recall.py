@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.coco import SourceImage
-from pipeline.planning.mine import Pool, pool_scales
+from pipeline.planning.mine import PooledProposals, merge_scales
 from pipeline.storage import Location
 from schemas.settings import NegativeSettings, Settings
 from trainer.evaluation.coco_scores import CocoResults, Summary, area_range, run_coco, with_box_areas
@@ -65,7 +65,7 @@ def evaluate_proposals(
 
 
 def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
-    """Pool the proposals of one image over its scales by NMS, as mining does, and return the best.
+    """PooledProposals the proposals of one image over its scales by NMS, as mining does, and return the best.
 
     Args:
         image_id: id of the image.
@@ -77,8 +77,8 @@ def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
     """
     boxes = np.stack([rows[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     # copied, because numba would compile once more for arrays that cannot be written
-    pool = Pool(np.array([0, len(boxes)]), boxes, rows["score"].to_numpy().copy())
-    pool = pool_scales(pool, NegativeSettings().nms)
+    pool = PooledProposals(np.array([0, len(boxes)]), boxes, rows["score"].to_numpy().copy())
+    pool = merge_scales(pool, NegativeSettings().nms)
     pairs = zip(pool.boxes[:most].tolist(), pool.score[:most].tolist(), strict=True)
     return [{"image_id": image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s} for (x1, y1, x2, y2), s in pairs]
 

@@ -22,7 +22,7 @@ from pipeline.pyramid.views import Output, View, Viewed, compose, plan_views
 from pipeline.storage import Location
 from trainer.inference.opening import Inference
 from trainer.model import Detector
-from trainer.runtime.precision import autocast
+from trainer.model.heads import autocast
 
 
 class ViewBatch(NamedTuple):

@@ -19,8 +19,8 @@ from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
 from trainer.loading.order import State
 from trainer.model import Detector
+from trainer.model.heads import autocast
 from trainer.runtime.checkpoint import Checkpoint
-from trainer.runtime.precision import autocast
 from trainer.runtime.ranks import Rank, mean_over_ranks
 from trainer.runtime.weights import load_weights, set_norm_policy
 

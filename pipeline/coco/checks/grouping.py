@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.kernels import kernel
 from schemas.arrays import FloatArray, IntArray
 
 
-@numba.njit(cache=True)
+@kernel
 def group(
     of_group: npt.NDArray[Any],
     num_groups: int,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from pipeline.planning.scales import content_size, scale_factors
 from schemas.settings import ChipSettings, SideScale
 from tests.pipeline.sources import make_source
@@ -43,7 +43,7 @@ def test_plan__agrees_with_the_rules_read_aloud(seed: int, size: int, gap: bool)
     ranges: list[tuple[float, float | None]] = [(0, 60), (100, 150), (200, None)]
     options = ChipSettings(size=size, **({"ranges": ranges} if gap else {}))
     source = make_source(seed, num_images=3)
-    plan = plan_run(source, 0, 3, options)
+    plan = plan_span(source, 0, 3, options)
     chips = plan.chips.to_pylist()
     for m in range(3):
         mine = [chip for chip in chips if chip["image_id"] == source.image_id[m]]
@@ -91,7 +91,7 @@ def test_plan__agrees_with_the_rules_read_aloud(seed: int, size: int, gap: bool)
 def test_rescue__takes_the_nearest_scale_where_it_fits_ties_to_the_coarser() -> None:
     source = make_source(0, num_images=1, size=(640, 480), boxes=[[10, 10, 410, 16], [300, 300, 390, 390]])
     options = ChipSettings(ranges=[(0, 80), (100, 150), (150, None)])
-    plan = plan_run(source, 0, 1, options)
+    plan = plan_span(source, 0, 1, options)
     assert plan.fate.tolist() == [1, 1]
     # the first (size 49) is in range at scale 0 alone, but longer than the chips of scales 0 and 1; the second
     # (size 90) is in range nowhere, and nearer in ratio to 100 than to 80
@@ -121,7 +121,7 @@ def test_scale_factors__per_form(scale: float | SideScale, expected: list[float]
 def test_plan__a_box_as_long_as_its_image_fits_the_chip_of_the_whole_image() -> None:
     """512 / (512 / 905) is less than 905."""
     source = make_source(0, num_images=1, size=(905, 300), boxes=[[0, 0, 905, 300]])
-    plan = plan_run(source, 0, 1, ChipSettings())
+    plan = plan_span(source, 0, 1, ChipSettings())
     assert plan.fate.tolist() == [0]
     (chip,) = plan.chips.to_pylist()
     assert (chip["x1"], chip["x2"], chip["width"]) == (0, 905, 512)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.planning.mine import Mined, Pool, mine_run, pool_scales, random_run
-from pipeline.planning.plan import RunColumns, plan_run, run_columns
+from pipeline.planning.mine import Mined, PooledProposals, merge_scales, mine_span, random_span
+from pipeline.planning.plan import SpanColumns, plan_span, span_columns
 from schemas.settings import ChipSettings
 from tests.pipeline.sources import make_source
 
@@ -19,7 +19,7 @@ OPTIONS = ChipSettings(size=64, scales=[1.0, 0.5, {"long_side": 64}], ranges=[(0
 LEAST = np.array([4, 2, 2])
 
 
-def make_pool(seed: int, run: RunColumns, most: int = 60) -> Pool:
+def make_pool(seed: int, run: SpanColumns, most: int = 60) -> PooledProposals:
     """Random proposals in clusters, inside their images; coordinates in eighths, scores in tenths, so with ties."""
     rng = np.random.default_rng(seed)
     boxes, counts = [np.empty((0, 4))], []
@@ -34,10 +34,10 @@ def make_pool(seed: int, run: RunColumns, most: int = 60) -> Pool:
         counts.append(n)
     every = np.concatenate(boxes).astype(np.float32)
     score = (rng.integers(0, 10, len(every)) / 10).astype(np.float32)
-    return Pool(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), every, score)
+    return PooledProposals(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), every, score)
 
 
-def of_image(pool: Pool, m: int) -> list[tuple[Box, float]]:
+def of_image(pool: PooledProposals, m: int) -> list[tuple[Box, float]]:
     rows = slice(int(pool.offsets[m]), int(pool.offsets[m + 1]))
     return [
         (tuple(box), score) for box, score in zip(pool.boxes[rows].tolist(), pool.score[rows].tolist(), strict=True)
@@ -110,11 +110,13 @@ def slow_mine(
     return chosen
 
 
-def mine(seed: int, pool: Pool | None = None) -> tuple[RunColumns, Pool, dict[tuple[int, int], list[Box]], Mined]:
+def mine(
+    seed: int, pool: PooledProposals | None = None
+) -> tuple[SpanColumns, PooledProposals, dict[tuple[int, int], list[Box]], Mined]:
     """Three images whose sides and factors are such that windows have exact edges; their positives as planned."""
     source = make_source(seed, num_images=3, size=(256, 192))
-    plan = plan_run(source, 0, 3, OPTIONS)
-    run = run_columns(source, 0, 3, OPTIONS)
+    plan = plan_span(source, 0, 3, OPTIONS)
+    run = span_columns(source, 0, 3, OPTIONS)
     pool = make_pool(seed, run) if pool is None else pool
     scale_index = plan.chips["scale_index"].to_numpy()
     window = np.stack([plan.chips[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
@@ -125,7 +127,7 @@ def mine(seed: int, pool: Pool | None = None) -> tuple[RunColumns, Pool, dict[tu
     positives: dict[tuple[int, int], list[Box]] = {}
     for m, s, w in zip(plan.image[keep], scale_index[keep], window[keep].tolist(), strict=True):
         positives.setdefault((int(m), int(s)), []).append(tuple(w))
-    mined = mine_run(
+    mined = mine_span(
         run, pool, (plan.image[keep], scale_index[keep], window[keep]), LEAST, OPTIONS.size, OPTIONS.stride
     )
     return run, pool, positives, mined
@@ -161,9 +163,9 @@ def test_mine__agrees_with_the_rules_read_aloud(seed: int) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 0.7, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_pool_scales__is_greedy_nms_per_image_in_any_order_of_rows(seed: int, threshold: float) -> None:
-    run = run_columns(make_source(seed, num_images=3, size=(256, 192)), 0, 3, OPTIONS)
+    run = span_columns(make_source(seed, num_images=3, size=(256, 192)), 0, 3, OPTIONS)
     pool = make_pool(seed, run)
-    pooled = pool_scales(pool, threshold)
+    pooled = merge_scales(pool, threshold)
     for m in range(3):
         kept: list[tuple[Box, float]] = []
         for box, score in sorted(of_image(pool, m), key=lambda row: (-row[1], row[0])):
@@ -173,7 +175,7 @@ def test_pool_scales__is_greedy_nms_per_image_in_any_order_of_rows(seed: int, th
     order = np.concatenate(
         [np.random.default_rng(seed).permutation(np.arange(*pool.offsets[m : m + 2])) for m in range(3)]
     )
-    again = pool_scales(Pool(pool.offsets, pool.boxes[order], pool.score[order]), threshold)
+    again = merge_scales(PooledProposals(pool.offsets, pool.boxes[order], pool.score[order]), threshold)
     for ours, theirs in zip(pooled, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -181,8 +183,8 @@ def test_pool_scales__is_greedy_nms_per_image_in_any_order_of_rows(seed: int, th
 def test_mine__nothing_where_positives_hold_every_proposal() -> None:
     source = make_source(1, num_images=3)
     options = ChipSettings()
-    plan = plan_run(source, 0, 3, options)
-    run = run_columns(source, 0, 3, options)
+    plan = plan_span(source, 0, 3, options)
+    run = span_columns(source, 0, 3, options)
     # forty times each object, a little smaller, so that its chips hold it; and what is in range elsewhere removed
     shrink = np.linspace(0.001, 0.002, 40)[:, None, None]
     objects = np.array([box for box, fate in zip(run.boxes, plan.fate, strict=True) if fate == 0])
@@ -190,14 +192,16 @@ def test_mine__nothing_where_positives_hold_every_proposal() -> None:
     centre = np.tile((objects[:, :2] + objects[:, 2:]) / 2, 2)
     boxes = (objects + (centre - objects) * shrink).transpose(1, 0, 2).reshape(-1, 4)
     counts = np.bincount(image, minlength=3) * 40
-    pool = Pool(np.concatenate([[0], np.cumsum(counts)]), boxes.astype(np.float32), np.ones(len(boxes), np.float32))
+    pool = PooledProposals(
+        np.concatenate([[0], np.cumsum(counts)]), boxes.astype(np.float32), np.ones(len(boxes), np.float32)
+    )
     window = np.stack([plan.chips[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     least = np.array([25, 10, 10])
     positives = (plan.image, plan.chips["scale_index"].to_numpy(), window)
     assert len(objects) > 10
-    assert len(mine_run(run, pool, positives, least, 512, 32).image) == 0
+    assert len(mine_span(run, pool, positives, least, 512, 32).image) == 0
     none = (np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
-    assert len(mine_run(run, pool, none, least, 512, 32).image) > 3
+    assert len(mine_span(run, pool, none, least, 512, 32).image) > 3
 
 
 def windows_of(mined: Mined, m: int) -> list[tuple[int, list[float]]]:
@@ -208,8 +212,8 @@ def windows_of(mined: Mined, m: int) -> list[tuple[int, list[float]]]:
 def test_random__windows_are_inside_different_and_mostly_without_objects(per_image: int) -> None:
     source = make_source(5, num_images=60)
     options = ChipSettings()
-    run = run_columns(source, 0, 60, options)
-    mined = random_run(run, per_image, options.size, seed=0)
+    run = span_columns(source, 0, 60, options)
+    mined = random_span(run, per_image, options.size, seed=0)
     on_object = 0
     for m in range(60):
         windows = windows_of(mined, m)
@@ -240,8 +244,8 @@ def test_random__windows_are_inside_different_and_mostly_without_objects(per_ima
 def test_random__depends_on_seed_and_image_id_alone() -> None:
     source = make_source(6, num_images=8)
     options = ChipSettings()
-    whole = random_run(run_columns(source, 0, 8, options), 2, 512, seed=3)
-    part = random_run(run_columns(source, 5, 8, options), 2, 512, seed=3)
+    whole = random_span(span_columns(source, 0, 8, options), 2, 512, seed=3)
+    part = random_span(span_columns(source, 5, 8, options), 2, 512, seed=3)
     assert [windows_of(part, m) for m in range(3)] == [windows_of(whole, m) for m in range(5, 8)]
-    other = random_run(run_columns(source, 0, 8, options), 2, 512, seed=4)
+    other = random_span(span_columns(source, 0, 8, options), 2, 512, seed=4)
     assert other.window.tolist() != whole.window.tolist()

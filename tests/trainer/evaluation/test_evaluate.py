@@ -17,7 +17,7 @@ import trainer.inference.batches
 from pipeline.coco import SourceImage
 from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from pipeline.pyramid.merging import merge, tile_overlaps, widened_ranges
 from pipeline.pyramid.views import Viewed, compose, plan_views
 from schemas.errors import DataError, UsageError
@@ -96,7 +96,7 @@ def test_merge__truth_through_the_pyramid_scores_one(max_side: int, seed: int) -
 def test_truth_through_chips_and_back_scores_one() -> None:
     """What the chips say of the boxes they hold whole, put back into the image, is what was cut."""
     source = make_source(5, num_images=25)
-    rows = plan_run(source, 0, source.num_images, ChipSettings()).chips.to_pylist()
+    rows = plan_span(source, 0, source.num_images, ChipSettings()).chips.to_pylist()
     found = {}
     for row in rows:
         for box in row["boxes"]:

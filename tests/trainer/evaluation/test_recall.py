@@ -16,7 +16,7 @@ from pipeline.coco import SourceImage
 from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.dataset.proposals import Extents, read_proposals
-from pipeline.planning.mine import pool_scales
+from pipeline.planning.mine import merge_scales
 from schemas.settings import ChipSettings, DetectSettings, load_settings
 from schemas.tables import PROPOSALS
 from scripts.make_demo_data import make_demo_data
@@ -125,7 +125,7 @@ def test_evaluate__proposals_are_those_that_mining_pools(demo: Path, tmp_path: P
     images = pl.read_parquet(demo / "chips/images.parquet").sort("image_id")
     sizes = images.select("width", "height").to_numpy().astype(float)
     extents = Extents(images["image_id"].to_numpy(), sizes, np.empty(0, np.int64))
-    written, mined = read_proposals(out, extents), pool_scales(read_proposals(demo / "chips/proposals", extents), 0.7)
+    written, mined = read_proposals(out, extents), merge_scales(read_proposals(demo / "chips/proposals", extents), 0.7)
     # 20 per view are fewer than 300 in all
     assert (written.offsets == mined.offsets).all()
     assert (written.boxes == mined.boxes).all()

@@ -12,7 +12,7 @@ from pipeline.dataset.ledger import write as ledger
 from pipeline.dataset.ledger.read import read_kept
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from schemas.codes import Reason
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
@@ -33,7 +33,7 @@ def written(source: Source, tmp_path: Path, request: pytest.FixtureRequest, monk
     summary = Summary(source, ChipSettings())
     hashes: list[str | None] = [f"{i:032x}" for i in range(source.num_images)]
     refused = {int(source.image_id[REFUSED]): Reason.UNDECODABLE}
-    summary.add(plan_run(source, 0, source.num_images, ChipSettings()), 0, source.num_images, refused, hashes)
+    summary.add(plan_span(source, 0, source.num_images, ChipSettings()), 0, source.num_images, refused, hashes)
     write_ledger(tmp_path, summary, [], {})
     return tmp_path
 

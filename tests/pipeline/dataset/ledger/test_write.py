@@ -13,7 +13,7 @@ from pipeline.coco import Reject, Source
 from pipeline.dataset.ledger import write as ledger
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
-from pipeline.planning.plan import plan_run
+from pipeline.planning.plan import plan_span
 from schemas.codes import Reason
 from schemas.settings import ChipSettings
 from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
@@ -30,7 +30,7 @@ def summarise(source: Source, length: int, backwards: bool = False) -> Summary:
     for start in starts[::-1] if backwards else starts:
         stop = min(start + length, source.num_images)
         hashes = [f"{i:032x}" if i % 3 else None for i in range(start, stop)]
-        summary.add(plan_run(source, start, stop, ChipSettings()), start, stop, {33: Reason.UNDECODABLE}, hashes)
+        summary.add(plan_span(source, start, stop, ChipSettings()), start, stop, {33: Reason.UNDECODABLE}, hashes)
     return summary
 
 
