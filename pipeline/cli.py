@@ -192,6 +192,15 @@ def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> N
     click.echo(f"{out}: {number} chips")
 
 
+@cli.command("settings")
+@settings_options
+def settings_command(settings: Settings) -> None:
+    """Print every setting with its meaning and value, as a file for --config."""
+    from schemas.settings.listing import as_config
+
+    click.echo(as_config(settings), nl=False)
+
+
 def main() -> None:
     """Entry point: prints what a user can mend as one message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):

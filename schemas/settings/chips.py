@@ -27,24 +27,42 @@ Bound = Annotated[float, Field(ge=0)]
 
 
 class ChipSettings(Section):
-    """What `sniper chips` makes. Every field here changes the output and is part of the fingerprint."""
+    """What `sniper chips` makes. Each of these settings is part of the fingerprint of a build."""
 
-    size: int = Field(512, ge=32, le=4096, description="chip side, chip pixels")
-    scales: list[Scale] = Field(
-        [3.0, 1.667, SideScale(long_side=512)], min_length=1, max_length=8, description="finest first"
-    )
-    ranges: list[tuple[Bound, Bound | None]] = Field(
-        [(0, 80), (32, 150), (120, None)],
-        description="per scale [lo, hi): valid sqrt(area) in source pixels; null is unbounded",
-    )
-    stride: int = Field(32, gt=0, description="candidate grid, chip pixels")
-    min_visible: float = Field(0.1, ge=0, le=1, description="a box less visible than this is ignored")
-    min_side: float = Field(4, ge=0, description="a box with a shorter clipped side is ignored, chip pixels")
-    quality: int = Field(95, ge=1, le=100, description="JPEG quality")
-    subsampling: Literal["420", "422", "444"] = Field("420", description="JPEG chroma subsampling")
+    size: int = Field(512, ge=32, le=4096)
+    """Side of a chip, in chip pixels."""
+
+    scales: list[Scale] = Field([3.0, 1.667, SideScale(long_side=512)], min_length=1, max_length=8)
+    """The scales that an image is cut at, the finest first: a factor, or the sides that it is scaled to. `long_side`
+    is the most that the longer side gets, `short_side` what the shorter one gets where that allows it."""
+
+    ranges: list[tuple[Bound, Bound | None]] = [(0, 80), (32, 150), (120, None)]
+    """For each scale the sizes [lo, hi) of objects that are learnt there: the square root of width times height, in
+    source pixels. null means that there is no upper end."""
+
+    stride: int = Field(32, gt=0)
+    """Distance between the windows that may become chips, in chip pixels."""
+
+    min_visible: float = Field(0.1, ge=0, le=1)
+    """An object of which a chip shows a smaller share is ignored there."""
+
+    min_side: float = Field(4, ge=0)
+    """An object whose part in a chip has a shorter side, in chip pixels, is ignored there."""
+
+    quality: int = Field(95, ge=1, le=100)
+    """JPEG quality of the chips."""
+
+    subsampling: Literal["420", "422", "444"] = "420"
+    """JPEG chroma subsampling of the chips."""
+
     images_per_shard: int = Field(128, gt=0)
-    max_pixels: int = Field(200_000_000, gt=0, description="a larger source image is refused")
-    seed: int = Field(0, ge=0, lt=2**63, description="places each window within its free play")
+    """Consecutive images whose chips share a shard."""
+
+    max_pixels: int = Field(200_000_000, gt=0)
+    """A source image with more pixels is refused."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides where each window lies within its free play."""
 
     @model_validator(mode="after")
     def _one_range_per_scale(self) -> Self:
@@ -56,14 +74,21 @@ class ChipSettings(Section):
         return self
 
     def bounds(self) -> list[tuple[float, float]]:
-        """Valid ranges with infinity where unbounded."""
+        """Return the valid ranges [lo, hi), in source pixels, with infinity where there is no upper end."""
         return [(lo, math.inf if hi is None else hi) for lo, hi in self.ranges]
 
 
 class NegativeSettings(Section):
-    """How `sniper negatives` finds and mines proposals. Every field here changes the output."""
+    """How `sniper negatives` finds proposals and mines them. Each of these settings changes the negatives."""
 
-    rpn_epochs: int = Field(4, ge=1, description="of the run of the RPN alone, positives only, at a fixed rate")
-    nms: float = Field(0.7, gt=0, le=1, description="pooling drops a proposal with more IoU with a better one")
-    min_finest: int = Field(25, ge=1, description="finest scale: a chip must newly cover this many proposals")
-    min_others: int = Field(10, ge=1, description="the same at all other scales")
+    rpn_epochs: int = Field(4, ge=1)
+    """Epochs of the run that trains the RPN alone, on positive chips, at a fixed rate."""
+
+    nms: float = Field(0.7, gt=0, le=1)
+    """A proposal that overlaps a better one by more than this IoU is dropped when the scales are pooled."""
+
+    min_finest: int = Field(25, ge=1)
+    """Proposals that a negative chip of the finest scale must cover and no earlier one covers."""
+
+    min_others: int = Field(10, ge=1)
+    """The same number at all other scales."""

@@ -10,11 +10,26 @@ from schemas.settings.section import Section
 class DetectSettings(Section):
     """How images are read, and how detections of several scales become one list (docs/method.md, 10.2 and 10.4)."""
 
-    merge: Literal["gaussian", "linear", "hard"] = Field("gaussian", description="soft-NMS of each class")
-    sigma: float = Field(0.55, gt=0, description="of the gaussian")
-    iou: float = Field(0.5, gt=0, le=1, description="from which linear and hard NMS act")
+    merge: Literal["gaussian", "linear", "hard"] = "gaussian"
+    """The NMS that joins the detections of all scales, class by class: soft-NMS (gaussian, linear) or plain (hard)."""
+
+    sigma: float = Field(0.55, gt=0)
+    """Width of the gaussian."""
+
+    iou: float = Field(0.5, gt=0, le=1)
+    """IoU above which linear and hard NMS act."""
+
     min_score: float = Field(0.001, gt=0, lt=1)
-    max_detections: int = Field(200, ge=1, description="per image")
-    batch_pixels: int = Field(4_000_000, gt=0, description="pixels of one batch, padding included")
-    max_side: int = Field(4096, ge=64, description="a scaled image with a longer side is read in overlapping tiles")
-    threads: int | None = Field(None, ge=1, description="decoding and resizing; null: the cores this rank may use")
+    """A detection with a lower score is dropped, before and after merging."""
+
+    max_detections: int = Field(200, ge=1)
+    """Detections that an image keeps, the best."""
+
+    batch_pixels: int = Field(4_000_000, gt=0)
+    """Pixels of one batch of views, padding included. Lower it where memory runs out."""
+
+    max_side: int = Field(4096, ge=64)
+    """A scaled image with a longer side, in pixels, is read in overlapping tiles."""
+
+    threads: int | None = Field(None, ge=1)
+    """Threads that decode and resize. null means as many as this process may use cores."""

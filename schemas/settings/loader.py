@@ -11,17 +11,27 @@ class LoaderSettings(Section):
     Threads, prefetch and the cache change nothing but the time.
     """
 
-    negatives_per_image: int = Field(2, ge=0, description="pool chips of one image drawn per epoch, at most")
-    flip: bool = Field(True, description="mirror half of the chips, drawn anew each epoch")
-    repeat_threshold: float | None = Field(
-        None, gt=0, le=1, description="chips with classes in a smaller share of the positives repeat; null: none do"
-    )
-    threads: int | None = Field(None, ge=1, description="reading and decoding; null: the cores this rank may use")
-    prefetch: int = Field(3, ge=1, description="batches prepared ahead of the one in use")
-    window: int | None = Field(
-        None, ge=1, description="chips are drawn from so many shuffled shards at a time; null: from all of them"
-    )
-    cache: str | None = Field(
-        None, description="folder on this machine for shards from a bucket; null: ~/.cache/sniper-chips"
-    )
-    cache_gb: float = Field(100, gt=0, description="size the cache keeps to, 10^9 bytes")
+    negatives_per_image: int = Field(2, ge=0)
+    """Negative chips of one image that an epoch draws at most."""
+
+    flip: bool = True
+    """Whether half of the chips are mirrored, drawn anew in each epoch."""
+
+    repeat_threshold: float | None = Field(None, gt=0, le=1)
+    """Chips with a class that is on a smaller share of the positive chips are repeated within an epoch. null means
+    that no chip is."""
+
+    threads: int | None = Field(None, ge=1)
+    """Threads that read and decode. null means as many as this process may use cores."""
+
+    prefetch: int = Field(3, ge=1)
+    """Batches that are prepared while one is in use."""
+
+    window: int | None = Field(None, ge=1)
+    """Chips are drawn from this many shuffled shards at a time. null means from all shards."""
+
+    cache: str | None = None
+    """Folder of this machine that keeps shards of a bucket. null means ~/.cache/sniper-chips."""
+
+    cache_gb: float = Field(100, gt=0)
+    """Size that the cache keeps to, in 10^9 bytes."""

@@ -14,18 +14,37 @@ class ModelSettings(Section):
     """The network. The defaults are SNIPER's sizes on a feature pyramid; a slim model serves CPUs."""
 
     backbone: Backbone = "resnet101"
-    neck: Literal["fpn", "c5"] = Field("fpn", description="feature pyramid, or the paper's single map")
-    levels: tuple[int, int] = Field((2, 6), description="fpn: finest and coarsest level; level l has stride 2^l")
-    width: int = Field(256, ge=8, description="channels of the neck's maps")
-    anchor_scales: list[Positive] | None = Field(
-        None, description="sides of the square anchors over the stride; null: (8) for fpn, the paper's for c5"
-    )
-    anchor_ratios: list[Positive] = Field([0.5, 1, 2], min_length=1, description="height / width")
-    pooled: int = Field(7, ge=1, le=14, description="side of the pooled map of a proposal")
-    head_width: int = Field(1024, ge=8, description="width of the two layers of the box head")
-    class_boxes: bool = Field(False, description="one box per class instead of one for all")
-    pre_nms: int = Field(2000, ge=1, description="proposals per chip before NMS, all levels together")
-    proposals: int = Field(300, ge=1, description="proposals per chip after NMS")
+    """The network that gives the maps."""
+
+    neck: Literal["fpn", "c5"] = "fpn"
+    """What stands on the backbone: a feature pyramid, or the paper's single map (c5)."""
+
+    levels: tuple[int, int] = (2, 6)
+    """Finest and coarsest level of the feature pyramid. Level l has one cell in 2^l pixels."""
+
+    width: int = Field(256, ge=8)
+    """Channels of the neck's maps."""
+
+    anchor_scales: list[Positive] | None = None
+    """Sides of the square anchors, as multiples of the stride. null means [8] for fpn, and the paper's for c5."""
+
+    anchor_ratios: list[Positive] = Field([0.5, 1, 2], min_length=1)
+    """Height over width of the anchors."""
+
+    pooled: int = Field(7, ge=1, le=14)
+    """Side of the map that a proposal is pooled to, in cells."""
+
+    head_width: int = Field(1024, ge=8)
+    """Width of the two layers of the box head."""
+
+    class_boxes: bool = False
+    """Whether the head gives one box for each class instead of one for all."""
+
+    pre_nms: int = Field(2000, ge=1)
+    """Proposals of a chip that go into NMS, of all levels together."""
+
+    proposals: int = Field(300, ge=1)
+    """Proposals of a chip that are left after NMS."""
 
     @model_validator(mode="after")
     def _levels_exist(self) -> Self:

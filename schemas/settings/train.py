@@ -22,7 +22,7 @@ class TrainSettings(Section):
     decay_epochs: list[int] = Field([10], description="epochs before which the rate is divided by ten")
     warmup_steps: int = Field(1000, ge=0, description="linear, from a thirtieth of the rate (docs/method.md, 9.3)")
     weight_decay: float = Field(1.25e-5, ge=0, description="of matrices; not of biases and norms")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of the optimiser")
     precision: Precision | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
     weights: str | None = Field(None, description="torchvision weights name, or a file; null: from scratch")
     norm: Norm | None = Field(
@@ -32,13 +32,13 @@ class TrainSettings(Section):
     clip_gradient: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that detects")
     compile: bool = Field(False, description="torch.compile the backbone")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights that start anew, and of every draw")
     log_every: int = Field(20, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps; also at the end of every epoch")
     keep: int = Field(3, ge=1, description="checkpoints")
     evaluate_every: int = Field(1, ge=1, description="epochs between validations, where validation data are given")
     picture_every: int = Field(500, ge=1, description="steps")
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write RUN/tensorboard, too")
 
     @model_validator(mode="after")
     def _decays_ascend(self) -> Self:

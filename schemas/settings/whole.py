@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from schemas.errors import SettingsError
 from schemas.settings.chips import ChipSettings, NegativeSettings

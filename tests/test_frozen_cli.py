@@ -1,0 +1,36 @@
+"""The commands and their options. A script that people wrote must go on working: take nothing away, rename nothing."""
+
+from importlib.metadata import entry_points
+
+import click
+
+from pipeline.cli import cli
+
+FROZEN = {
+    "check": "--annotations --images --workers --config --set",
+    "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad"
+    " --config --set",
+    "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
+    "show": "DATA --out --kind --columns --seed",
+    "verify": "DATA --workers",
+    "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --config --set",
+    "evaluate": "--checkpoint --annotations --images --out --proposals --max-dets --config --set",
+    "detect": "--checkpoint IMAGES --out --min-drawn --config --set",
+    "settings": "--config --set",
+}
+
+
+def test_cli__commands_and_options_are_the_frozen_ones() -> None:
+    commands = dict(cli.commands)
+    commands |= {entry.name: entry.load() for entry in entry_points(group="sniper.commands")}
+    assert {name: options_of(command) for name, command in commands.items()} == {
+        name: set(options.split()) for name, options in FROZEN.items()
+    }
+    assert options_of(cli) == {"--version"}
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {
+        max(parameter.opts, key=len) if isinstance(parameter, click.Option) else str(parameter.human_readable_name)
+        for parameter in command.params
+    }
