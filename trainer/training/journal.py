@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress line, JSON lines, TensorBoard, pictures. Rank 0 only."""
+"""What the first rank of a run writes down while it goes: a log, a progress line and pictures."""
 
 import io
 import json
@@ -21,10 +21,19 @@ SHOWN_SCORE = 0.3
 
 
 class Journal:
-    """Writes RUN/log.jsonl and prints a line for each record; with `tensorboard` also RUN/tensorboard/."""
+    """Writes the records of a run to RUN/log.jsonl and, where asked for, to RUN/tensorboard/."""
 
     def __init__(self, out: Location, first_step: int, *, tensorboard: bool) -> None:
-        """Go on behind `first_step`: records of later steps, from before a crash, are dropped."""
+        """Open the log of a run and drop the records of steps that will be made again.
+
+        Args:
+            out: folder of the run.
+            first_step: optimiser steps done so far; records of later ones, from before a crash, are dropped.
+            tensorboard: write the same values for TensorBoard, too.
+
+        Raises:
+            UsageError: TensorBoard is not installed, or the folder is no local one.
+        """
         self._path = out / "log.jsonl"
         lines = read_bytes(self._path).decode().splitlines() if is_file(self._path) else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= first_step]
@@ -41,6 +50,7 @@ class Journal:
             self._board = SummaryWriter(str(out / "tensorboard"))
 
     def record(self, step: int, values: dict[str, float]) -> None:
+        """Append one record, the values after `step` optimiser steps."""
         line = json.dumps({"step": step, **values}) + "\n"
         if isinstance(self._path, Path):
             with self._path.open("a") as file:
@@ -52,16 +62,16 @@ class Journal:
                 self._board.add_scalar(name, value, step)
 
     def put(self) -> None:
-        """Bring the log to an object store, which does not append; with each checkpoint is often enough."""
+        """Bring the log to an object store, which cannot append. With each checkpoint is often enough."""
         if not isinstance(self._path, Path):
             write_atomic(self._path, self._text.encode())
 
 
 class Meter:
-    """Losses, rate and waiting time since the last record."""
+    """Adds up losses, chips and waiting time since the last record."""
 
     def __init__(self, num_steps: int, device: torch.device) -> None:
-        """num_steps: of the whole run, from here on."""
+        """Start the clock; `num_steps` is the number of steps from here to the end of the run."""
         self._num_steps, self._device = num_steps, device
         self._steps_done = 0
         self._started = time.perf_counter()
@@ -73,6 +83,7 @@ class Meter:
         self._losses: dict[str, float] = {}
 
     def add(self, losses: dict[str, float], num_chips: int, waited: float) -> None:
+        """Count one step: its loss terms, its chips of all ranks, and the seconds it waited for data."""
         self._steps += 1
         self._steps_done += 1
         self._chips += num_chips
@@ -81,7 +92,12 @@ class Meter:
             self._losses[name] = self._losses.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
-        """Means since the last call: loss parts, chips/s, share of time waiting for data, seconds left, memory."""
+        """Return the means since the last call, and begin anew.
+
+        Returns:
+            loss and each of its terms, chips_per_s of all ranks, data_wait as a share of the time, seconds_left to
+            the end of the run, and memory_gb, the peak of this process.
+        """
         now = time.perf_counter()
         seconds = now - self._since
         losses = {name: value / self._steps for name, value in self._losses.items()}
@@ -93,24 +109,33 @@ class Meter:
 
 
 def _memory(device: torch.device) -> float:
-    """Peak of this process, GB: of the GPU's memory where it trains on one."""
+    """Return this process's peak use of the GPU's memory, or of the machine's where it has no GPU, in 10^9 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def progress_line(epoch: int, step: int, values: dict[str, float]) -> str:
-    parts = " ".join(f"{name} {values[name]:.3f}" for name in values if name.startswith(("rpn_", "roi_")))
+    """Write a record, as `Meter.take` gives it with the rate as lr, in one line for a person."""
+    terms = " ".join(f"{name} {values[name]:.3f}" for name in values if name.startswith(("rpn_", "roi_")))
     minutes = values["seconds_left"] / 60
     return (
-        f"epoch {epoch} step {step}: loss {values['loss']:.3f} ({parts}) lr {values['lr']:.2e} "
+        f"epoch {epoch} step {step}: loss {values['loss']:.3f} ({terms}) lr {values['lr']:.2e} "
         f"{values['chips_per_s']:.1f} chips/s, waiting {values['data_wait']:.0%}, "
         f"{values['memory_gb']:.1f} GB, {minutes:.0f} min left"
     )
 
 
 def draw_batch(path: Location, batch: Batch, found: list[RawDetections]) -> None:
-    """Chips side by side: boxes that are targets in green, other boxes in grey, detections in orange with scores."""
+    """Draw the first chips of a batch side by side.
+
+    Boxes that are targets are green, other boxes grey, and detections orange with label and score.
+
+    Args:
+        path: PNG file to write.
+        batch: chips with their boxes, in chip pixels.
+        found: what the network finds in each of the first PICTURED chips, in chip pixels.
+    """
     count = min(PICTURED, len(batch))
     side = batch.images.shape[2]
     images, offsets = batch.images[:count].permute(0, 2, 3, 1).cpu(), batch.offsets.tolist()

@@ -1,4 +1,4 @@
-"""The training step and the loop around it. Read top to bottom; nothing hooks in from elsewhere."""
+"""The training step and the loop around it. It reads from top to bottom; nothing hooks in from elsewhere."""
 
 import math
 import time
@@ -23,23 +23,29 @@ from trainer.training.journal import Journal, Meter, progress_line
 from trainer.training.run import Run
 from trainer.training.validate import picture, validate
 
-PARTS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
+LOSS_TERMS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
 
 
 class StoppedError(SniperError):
-    """SIGTERM came: the run is checkpointed and can be resumed."""
+    """SIGTERM came. The run has been kept in a checkpoint and can be resumed."""
 
 
 def train_step(run: Run, step: Step) -> dict[str, float]:
-    """One optimiser step over all micro-batches of all ranks; the loss parts of the global batch.
+    """Take one optimiser step over all micro-batches of all ranks.
+
+    Args:
+        step: what this rank contributes to the global batch.
+
+    Returns:
+        The value of each loss term for the global batch, by its name.
 
     Raises:
-        DataError: a loss is not finite, on any rank; nothing has been changed then.
+        DataError: a loss is not finite on some rank; no weight has been changed.
     """
     device, ranks = run.rank.device, run.rank.count
-    names = PARTS[:2] if run.model.rpn_only else PARTS
-    parts = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
-    parts[-1] = float(run.terminated)
+    names = LOSS_TERMS[:2] if run.model.rpn_only else LOSS_TERMS
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+    sums[-1] = float(run.terminated)
     batches: list[Batch] = []
     for index, micro in enumerate(step.micros):
         batch = micro.to(device)
@@ -56,10 +62,10 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
                 losses: dict[str, Tensor] = run.objective(
                     batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
                 )
-            # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are parts of one sum
+            # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are terms of one sum
             torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))
-        parts[:-1] += torch.stack([losses[name].detach() for name in names])
-    *values, stop = sum_over_ranks(parts).tolist()  # the step's one wait for the device, before anything is changed
+        sums[:-1] += torch.stack([losses[name].detach() for name in names])
+    *values, stop = sum_over_ranks(sums).tolist()  # the step's one wait for the device, before anything is changed
     losses_now = dict(zip(names, values, strict=True))
     if not all(map(math.isfinite, values)):
         _report_non_finite(run, batches, losses_now)
@@ -78,6 +84,18 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
 
 
 def run_loop(run: Run, truth: GroundTruth | None) -> Location:
+    """Train until the last epoch ends, and keep, log, draw and validate on the way.
+
+    Args:
+        truth: what is validated against; None where nothing is.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        DataError: a chip cannot be read, a loss is not finite, or a checkpoint cannot be written.
+        StoppedError: SIGTERM came; a checkpoint has been written.
+    """
     options, rank, out = run.settings.train, run.rank, run.out
     journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
     meter = Meter(_steps_left(run), rank.device)
@@ -112,7 +130,7 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
 
 
 def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
-    """Each step with the seconds that were spent waiting for it."""
+    """Yield each step with the seconds that were spent waiting for it."""
     steps = iter(epoch)
     while True:
         asked = time.perf_counter()
@@ -123,14 +141,14 @@ def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
 
 
 def _steps_left(run: Run) -> int:
-    """Of the whole run, epochs being as long as this one."""
+    """Count the steps to the end of the run, taking every epoch for as long as this one."""
     epoch = run.state.epoch
     whole = math.ceil(len(run.loader.epoch(run.state).order) / run.loader.batch_size)
     return (run.settings.train.epochs - epoch) * whole - run.state.position // run.loader.batch_size
 
 
 def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float]) -> NoReturn:
-    """Save what the failing step of this rank was made of, and stop."""
+    """Write what the failing step of this rank was made of to a file, and stop."""
     path = run.out / f"non-finite-rank{run.rank.index}.json"
     chips = [
         {"key": key, "boxes": batch.boxes[a:b].tolist(), "status": batch.status[a:b].tolist()}

@@ -1,4 +1,4 @@
-"""The run that finds negatives' proposals: a short training of the RPN alone, then its proposals on every image."""
+"""Proposals for `sniper negatives`: a short training of the RPN alone, then what it proposes on every image."""
 
 import click
 
@@ -14,18 +14,23 @@ RUN_FOLDER = "rpn"  # below data/proposals
 
 
 def make_proposals(data: Location, images: Location, settings: Settings, *, overwrite: bool = False) -> Location:
-    """Train the RPN on the positives alone and write its proposals, doing only what is missing; under torchrun by all.
+    """Train the RPN on the positives alone and write its proposals, doing only what is missing.
 
-    The schedule is `settings.train` with `negatives.rpn_epochs` epochs and no decay (docs/method.md, 9.4).
+    Under torchrun all processes take part. The schedule is `settings.train` with `negatives.rpn_epochs` epochs and
+    no decay of the rate (docs/method.md, 9.4).
 
     Args:
+        data: folder that `sniper chips` wrote.
+        images: folder that the chips were cut from.
+        settings: the sections `model`, `loader`, `train`, `negatives` and `detect` are used.
         overwrite: train anew in place of a run with other settings.
 
     Returns:
         The folder of proposals, data/proposals.
 
     Raises:
-        DataError, UsageError: as train and extract_proposals.
+        DataError: the data set, the weights or an image cannot be read.
+        UsageError: the settings do not go together, or the run there was made with others.
     """
     folder = data / "proposals"
     options = settings.train.model_copy(update={"epochs": settings.negatives.rpn_epochs, "decay_epochs": []})
@@ -42,7 +47,7 @@ def make_proposals(data: Location, images: Location, settings: Settings, *, over
 
 
 def _is_stale(data: Location, run: Location) -> bool:
-    """The RPN was trained on positives that have changed since."""
+    """Tell whether the RPN was trained on positives that have changed since."""
     checkpoints = find_checkpoints(run)
     fingerprint = read_build(data, "sniper chips")["fingerprint"]
     return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != {"positives": fingerprint}

@@ -1,4 +1,4 @@
-"""What is worth knowing before a training starts."""
+"""What is worth knowing about the data before a training starts."""
 
 from collections import Counter
 
@@ -14,13 +14,14 @@ RECALL_WANTED, RECALL_IOU, RECALL_BOXES = 0.9, 0.5, 50_000
 
 
 def pool_report(dataset: ChipDataset) -> str:
+    """Say how many chips there are, and how many of them are negative."""
     pool = len(dataset) - dataset.manifest.num_positives
     text = f"{pool:,} of them negative" if pool else "no negatives: training on positives only (`sniper negatives`)"
     return f"{len(dataset):,} chips, {text}"
 
 
 def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
-    """Share of this data's valid boxes that some anchor meets at IoU 0.5, per scale; a warning below 0.9."""
+    """Say per scale what share of the valid boxes some anchor meets at IoU 0.5, and warn where it is below 0.9."""
     m = dataset.manifest
     offsets = m.box_offsets[: m.num_positives + 1]
     chip = np.repeat(np.arange(m.num_positives), np.diff(offsets))

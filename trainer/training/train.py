@@ -1,4 +1,4 @@
-"""`sniper train`: the loop, and what stands before it. Read top to bottom; nothing hooks in from elsewhere."""
+"""`sniper train`: opens the data and the run, says what is worth knowing, and runs the loop."""
 
 import signal
 
@@ -14,7 +14,7 @@ from trainer.runtime.checkpoint import BEST, Checkpoint, check_resumable, find_c
 from trainer.runtime.ranks import from_first, joined
 from trainer.training.loop import run_loop
 from trainer.training.report import anchor_report, pool_report
-from trainer.training.run import Run
+from trainer.training.run import make_run
 
 
 def train(
@@ -26,28 +26,30 @@ def train(
     rpn_only: bool = False,
     validation: tuple[Location, Location] | None = None,
 ) -> Location:
-    """Train a detector on a chip data set; under torchrun, as one of its processes.
+    """Train a detector on a chip data set. Under torchrun, this process is one of several that train together.
 
     Args:
-        data: what `sniper chips` (and `negatives`) wrote.
-        out: folder of the run: checkpoints, log, pictures. Must hold no other run unless `resume`.
+        data: folder that `sniper chips` wrote; a pool of negatives in it is used, too.
+        out: folder of the run: checkpoints, log, pictures. It must hold no other run unless `resume`.
+        settings: the sections `model`, `loader`, `train` and, for validation, `detect` are used.
         resume: go on from the last checkpoint in `out`, at the very next batch.
-        rpn_only: train what proposes, on positive chips alone.
+        rpn_only: train nothing behind the RPN, on positive chips alone.
         validation: annotation file and image folder to score on; the best checkpoint stays as RUN/best.pt.
 
     Returns:
         The last checkpoint.
 
     Raises:
-        DataError, UsageError: the data, the weights or the run to resume do not serve.
-        StoppedError: stopped by SIGTERM, after writing a checkpoint.
+        DataError: the data set, the weights or the validation data cannot be read.
+        UsageError: the settings do not go together, or the run in `out` cannot be resumed with them.
+        StoppedError: SIGTERM came; a checkpoint has been written.
     """
     with joined() as rank:
         torch.manual_seed(settings.train.seed)
         last = from_first(lambda: _last_checkpoint(out, resume))  # the others need not see the folder
         make_folder(out)
         dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
-        run = Run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
+        run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
         if last is None:
             run.tell(f"{pool_report(dataset)}, {len(run.categories)} classes")
             run.tell(anchor_report(dataset, settings))
@@ -65,7 +67,7 @@ def train(
 
 
 def _last_checkpoint(out: Location, resume: bool) -> Checkpoint | None:
-    """Where a run in `out` stands; None where there is none."""
+    """Read the last checkpoint of the run in `out`; None where there is no run."""
     checkpoints = find_checkpoints(out)
     if not checkpoints:
         return None

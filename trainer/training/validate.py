@@ -14,7 +14,13 @@ from trainer.training.run import Run
 
 
 def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
-    """Score the network, or its average of weights, on whole images; all ranks take part. AP values on the first."""
+    """Score the network, or its average of weights, on whole images. All ranks take part.
+
+    A network that is better than all before is kept as RUN/best.pt.
+
+    Returns:
+        The values of COCO's summary by name, on the first rank; nothing on the others.
+    """
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
     chips = ChipSettings.model_validate(run.chips)
     inference = Inference(model, chips, run.settings.detect, run.rank.device, run.precision)
@@ -33,7 +39,7 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
 
 @torch.no_grad()
 def picture(run: Run, batch: Batch) -> None:
-    """Draw the batch's first chips with their targets and what the model finds in them now."""
+    """Draw the first chips of a batch, on the network's device, with their targets and what the network finds now."""
     run.model.eval()
     with run.autocast():
         found = predict(run.model, batch.images[:PICTURED], batch.sizes[:PICTURED])
