@@ -1,4 +1,4 @@
-"""The batch that the loader hands to the model, its padded view, and the draws that depend on a chip's key."""
+"""The batch that the loader hands to the objective, and how its chips are mirrored."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,19 +11,21 @@ from schemas.codes import Status
 
 @dataclass(frozen=True)
 class Batch:
-    """B chips and their M boxes. B and M may be 0; no cap on the boxes of a chip.
+    """B chips and their M boxes. B and M may be 0, and a chip may have any number of boxes.
 
-    keys: the chips' keys, B of them
-    images: uint8 [B, 3, S, S], RGB, channels_last memory; content top left, the rest padding of any value
-    sizes: int64 [B, 2], height and width of the content, chip pixels
-    scales: float32 [B], factor source -> chip
-    ranges: float32 [B, 2], valid range [lo, hi) of sqrt(area), source pixels; hi may be infinite
-    boxes: float32 [M, 4], x1 y1 x2 y2, chip pixels, clipped to the content
-    labels: int64 [M], 1..K
-    status: uint8 [M], schemas.codes.Status
-    offsets: int64 [B + 1]; chip b owns the boxes offsets[b]:offsets[b + 1]
-    max_boxes, max_rescued: the most boxes, and rescued boxes, of one chip. Left at -1 they are counted here.
-        That reads tensors, so build batches on the CPU: once known, no step on a GPU waits for a shape.
+    Attributes:
+        keys: the chips' keys, B of them.
+        images: uint8 [B, 3, S, S], RGB, channels_last memory; content top left, the rest padding of any value.
+        sizes: int64 [B, 2], height and width of the content, chip pixels.
+        scales: float32 [B], factor from source to chip pixels.
+        ranges: float32 [B, 2], valid range [lo, hi) of sqrt(width * height), source pixels; hi may be infinite.
+        boxes: float32 [M, 4], x1 y1 x2 y2, chip pixels, clipped to the content.
+        labels: int64 [M], 1..K.
+        status: uint8 [M], schemas.codes.Status.
+        offsets: int64 [B + 1]; chip b owns the boxes offsets[b]:offsets[b + 1].
+        max_boxes: the most boxes of one chip. Left at -1 it is counted here, which reads tensors; so build batches on
+            the CPU, and no step on a GPU waits for a shape.
+        max_rescued: the most rescued boxes of one chip, counted in the same way.
     """
 
     keys: list[str]
@@ -50,6 +52,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch on a device; with `non_blocking` the copy of page-locked memory goes on meanwhile."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -62,9 +65,14 @@ def _longest(offsets: Tensor) -> int:
 
 
 def flip(batch: Batch, flags: Tensor) -> Batch:
-    """Mirror the content and the boxes of the flagged chips, left to right; padding stays at the right.
+    """Mirror the content and the boxes of some chips, left to right; the padding stays at the right.
 
-    flags: bool [B], on the batch's device
+    Args:
+        batch: on any device.
+        flags: bool [B], on the batch's device; the chips to mirror.
+
+    Returns:
+        The batch, with new memory for images and boxes.
     """
     if not len(batch):
         return batch

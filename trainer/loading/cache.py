@@ -29,49 +29,59 @@ from pipeline.storage import TEMPORARY, download
 from schemas.errors import DataError
 from schemas.settings import LoaderSettings
 
-DOWNLOADS = 3  # of a shard whose hash is wrong each time
+DOWNLOADS = 3
+"""How often a shard is downloaded before it is given up, where its hash is wrong each time."""
 
 
 class Cache(NamedTuple):
-    """Where shards are kept, and how much of them."""
+    """Where shards are kept, and how many bytes of them."""
 
     folder: Path
     max_bytes: int
 
     def path(self, sha256: str) -> Path:
-        """Where a shard lies, if it is there."""
+        """Return where the shard with this SHA-256, hex, lies if it is in the cache."""
         return self.folder / "shards" / f"{sha256}.tar"
 
 
 class Shard(NamedTuple):
+    """A remote tar file: its URL, its length in bytes and its SHA-256, hex, as its record in the manifest has them."""
+
     place: UPath
-    size: int  # bytes
+    size: int
     sha256: str
 
 
 def user_folder() -> Path:
+    """Return the folder below the user's cache folder (XDG_CACHE_HOME, or else ~/.cache) that is used by default."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sniper-chips"
 
 
 def cache_of(settings: LoaderSettings) -> Cache:
+    """Return the cache that settings name, or else the user's. Nothing is made on disk yet."""
     folder = Path(settings.cache).expanduser().absolute() if settings.cache is not None else user_folder()
     return Cache(folder, round(settings.cache_gb * 1e9))
 
 
 def open_shard(cache: Cache, shard: Shard, own: Collection[str]) -> int:
-    """A descriptor of the shard, downloaded first where it is not in the cache. While it is open the shard stays.
+    """Open a shard in the cache, after downloading it where it is not there yet. While it is open the shard stays.
 
-    One process of the machine downloads, the others wait for it; should it die, another one goes on. Bytes and SHA-256
-    are compared before the file gets its name. One found there is only held against its byte count, but against its
-    SHA-256 once more where the machine was started since: a power cut may have left anything.
+    One process of the machine downloads, and the others wait for it; should it die, another one goes on. The number of
+    bytes and the SHA-256 are compared before the file gets its name. A file that is there already is compared by its
+    number of bytes, and once after each start of the machine by its SHA-256, because a power cut may leave anything.
 
     The cache keeps to `max_bytes`, and to what the disk has room for, by deleting shards that nobody has open: first
-    those that are not among `own`, the longest unused first; then the others, the last used first, as an epoch comes
-    back last to what it has just passed. What is open stays, so the disk holds at most `max_bytes`, or what is open
-    and on its way where that is more.
+    those that are not among `own`, the longest unused first; then those of `own`, the last used first, because an
+    epoch comes back last to what it has just passed. What is open stays, so the disk holds at most `max_bytes`, or
+    what is open and on its way where that is more.
 
     Args:
-        own: SHA-256 of all shards of the data set at hand.
+        cache: the folder and its limit.
+        shard: what to open.
+        own: SHA-256, hex, of all shards of the data set at hand.
+
+    Returns:
+        A file descriptor, which the caller closes.
 
     Raises:
         DataError: it cannot be had whole, or the cache cannot be written, or its disk is full.
@@ -95,7 +105,7 @@ def open_shard(cache: Cache, shard: Shard, own: Collection[str]) -> int:
 
 
 def _open(path: Path, shard: Shard) -> int | None:
-    """A cached shard, claimed; None where there is none that is whole."""
+    """Open a cached shard with a shared lock on it; None where there is no whole one. A broken one is deleted."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -122,12 +132,17 @@ def _open(path: Path, shard: Shard) -> int | None:
 
 
 def _sha256(descriptor: int) -> str:
+    """Return the SHA-256, hex, of an open file."""
     with open(descriptor, "rb", closefd=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(max_bytes: int, path: Path, shard: Shard, own: Collection[str]) -> int | None:
-    """Download a shard and claim it; None where another process or thread had begun to, and has ended."""
+    """Download a shard and open it with a shared lock.
+
+    Returns:
+        The descriptor; None where another process or thread was downloading it, and has ended. Look again then.
+    """
     temporary = path.with_name(f"{TEMPORARY}{shard.sha256}-{shard.size}")
     lock_path = temporary.with_name(f"{temporary.name}.lock")
     with _locked(lock_path) as lock:
@@ -150,7 +165,7 @@ def _fetch(max_bytes: int, path: Path, shard: Shard, own: Collection[str]) -> in
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Hold a file, made where it is missing, against all others; yields its descriptor."""
+    """Hold an exclusive lock on a file, which is made where it is missing; yield its descriptor."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -161,6 +176,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether an open file is still the one at this path, and was not deleted or replaced since."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -168,7 +184,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _download(shard: Shard, path: Path) -> None:
-    """Bring a shard's bytes under a path.
+    """Download a shard to a path, up to DOWNLOADS times until its bytes are right.
 
     Raises:
         DataError: it is missing, cannot be read, or is not what the manifest says.
@@ -192,7 +208,7 @@ def _download(shard: Shard, path: Path) -> None:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether the disk being full is the error, or what led to it."""
+    """Tell whether an error, or one that caused it, is that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -201,6 +217,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _full(folder: Path, size: int) -> DataError:
+    """Return the error for a cache whose disk has no room for a shard of `size` bytes."""
     free = shutil.disk_usage(folder).free
     return DataError(
         f"{folder}: the disk is full: {gigabytes(size)} wanted for a shard, {gigabytes(free)} free, and nothing in "
@@ -209,11 +226,21 @@ def _full(folder: Path, size: int) -> DataError:
 
 
 def gigabytes(size: int) -> str:
+    """Write a number of bytes as gigabytes of 10^9 bytes."""
     return f"{size / 1e9:.3g} GB"
 
 
 def make_room(folder: Path, max_bytes: int, own: Collection[str]) -> bool:
-    """Delete unused shards until max_bytes and the disk have room for those on their way; whether the disk has."""
+    """Delete unused shards until `max_bytes` and the disk have room for those on their way.
+
+    Args:
+        folder: `shards/` of the cache.
+        max_bytes: what all shards in it may take.
+        own: SHA-256, hex, of the shards that are deleted last.
+
+    Returns:
+        Whether the disk has room now. Whether `max_bytes` has is not told: open shards may exceed it.
+    """
     with _locked(folder / ".lock"):
         coming, written = _on_their_way(folder)
         shards = [(path, status) for path in folder.glob("*.tar") if (status := _status(path))]
@@ -231,7 +258,11 @@ def make_room(folder: Path, max_bytes: int, own: Collection[str]) -> bool:
 
 
 def _on_their_way(folder: Path) -> tuple[int, int]:
-    """Bytes of the shards being downloaded: all, and those on disk already. Removes what killed processes left."""
+    """Count the bytes of the shards being downloaded, and remove what killed processes left.
+
+    Returns:
+        Their bytes when done; their bytes on disk already.
+    """
     coming = written = 0
     for lock_path in folder.glob(f"{TEMPORARY}*.lock"):
         temporary = lock_path.with_suffix("")
@@ -243,6 +274,7 @@ def _on_their_way(folder: Path) -> tuple[int, int]:
 
 
 def _status(path: Path) -> os.stat_result | None:
+    """Return a file's status; None where it is gone."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -250,7 +282,15 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _unlink_unused(path: Path, *with_it: Path) -> bool:
-    """Delete a file, and others that belong to whoever holds it; not if somebody does, or it is another user's."""
+    """Delete a file that nobody holds a lock on.
+
+    Args:
+        path: the file; it stays where somebody holds a lock on it, or where it is another user's.
+        with_it: other files that belong to whoever holds the lock; they go with it.
+
+    Returns:
+        Whether it is gone.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -261,7 +301,7 @@ def _unlink_unused(path: Path, *with_it: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_at(descriptor, path):  # deleted, and another one made in its place, since it was opened
             return False
-        for each in (*with_it, path):  # itself last: from then on others may take its place
+        for each in (*with_it, path):  # the locked file last, since from then on others may take its place
             each.unlink(missing_ok=True)
     except (BlockingIOError, PermissionError):
         return False

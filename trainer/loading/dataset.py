@@ -1,4 +1,4 @@
-"""Any chip by its index: one read at the offset that the manifest gives, one decode."""
+"""Any chip by its index, with one read at the offset that the manifest gives and one decode."""
 
 import os
 import resource
@@ -26,15 +26,15 @@ Target = dict[str, Any]
 
 
 class ChipDataset(Dataset[tuple[Tensor, Target]]):
-    """The chips of a data set, the positives first, then the pool of negatives, each in the manifest's order.
+    """The chips of a data set: first the positives, then the pool of negatives, each in the manifest's order.
 
     ds[i] is what torchvision's detectors take, an image and its target:
-        image: uint8 [3, height, width], the stored content, not padded
-        key: str; scale: float; range: (lo, hi), source pixels, hi maybe infinite
-        boxes: float32 [n, 4], x1 y1 x2 y2, chip pixels; labels: int64 [n], 1..K
-        status: uint8 [n], schemas.codes.Status; visible: float32 [n]
+        image: uint8 [3, height, width], RGB, the stored content without padding.
+        key: str. scale: float, factor from source to chip pixels. range: (lo, hi), source pixels; hi may be infinite.
+        boxes: float32 [n, 4], x1 y1 x2 y2, chip pixels. labels: int64 [n], 1..K.
+        status: uint8 [n], schemas.codes.Status. visible: float32 [n], share of the box inside the chip.
 
-    Threads and forked processes may share one; pickled it is a path, opened again where it arrives.
+    Threads and forked processes may share one. Pickled, it is a path that is opened again where it arrives.
     """
 
     def __init__(self, data: Location | str, *, pool: bool = True, cache: Cache | None = None) -> None:
@@ -46,7 +46,8 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
             cache: where the shards of a remote data set are kept; None is the settings' default.
 
         Raises:
-            DataError: as open_manifest. UsageError: as location.
+            DataError: the data set is unfinished or damaged.
+            UsageError: the URL is of a kind that needs an extra which is not installed.
         """
         data = location(data) if isinstance(data, str) else data
         self.data: Location = data.absolute() if isinstance(data, Path) else data
@@ -88,10 +89,16 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
         }
 
     def key(self, row: int) -> str:
+        """Return the key of a chip."""
         return str(self.manifest.keys[row].as_py())
 
     def decode(self, row: int, slot: Pixels) -> None:
-        """Fill uint8 [>= height, >= width, 3], contiguous, with a chip's pixels, top left, and zeros.
+        """Decode a chip into given memory.
+
+        Args:
+            row: index of the chip.
+            slot: uint8 [S, S, 3], contiguous, at least as large as the content; it is filled with the content, top
+                left, and zeros.
 
         Raises:
             DataError: its shard is missing or damaged there.
@@ -125,7 +132,10 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
 
     @contextmanager
     def _file(self, shard: int) -> Iterator[int]:
-        """A descriptor of a shard. It stays open; where the process may not open many more, only for this once."""
+        """Yield a descriptor of a local shard.
+
+        It stays open for later reads, unless the process may not open many more files; then it is closed at once.
+        """
         descriptor = self._files.get(shard)
         if descriptor is not None:
             yield descriptor

@@ -13,17 +13,28 @@ from upath import UPath
 
 from trainer.loading.cache import Cache, Shard, make_room, open_shard
 
-FETCHERS = 4  # downloads of a process at a time
-RECENT = 4  # shards that stay open after a single read, against eviction between two reads
+FETCHERS = 4
+"""Downloads of a process at a time."""
+RECENT = 4
+"""Shards that stay open after a single read, so that they are not evicted between two reads."""
 
 
 class OpenShards:
     """The descriptors of a data set's cached shards, each open as long as a thread of this process counts on it.
 
-    A forked process begins anew, with none.
+    Shards are numbered as in the manifest. A forked process begins anew, with none open.
     """
 
     def __init__(self, cache: Cache, data: UPath, names: list[str], sizes: list[int], sha256s: list[str]) -> None:
+        """Prepare to open shards.
+
+        Args:
+            cache: where they are kept.
+            data: URL of the data set.
+            names: of each shard, relative to `data`.
+            sizes: of each shard, bytes.
+            sha256s: of each shard, hex.
+        """
         self._cache, self._data, self._names, self._sizes, self._sha256s = cache, data, names, sizes, sha256s
         self._own = frozenset(sha256s)
         self._begin()
@@ -42,16 +53,19 @@ class OpenShards:
             os.close(descriptor)
 
     def after_fork(self) -> None:
-        """In the child: without the parent's threads, locks and connections, and no longer claiming its shards."""
+        """Begin anew in a forked child: without the parent's threads, locks and connections, and with no shard open.
+
+        A descriptor that the child inherits would keep the parent's claim on a shard after the parent has let go.
+        """
         self.__del__()
         self._begin()
         self._data = UPath(self._data.path, protocol=self._data.protocol, **self._data.storage_options)
 
     def hold(self, shard: int) -> int:
-        """A descriptor that is good until `release`.
+        """Return a descriptor that is good until `release`, after downloading the shard where it is missing.
 
         Raises:
-            DataError: as open_shard.
+            DataError: the shard cannot be had whole, or the cache cannot be written.
         """
         with self._lock:
             if entry := self._open.get(shard):
@@ -66,6 +80,7 @@ class OpenShards:
             return entry[0]
 
     def release(self, shard: int) -> None:
+        """Give back what `hold` gave; the last one to do so closes the descriptor."""
         with self._lock:
             entry = self._open[shard]
             entry[1] -= 1
@@ -75,12 +90,12 @@ class OpenShards:
 
     @contextmanager
     def descriptor(self, shard: int) -> Iterator[int]:
-        """A descriptor to read from, once the shard is there.
+        """Yield a descriptor to read from, once the shard is there.
 
-        One that nobody holds stays open for a while, lest it be evicted and fetched again between two reads.
+        A shard that nobody else holds stays open for a while, so that it is not evicted between two reads.
 
         Raises:
-            DataError: as open_shard.
+            DataError: the shard cannot be had whole, or the cache cannot be written.
         """
         if coming := self.coming.get(shard):
             with suppress(CancelledError):
@@ -96,7 +111,7 @@ class OpenShards:
                 self._keep(shard)
 
     def _keep(self, shard: int) -> None:
-        """Take over a hold."""
+        """Keep a shard open that the caller holds, in place of the one of RECENT that was read longest ago."""
         with self._lock:
             dropped = shard if shard in self._recent else None
             self._recent[shard] = None
@@ -107,6 +122,7 @@ class OpenShards:
             self.release(dropped)
 
     def path(self, shard: int) -> Path:
+        """Return where a shard lies in the cache if it is there."""
         return self._cache.path(self._sha256s[shard])
 
     def _shard(self, shard: int) -> Shard:
@@ -139,30 +155,31 @@ class Fetcher:
         """Begin to fetch.
 
         Args:
+            shards: where they are opened.
             order: shards by their first use, each once.
-            past: by part of the work the shards that no later part uses.
-            limit: shards to fetch before others are past.
-            max_files: how many of them to hold; those beyond are fetched, but may be evicted again.
-            then: which to fetch when all these are on their way, for the work that follows.
+            past: micro-batch -> the shards that no later micro-batch uses.
+            limit: how many shards to fetch ahead before earlier ones are past.
+            max_files: how many of them to hold open; those beyond are fetched, but may be evicted again.
+            then: tells which shards to fetch for the next epoch, when all of `order` are on their way.
         """
         self._shards, self._past, self._limit, self._max_files = shards, past, limit, max_files
         self._waiting = deque(order)
         self._then = then
         self._following: Future[Sequence[int]] | None = None
-        self._kept = frozenset[int]()  # for the work that follows
+        self._kept = frozenset[int]()  # for the next epoch
         self._fetched: dict[int, Future[bool]] = {}  # shard -> whether it is held
         self._pool = ThreadPoolExecutor(FETCHERS)
         self._go_on()
 
-    def passed(self, part: int) -> None:
-        """Let go of what is not used after this part of the work, and go on fetching. Parts come in order."""
-        for shard in self._past.get(part, ()):
+    def passed(self, micro: int) -> None:
+        """Let go of what is not used after this micro-batch, and go on fetching. Micro-batches come in order."""
+        for shard in self._past.get(micro, ()):
             if shard not in self._kept and (future := self._fetched.pop(shard, None)):
                 self._let_go(shard, future)
         self._go_on()
 
     def close(self) -> None:
-        """Let go of all. Waits for downloads under way."""
+        """Wait for the downloads under way and let go of all shards."""
         self._pool.shutdown(cancel_futures=True)
         for shard, future in self._fetched.items():
             self._let_go(shard, future)

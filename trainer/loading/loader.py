@@ -1,8 +1,8 @@
 """Batches of chips, decoded by threads of this process straight into the batch's memory.
 
-A step takes the next chips of the epoch's global order, as many as the global batch holds, and gives every rank its
-part as micro-batches. State is a value: (seed, epoch, position in the global order). What comes next follows from it
-alone, not from the number of ranks, threads or prefetched batches.
+A step takes the next chips of the epoch's global order, as many as the global batch holds, and deals them out to the
+ranks as micro-batches. The state is a value, (seed, epoch, position in the global order). What comes next follows from
+it alone, not from the number of ranks, threads or prefetched batches.
 """
 
 import weakref
@@ -32,23 +32,29 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Micro(NamedTuple):
-    """A micro-batch as stored, on the CPU, and which of its chips are to be mirrored."""
+    """A micro-batch as stored, on the CPU, and which of its chips are to be mirrored, bool [B]."""
 
     batch: Batch
-    flips: Tensor  # bool [B]
+    flips: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on the device, pixels and boxes mirrored there."""
+        """Return the batch on the device; pixels and boxes are mirrored there."""
         batch = self.batch.to(device, non_blocking=True)
         return flip(batch, self.flips.to(device, non_blocking=True))
 
 
 class Step(NamedTuple):
-    """What one rank does for one global batch."""
+    """What one rank does for one global batch.
 
-    micros: list[Micro]  # as many as gradients are accumulated over; in a last, short step some may be empty
-    num_chips: int  # of the global batch, all ranks together
-    after: State  # what to go on with behind this step; beyond the last one the next epoch's beginning
+    Attributes:
+        micros: one per accumulation; in a last, short step some may be empty.
+        num_chips: of the global batch, all ranks together; in a last, short step fewer than the batch size.
+        after: where loading stands behind this step; behind an epoch's last one that is the next epoch's beginning.
+    """
+
+    micros: list[Micro]
+    num_chips: int
+    after: State
 
 
 class BatchLoader:
@@ -72,7 +78,11 @@ class BatchLoader:
         """Prepare to load.
 
         Args:
-            batch_size: chips of the global batch. Each of ranks x accumulation micro-batches gets an even part.
+            dataset: the chips.
+            settings: of the loader.
+            batch_size: chips of the global batch, dealt out evenly to ranks x accumulation micro-batches.
+            rank: number of this process, from 0.
+            ranks: processes that share the batches.
             accumulation: micro-batches per step and rank.
             pin: put batches into page-locked memory, from which a CUDA device copies while the program goes on.
 
@@ -100,7 +110,7 @@ class BatchLoader:
             self._factors = repeat_factors(offsets, m.labels[boxes] * is_target, settings.repeat_threshold)
 
     def epoch(self, state: State) -> "Epoch":
-        """What is left of an epoch, to iterate over once or more.
+        """Return what is left of an epoch from a state on, to iterate over once or more.
 
         Raises:
             UsageError: the state is of another data set or other settings.
@@ -123,7 +133,12 @@ class BatchLoader:
         )
 
     def needs(self, state: State, order: I64) -> "_Needs":
-        """The shards that this rank reads in the rest of an epoch."""
+        """Find the shards that this rank reads in the rest of an epoch.
+
+        Args:
+            state: where the epoch stands.
+            order: int64 [T], the epoch's chips as rows of the data set.
+        """
         rest = np.arange(len(order) - state.position)
         step, place = np.divmod(rest, self.batch_size)
         place %= self.accumulation * self.ranks  # as in `rank_slice`
@@ -144,7 +159,11 @@ class BatchLoader:
         return _Needs(shards[np.argsort(first, kind="stable")].tolist(), past, int(change.cumsum().max()))
 
     def fetcher(self, state: State, order: I64) -> Fetcher | None:
-        """Begins to fetch what this rank reads in the rest of an epoch, and what the next one begins with."""
+        """Begin to fetch what this rank reads in the rest of an epoch and at the beginning of the next one.
+
+        Returns:
+            None where the data set is local, and there is nothing to fetch.
+        """
         dataset, window = self.dataset, self.settings.window
         if not dataset.remote:
             return None
@@ -159,7 +178,13 @@ class BatchLoader:
         return Fetcher(dataset.remote, shards, past, max(2 * window, at_once), dataset.max_files, beginning)
 
     def begin(self, rows: I64, flips: Flags, pool: Executor) -> "_Making":
-        """Queue the work for one micro-batch of the given chips."""
+        """Queue the work for one micro-batch.
+
+        Args:
+            rows: int64 [B], chips as rows of the data set.
+            flips: bool [B], those to be mirrored.
+            pool: the threads that do it.
+        """
         pixels = self._buffers.take(len(rows))
         slots = pixels.numpy()
         micro = pool.submit(self._describe, rows, flips, pixels)
@@ -172,7 +197,7 @@ class BatchLoader:
             self.dataset.decode(row, slot)
 
     def _describe(self, rows: I64, flips: Flags, pixels: Tensor) -> Micro:
-        """Everything of a batch but the contents of `pixels`, which may still be in the making."""
+        """Make a micro-batch; the contents of its `pixels` may still be in the making."""
         m = self.dataset.manifest
         starts = m.box_offsets[rows]
         counts = m.box_offsets[rows + 1] - starts
@@ -196,6 +221,7 @@ class Epoch:
     """The steps of an epoch from a state on; their number is exact and the same on all ranks."""
 
     def __init__(self, loader: BatchLoader, state: State, order: I64) -> None:
+        """Prepare to go on from a state; `order`, int64 [T], is the whole epoch's chips as rows of the data set."""
         self.loader, self.state = loader, state
         self.order = order  # int64 [T]: rows of the data set, all ranks together
         hashes = mix(loader.dataset.manifest.key_hashes[order], state.seed, state.epoch, Purpose.FLIP)
@@ -212,7 +238,7 @@ class Epoch:
             DataError: a chip of the step at hand cannot be read; names shard and chip.
         """
         loader, length = self.loader, len(self.order)
-        parts = iter(self._parts())
+        slices = iter(self._rank_slices())
         ahead: deque[_Making] = deque()
         pool = ThreadPoolExecutor(loader.threads)
         fetcher = loader.fetcher(self.state, self.order)
@@ -221,7 +247,7 @@ class Epoch:
             for start in self._starts:
                 micros = []
                 for _ in range(loader.accumulation):
-                    for places in islice(parts, loader.settings.prefetch + 1 - len(ahead)):
+                    for places in islice(slices, loader.settings.prefetch + 1 - len(ahead)):
                         ahead.append(loader.begin(self.order[places], self._flips[places].copy(), pool))
                     micros.append(ahead.popleft().wait())
                     if fetcher:
@@ -234,14 +260,14 @@ class Epoch:
             if fetcher:
                 fetcher.close()
 
-    def _parts(self) -> Iterator[slice]:
-        """The positions of this rank's micro-batches, one after the other."""
+    def _rank_slices(self) -> Iterator[slice]:
+        """Yield the positions of this rank's micro-batches, one after the other."""
         loader = self.loader
         for start in self._starts:
             for micro in range(loader.accumulation):
                 index = micro * loader.ranks + loader.rank
-                num_parts = loader.accumulation * loader.ranks
-                yield rank_slice(len(self.order), start, loader.batch_size, index, num_parts)
+                num_slices = loader.accumulation * loader.ranks
+                yield rank_slice(len(self.order), start, loader.batch_size, index, num_slices)
 
 
 def _check_cache(dataset: ChipDataset, window: int | None) -> None:
@@ -264,9 +290,17 @@ def _check_cache(dataset: ChipDataset, window: int | None) -> None:
 
 
 class _Needs(NamedTuple):
-    shards: list[int]  # in the order of first need
-    past: dict[int, list[int]]  # micro-batch, counted from the state on -> shards that no later one needs
-    at_once: int  # most shards that `prefetch` + 1 micro-batches have together
+    """The shards that a rank reads in the rest of an epoch.
+
+    Attributes:
+        shards: in the order of first need.
+        past: micro-batch, counted from the state on -> shards that no later one needs.
+        at_once: most shards that `prefetch` + 1 micro-batches need together.
+    """
+
+    shards: list[int]
+    past: dict[int, list[int]]
+    at_once: int
 
 
 class _Making(NamedTuple):
@@ -276,6 +310,7 @@ class _Making(NamedTuple):
     decoded: list[Future[None]]
 
     def wait(self) -> Micro:
+        """Return the micro-batch once all its pixels are decoded."""
         for future in self.decoded:
             future.result()
         return self.micro.result()
@@ -290,7 +325,7 @@ class _Buffers:
         self._free: list[Pixels] = []
 
     def take(self, num: int) -> Tensor:
-        """uint8 [num, side, side, 3], contents undefined."""
+        """Return memory for `num` chips, uint8 [num, side, side, 3], with undefined contents."""
         if self._pin:  # torch's own pool, which also waits for copies in flight
             return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)[:num]
         buffer = self._free.pop() if self._free else np.empty(self._shape, np.uint8)

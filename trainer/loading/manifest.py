@@ -1,8 +1,8 @@
 """The manifest as the loader needs it: flat columns in one Arrow file, memory-mapped, so that processes share them.
 
 The file is made from the Parquet manifests at the first opening and lies under OUT/.loader, or in the user's cache
-folder where OUT cannot be written; that of a remote data set lies in the cache folder. Its name holds the fingerprint
-of the runs it was made from; a changed data set has another fingerprint and gets another file.
+folder where OUT cannot be written; that of a remote data set lies in the cache folder. Its name holds the fingerprints
+of the builds that it was made from; a changed data set has another fingerprint and gets another file.
 """
 
 import fcntl
@@ -25,7 +25,8 @@ from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from trainer.loading.cache import user_folder
 
-CACHE_FORMAT = 2  # part of the file's name: raised whenever the columns change
+CACHE_FORMAT = 2
+"""Part of the file's name, to be raised whenever the columns change."""
 
 CACHE_BOX = pa.struct(
     [
@@ -82,7 +83,10 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
     Args:
         data: the folder that `sniper chips` wrote.
         pool: take in the negative chips, where there are any.
-        cache: folder for the file where it cannot lie with the data; None is the user's.
+        cache: folder for the file where it cannot lie with the data; None is the user's cache folder.
+
+    Returns:
+        The columns, mapped into memory.
 
     Raises:
         DataError: the data set or its pool is unfinished, they do not belong together, or a manifest is damaged.
@@ -118,6 +122,7 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
 
 
 def _is_writable(folder: Path) -> bool:
+    """Tell whether files can be made in a folder, which is made where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").open("a").close()
@@ -127,7 +132,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _gather(data: Location, builds: dict[str, dict[str, Any]]) -> pa.Table:
-    """All manifest rows as one table of schema CACHE, what else a Manifest needs in its metadata."""
+    """Read all manifest rows into one table of schema CACHE, whose metadata hold what else a Manifest needs."""
     tables, num_positives = [CACHE.empty_table()], 0
     shards, sizes, hashes = list[str](), list[int](), list[str]()
     for name, build in builds.items():
@@ -150,7 +155,7 @@ def _gather(data: Location, builds: dict[str, dict[str, Any]]) -> pa.Table:
 
 
 def _one_shard(path: Location, rows: pa.Table) -> str:
-    """The tar file that a manifest is of."""
+    """Return the tar file whose chips the rows of a manifest describe, relative to the data folder."""
     names: list[str] = rows["shard"].unique().to_pylist()
     if len(names) != 1:
         raise DataError(f"{path}: one tar file expected, {', '.join(map(str, names))} found; build again")
@@ -158,7 +163,13 @@ def _one_shard(path: Location, rows: pa.Table) -> str:
 
 
 def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
-    """One manifest in schema CACHE, its tar file being that of the given number."""
+    """Convert the rows of one manifest to the schema CACHE.
+
+    Args:
+        path: the manifest, for messages.
+        rows: schemas.tables.MANIFEST.
+        shard: number of its tar file in Manifest.shards.
+    """
     rows = rows.combine_chunks()
     lists = pa.concat_arrays(rows["boxes"].chunks or [pa.array([], rows.schema.field("boxes").type)])
     boxes, counts = lists.flatten(), lists.value_lengths().to_numpy(zero_copy_only=False)
@@ -189,18 +200,19 @@ def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
 
 
 def _lists_of(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """Return the rows of an array [N, n] as lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).ravel()), rows.shape[1])
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    # one record batch, so that each column is one piece of memory
+    """Write a table as one record batch, so that each column is one piece of memory when it is mapped."""
     columns = [column.combine_chunks() for column in table.columns]
     with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=table.schema))
 
 
 def _map(path: Path) -> Manifest | None:
-    """Map a cache file; None where there is no sound one."""
+    """Map the file with the columns into memory; None where there is no sound one."""
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         about = json.loads(batch.schema.metadata[b"sniper"])

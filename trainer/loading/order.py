@@ -1,7 +1,8 @@
-"""Which chips an epoch holds, in which order, and whose they are. Integers and arrays in, arrays out; no I/O.
+"""Which chips an epoch holds, in which order, and which rank they go to. Arrays in, arrays out; no I/O.
 
 Every draw is a sort or a comparison of 64-bit hashes of (seed, epoch, purpose, chip key), so it depends on nothing
-else: not on the number of ranks or threads, not on the version of a random generator, not on the machine.
+else: not on the number of ranks or threads, not on the version of a random generator, not on the machine
+(docs/method.md, 12.2).
 """
 
 from enum import IntEnum
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 
 class State(NamedTuple):
-    """Where loading stands: `position` chips of the global order of `epoch` have been handed out."""
+    """Where loading stands: `position` chips of the global order of `epoch` have been handed out to all ranks."""
 
     seed: int
     epoch: int = 0
@@ -37,7 +38,7 @@ class Purpose(IntEnum):
 
 
 def mix(hashes: U64, seed: int, epoch: int, purpose: Purpose) -> U64:
-    """uint64 [N]: new hashes of the keys whose hashes are given, for one seed, epoch and purpose."""
+    """Return new hashes, uint64 [N], for one seed, epoch and purpose, of keys whose hashes, uint64 [N], are given."""
     state = np.zeros(1, np.uint64)
     for number in (seed, epoch, purpose):
         state = _splitmix(state + np.uint64((number + 1) * GOLDEN % 2**64))
@@ -45,21 +46,22 @@ def mix(hashes: U64, seed: int, epoch: int, purpose: Purpose) -> U64:
 
 
 def _splitmix(x: U64) -> U64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64-bit words; arrays wrap silently."""
+    """Apply the finaliser of splitmix64, a bijection of 64-bit words (docs/method.md, 12.2); arrays wrap silently."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def draw_pool(image_ids: I64, hashes: U64, per_image: int) -> I64:
-    """The pool chips of one epoch: of every image those with the lowest hashes, at most per_image.
+    """Draw the pool chips of one epoch: of every image those with the lowest hashes (docs/method.md, 5.5).
 
     Args:
         image_ids: int64 [N], the source image of each pool chip.
         hashes: uint64 [N], mixed for this epoch.
+        per_image: chips of one image that are drawn at most.
 
     Returns:
-        int64 [min(N of the image, per_image) summed over images]: rows of the pool, ascending.
+        Rows of the pool, int64, ascending.
     """
     order = np.lexsort((hashes, image_ids))  # [N]: image by image, within one by hash; ties by row
     ids = image_ids[order]
@@ -71,13 +73,15 @@ def draw_pool(image_ids: I64, hashes: U64, per_image: int) -> I64:
 
 
 def repeat_factors(offsets: I64, labels: npt.NDArray[np.integer[Any]], threshold: float) -> F64:
-    """How often each chip should appear per epoch so that rare classes are seen more (LVIS, Gupta et al. 2019).
+    """Compute how often each chip should appear per epoch so that rare classes are seen more (docs/method.md, 9.1).
 
-    A class in a share f of the chips has the factor max(1, sqrt(threshold / f)); a chip has the largest of its own.
+    A class in a share f of the chips has the factor max(1, sqrt(threshold / f)). A chip has the largest of its
+    classes.
 
     Args:
         offsets: int64 [N + 1]; chip i has labels[offsets[i]:offsets[i + 1]].
-        labels: integer [M], positive; 0 is left out of account.
+        labels: integer [M], 1..K; boxes with 0 do not count.
+        threshold: share of the chips below which a class counts as rare.
 
     Returns:
         float64 [N], at least 1.
@@ -95,7 +99,7 @@ def repeat_factors(offsets: I64, labels: npt.NDArray[np.integer[Any]], threshold
 
 
 def round_by_hash(factors: F64, hashes: U64) -> I64:
-    """int64 [N]: each factor rounded down or up, up with the probability of its fraction, decided by the hash."""
+    """Round each factor, float64 [N], to int64 [N]: up with the probability of its fraction, as its hash decides."""
     whole = np.floor(factors)
     return whole.astype(np.int64) + (hashes / 2.0**64 < factors - whole)
 
@@ -111,14 +115,16 @@ def epoch_order(
     shards: npt.NDArray[np.integer[Any]] | None = None,
     window: int | None = None,
 ) -> I64:
-    """All chips of one epoch in their order: every positive, and the epoch's draw from the pool.
+    """Order all chips of one epoch: every positive, and the epoch's draw from the pool.
 
     Args:
         hashes: uint64 [P + N], of the keys; the P positives first, then the N chips of the pool.
         pool_images: int64 [N], source images of the pool.
+        seed: of the run.
+        epoch: from 0.
         per_image: pool chips of one image that an epoch holds at most.
         factors: float64 [P], repeats of the positives; None is once each.
-        shards: integer [P + N], whose chip it is; needed with a window. Positives and pool share none.
+        shards: integer [P + N], the shard of each chip; needed with a window. Positives and pool share no shard.
         window: shards at a time: their chips, in the order they would have without a window, come before those of any
             other shard. See group_shards. None: one permutation of all.
 
@@ -145,13 +151,18 @@ def epoch_order(
 
 
 def group_shards(is_pool: npt.NDArray[np.bool_], hashes: U64, window: int) -> I64:
-    """Which shards' chips are mixed with each other.
+    """Group the shards whose chips are mixed with each other.
 
-    The groups are as even as can be, and so is the share of the pool's shards in each: positives and pool are shuffled
-    each by its hashes, then spread over the epoch.
+    The groups are as even as can be, and so is the share of the pool's shards in each: positives and pool are each
+    shuffled by their hashes and then spread over the epoch.
+
+    Args:
+        is_pool: bool [S], shards of the pool.
+        hashes: uint64 [S], mixed for this epoch.
+        window: shards of a group at most.
 
     Returns:
-        int64 [S]: the number of each shard's group; as few groups as `window` shards per group allow.
+        int64 [S], the number of each shard's group; there are as few groups as `window` allows.
     """
     num = len(hashes)
     places = np.zeros(num)
@@ -164,18 +175,25 @@ def group_shards(is_pool: npt.NDArray[np.bool_], hashes: U64, window: int) -> I6
     return groups
 
 
-def rank_slice(length: int, start: int, batch_size: int, index: int, num_parts: int) -> slice:
-    """The positions of one part of the global batch that begins at `start` in an epoch of `length` chips.
+def rank_slice(length: int, start: int, batch_size: int, index: int, num_slices: int) -> slice:
+    """Return the positions of one micro-batch of one rank in the epoch's global order.
 
-    Every num_parts-th position belongs to one part, so parts differ by at most one chip, in the last, short batch
-    too; there a part may be empty. Part `index` is micro-batch index // ranks of rank index % ranks.
+    Every num_slices-th position belongs to one slice, so slices differ by at most one chip, in the last, short batch
+    too; there a slice may be empty.
+
+    Args:
+        length: chips of the epoch.
+        start: position of the global batch's first chip.
+        batch_size: chips of the global batch.
+        index: of the slice: that of micro-batch index // ranks of rank index % ranks.
+        num_slices: ranks times micro-batches per rank.
     """
     stop = min(start + batch_size, length)
-    return slice(min(start + index, stop), stop, num_parts)
+    return slice(min(start + index, stop), stop, num_slices)
 
 
 def ragged_rows(starts: I64, counts: I64) -> I64:
-    """int64 [sum of counts]: the runs starts[i] .. starts[i] + counts[i] - 1, one behind the other."""
+    """Return the spans starts[i] .. starts[i] + counts[i] - 1 one behind the other, int64 [sum of counts]."""
     before = np.cumsum(counts) - counts
     rows: I64 = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
     return rows
