@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
+from pipeline.engines.progress import show_log
 from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError
@@ -203,6 +204,7 @@ def settings_command(settings: Settings) -> None:
 
 def main() -> None:
     """Entry point: prints what a user can mend as one message, without a traceback."""
+    show_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show

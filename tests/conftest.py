@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from pipeline.engines.progress import log
 from tests.s3 import S3, Server, serving
 
 
@@ -21,7 +22,7 @@ RunSniper = Callable[..., CommandResult]
 
 
 @pytest.fixture
-def sniper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunSniper:
+def sniper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[RunSniper]:
     """Runs the console script's entry point in this process; an exception that it lets out fails the test."""
 
     def run(*arguments: object) -> CommandResult:
@@ -38,7 +39,10 @@ def sniper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         assert "Traceback" not in captured.out + captured.err
         return CommandResult(status, captured.out, captured.err)
 
-    return run
+    yield run
+    log.handlers.clear()  # the functions are silent again
+    log.setLevel("NOTSET")
+    log.propagate = True
 
 
 @pytest.fixture(scope="session")

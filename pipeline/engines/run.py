@@ -1,7 +1,7 @@
 """Runs a function over tasks, on this machine or on a Ray cluster. Knows nothing of chips; tasks know nothing of
 processes.
 
-Both engines keep one contract (tests/pipeline/test_engines.py): every task once, results as they finish, a bounded
+Both engines keep one contract (tests/pipeline/engines/test_run.py): every task once, results as they finish, a bounded
 number in flight and the rest drawn only then; what the function raises ends the run and arrives as it was raised; a
 task whose worker dies is tried again, ATTEMPTS times in all, and then the others are still finished before the run
 ends with an error that names it.

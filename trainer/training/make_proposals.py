@@ -1,8 +1,7 @@
 """Proposals for `sniper negatives`: a short training of the RPN alone, then what it proposes on every image."""
 
-import click
-
 from pipeline.dataset.build_file import read_build
+from pipeline.engines.progress import log
 from pipeline.storage import Location, remove_folder
 from schemas.settings import Settings
 from trainer.inference.extract import extract_proposals
@@ -42,7 +41,7 @@ def make_proposals(data: Location, images: Location, settings: Settings, *, over
         checkpoint = train(data, folder / RUN_FOLDER, run_settings, resume=True, rpn_only=True)
         data_wait = extract_proposals(data, checkpoint, images, settings.detect)
         if rank.is_first:
-            click.echo(f"{folder}: proposals of all images; the network waited for pixels {data_wait:.0%}", err=True)
+            log.info(f"{folder}: proposals of all images; the network waited for pixels {data_wait:.0%}")
     return folder
 
 

@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.build_file import finished_builds
+from pipeline.engines.progress import log
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_frame
 from schemas.errors import UsageError
@@ -66,7 +66,7 @@ class Run:
     stopping: bool = False
 
     def tell(self, text: str) -> None:
-        """Print a remark for the user, on the first rank alone."""
+        """Log a remark for the user, on the first rank alone."""
         tell(self.rank, text)
 
     def autocast(self) -> torch.autocast:
@@ -173,9 +173,9 @@ def make_run(
 
 
 def tell(rank: Rank, text: str) -> None:
-    """Print a remark for the user, on the first rank alone."""
+    """Log a remark for the user, on the first rank alone."""
     if rank.is_first:
-        click.echo(text, err=True)
+        log.info(text)
 
 
 def chips_per_pass(options: TrainSettings, ranks: int) -> int:

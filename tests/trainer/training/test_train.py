@@ -255,7 +255,7 @@ def test_train__statistics_of_several_gpus_need_gpus(data: Path, tmp_path: Path)
 
 
 def test_train__weights_of_a_checkpoint_with_other_classes(
-    data: Path, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    data: Path, whole_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = find_checkpoints(whole_run)[-1]
     settings = tiny_settings()
@@ -266,8 +266,9 @@ def test_train__weights_of_a_checkpoint_with_other_classes(
     anew = load_weights(other, str(path))
     assert anew
     assert all(name.startswith("head.scores") for name in anew)
+    caplog.set_level("INFO", "sniper")
     train(data, tmp_path, tiny_settings(f"train.weights={path}"))
-    assert "weights from" in capfd.readouterr().err
+    assert "weights from" in caplog.text
 
 
 def test_checkpoint__half_written_files_are_not_seen(data: Path, whole_run: Path, tmp_path: Path) -> None:
