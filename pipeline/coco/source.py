@@ -94,6 +94,24 @@ class Source:
         names = self.file_name[start:stop].to_pylist()
         return [SourceImage(*record) for record in zip(ids, names, widths, heights, strict=True)]
 
+    def span(self, start: int, stop: int) -> "Source":
+        """Return images [start, stop) and their boxes alone, without what was refused."""
+        offsets = self.offsets[start : stop + 1]
+        boxes = slice(int(offsets[0]), int(offsets[-1]))
+        return Source(
+            image_id=self.image_id[start:stop],
+            file_name=self.file_name.take(pa.array(np.arange(start, stop))),  # a slice would be pickled with the rest
+            width=self.width[start:stop],
+            height=self.height[start:stop],
+            offsets=offsets - boxes.start,
+            row=self.row[boxes],
+            annotation_id=self.annotation_id[boxes],
+            label=self.label[boxes],
+            box=self.box[boxes],
+            crowd=self.crowd[boxes],
+            categories=self.categories,
+        )
+
 
 class RefusedImage(NamedTuple):
     id: int | None

@@ -7,15 +7,16 @@ import pyarrow as pa
 
 from pipeline.coco import Reject, Source
 from pipeline.coco.read import read_coco
-from pipeline.dataset.build import FOLDER, Target, prepare, shard_job, task_memory
-from pipeline.dataset.build_file import read_build, write_build
-from pipeline.dataset.cutting import ShardJob, make_shard
+from pipeline.dataset.build import prepare, task_memory
+from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, read_build, write_build
+from pipeline.dataset.cutting import ShardJob, Target, make_shard
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import PLAN_FILES, write_plan_files
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
+from pipeline.images.chip import codec
 from pipeline.images.sources import image_folder
 from pipeline.planning.plan import Plan, plan_span
 from pipeline.storage import (
@@ -106,7 +107,8 @@ def _build(
     max_bad: float,
 ) -> Report:
     remove_files(out / "plan", PLAN_FILES)
-    target = Target(out, FOLDER, out / "run.json", image_root, settings, settings.model_dump(mode="json"))
+    recorded = settings.model_dump(mode="json")
+    target = Target(out, POSITIVES, out / "run.json", image_root, settings, recorded, codec())
     prepare(target, spans.keys(), "chips")
     ledgers = _recorded_ledgers(out)
     summary = Summary(source, settings)
@@ -119,7 +121,7 @@ def _build(
         for name, (start, stop) in spans.items():
             plans[name] = plan_span(source, start, stop, settings)
             images = source.images(start, stop)
-            yield Task(name, shard_job(target, name, images, plans[name].chips), task_memory(images))
+            yield Task(name, ShardJob(target, name, images, plans[name].chips), task_memory(images))
 
     with Progress("chips", source.num_images, "images") as progress:
         for name, record, was_there in run(make_shard, tasks(), engine):
@@ -149,7 +151,7 @@ def _build(
 def _recorded_ledgers(out: Location) -> dict[str, str]:
     """Name -> SHA-256 of the ledgers, as a finished build's run.json has them; none where there is no such build."""
     try:
-        digests = read_build(out, "sniper chips")["files"]
+        digests = read_build(out, COMMANDS[POSITIVES])["files"]
     except DataError:
         return {}
     return digests if isinstance(digests, dict) else {}
@@ -158,7 +160,7 @@ def _recorded_ledgers(out: Location) -> dict[str, str]:
 def _write_plan(
     source: Source, out: Location, settings: ChipSettings, spans: dict[str, tuple[int, int]], max_bad: float
 ) -> Report:
-    if files_in(out / FOLDER, "chips-*"):
+    if files_in(out / POSITIVES, "chips-*"):
         raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
     folder = out / "plan"
     remove_files(folder, PLAN_FILES)
@@ -199,8 +201,8 @@ def _clear(out: Location) -> None:
     """Delete what builds write, and nothing else a user may keep there."""
     for name in ("run.json", *(f"{n}.parquet" for n in ("images", "annotations", "categories", "rejects"))):
         remove(out / name)
-    remove(out / "negatives" / "run.json")
-    for name in ("negatives", FOLDER):
+    remove(out / NEGATIVES / "run.json")
+    for name in (NEGATIVES, POSITIVES):
         remove_files(out / name, "chips-*.tar", "chips-*.parquet")
     remove_folder(out / "proposals")
     remove_files(out / "plan", PLAN_FILES)

@@ -8,9 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.coco import Source
-from pipeline.dataset.build import FOLDER as POSITIVES
-from pipeline.dataset.build import Target, shard_job
-from pipeline.dataset.cutting import make_shard
+from pipeline.dataset.build_file import POSITIVES
+from pipeline.dataset.cutting import ShardJob, Target, make_shard
 from pipeline.dataset.proposals import Extents, read_parts
 from pipeline.dataset.shards import Record
 from pipeline.planning.mine import Mined, PooledProposals, merge_scales, mine_span, random_span
@@ -79,8 +78,7 @@ def mine_shard(job: MineJob) -> MinedShard:
     images = source.images(0, source.num_images)
     with_chips = np.unique(mined.image).tolist()
     hashes = [job.hashes[i] for i in with_chips]
-    shard = shard_job(target, job.name, [images[i] for i in with_chips], rows)
-    made = make_shard(shard._replace(hashes=hashes))
+    made = make_shard(ShardJob(target, job.name, [images[i] for i in with_chips], rows, hashes))
     return MinedShard(
         job.name,
         made.record.fingerprint,

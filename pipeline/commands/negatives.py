@@ -9,26 +9,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.coco import Source
 from pipeline.commands.mine_shard import MinedShard, MineJob, extents, mine_shard
-from pipeline.dataset.build import FOLDER as POSITIVES
-from pipeline.dataset.build import Target, prepare, task_memory
-from pipeline.dataset.build_file import read_build, write_build
+from pipeline.dataset.build import prepare, task_memory
+from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, read_build, write_build
+from pipeline.dataset.cutting import Target
 from pipeline.dataset.ledger.read import Kept, read_kept
 from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
 from pipeline.dataset.shards import read_record
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
+from pipeline.images.chip import codec
 from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
 from pipeline.storage import Location, ahead, is_folder, location, locked, remove, remove_folder, remove_temporary
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
-
-FOLDER = "negatives"
 
 
 class NegativeReport(NamedTuple):
@@ -72,19 +69,19 @@ def negatives(
     if random is not None and random < 1:
         raise UsageError(f"--random {random}: expected at least one chip per image")
     data, images = location(data), None if images is None else location(images)
-    read_build(data, "sniper chips")
+    read_build(data, COMMANDS[POSITIVES])
     with locked(data):
         if overwrite:
-            remove(data / FOLDER / "run.json")  # first of all: it speaks of the rest
-            remove_folder(data / FOLDER)
+            remove(data / NEGATIVES / "run.json")  # first of all: it speaks of the rest
+            remove_folder(data / NEGATIVES)
         remove_temporary(data)
-        positives = read_build(data, "sniper chips")
+        positives = read_build(data, COMMANDS[POSITIVES])
         root = image_root(positives, images)
         chips = ChipSettings.model_validate(positives["settings"]["chips"])
         kept = read_kept(data)
         found = None if proposals is None else _find(proposals, kept, positives["fingerprint"])
         recorded = {**(settings or NegativeSettings()).model_dump(mode="json"), "random": random}
-        target = Target(data, FOLDER, data / FOLDER / "run.json", root, chips, recorded)
+        target = Target(data, NEGATIVES, data / NEGATIVES / "run.json", root, chips, recorded, codec())
         return _build(
             target,
             positives,
@@ -124,7 +121,7 @@ def _build(
     engine: Engine,
 ) -> NegativeReport:
     names = [f"chips-{i:05d}" for i in range(positives["num_shards"])]
-    prepare(target, names, FOLDER)
+    prepare(target, names, NEGATIVES)
     mined: dict[str, MinedShard] = {}
     with Progress("negatives", kept.source.num_images, "images") as progress:
         for shard in run(mine_shard, _tasks(target, names, kept, found, settings), engine):
@@ -143,7 +140,7 @@ def _build(
     write_build(
         target.build_file,
         [shard.fingerprint for shard in in_order],
-        {"chips": positives["settings"]["chips"], FOLDER: settings.model_dump(mode="json")},
+        {"chips": positives["settings"]["chips"], NEGATIVES: settings.model_dump(mode="json")},
         {},
         counts,
         positives=positives["fingerprint"],
@@ -160,31 +157,12 @@ def _tasks(
     for name, record in zip(names, ahead(read_record, paths), strict=True):
         ids = [image.image_id for image in record.images] or [0]
         start, stop = np.searchsorted(kept.source.image_id, [ids[0], ids[-1] + 1]).tolist()
-        source = _part(kept.source, start, stop)
+        source = kept.source.span(start, stop)
         proposals = (
             slice_pool(found, start, stop) if isinstance(found, PooledProposals) else found and found.of(start, stop)
         )
         job = MineJob(target, name, source, kept.hashes[start:stop].to_pylist(), proposals, settings)
         yield Task(name, job, task_memory(source.images(0, stop - start)))
-
-
-def _part(source: Source, start: int, stop: int) -> Source:
-    """Images [start, stop) and their boxes."""
-    offsets = source.offsets[start : stop + 1]
-    boxes = slice(int(offsets[0]), int(offsets[-1]))
-    return Source(
-        image_id=source.image_id[start:stop],
-        file_name=source.file_name.take(pa.array(np.arange(start, stop))),  # a slice would be pickled with the rest
-        width=source.width[start:stop],
-        height=source.height[start:stop],
-        offsets=offsets - boxes.start,
-        row=source.row[boxes],
-        annotation_id=source.annotation_id[boxes],
-        label=source.label[boxes],
-        box=source.box[boxes],
-        crowd=source.crowd[boxes],
-        categories=source.categories,
-    )
 
 
 def _counts(shards: list[MinedShard], settings: ChipSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.dataset.build_file import read_build
-from pipeline.images.drawing import STATUS_COLORS, label_font
+from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, STATUS_COLORS, label_font
 from pipeline.storage import (
     Location,
     files_in,
@@ -26,8 +26,6 @@ from pipeline.storage.parquet import read_frame
 from schemas.errors import DataError, UsageError
 
 PROPOSAL = "proposal"
-PROPOSAL_COLOR = "#ff5c6c"
-PAPER, INK, FAINT = "#16181d", "#f2f2f2", "#9aa0aa"
 GAP, LINE, HEADER = 10, 16, 30  # pixels
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.dataset.build_file import build_fingerprint, read_build
+from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, build_fingerprint, read_build
 from pipeline.dataset.shards import BLOCK, UNREADABLE, member_behind, read_shard
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
@@ -30,7 +30,7 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     Raises:
         UsageError: `data` holds no chip data set.
     """
-    folders = [folder for name in ("positives", "negatives") if is_folder(folder := data / name)]
+    folders = [folder for name in (POSITIVES, NEGATIVES) if is_folder(folder := data / name)]
     if not folders:
         raise UsageError(f"{data}: holds no chips; expected the folder that `sniper chips --out` wrote")
     records = [path for folder in folders for path in files_in(folder, "chips-*.parquet")]
@@ -40,9 +40,9 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
         for shard in run(_check_shard, jobs, Engine(workers=workers)):
             found[shard.name] = shard
             progress.add(1)
-    problems = list(_check_build(data, data, data / "positives", found))
-    if data / "negatives" in folders:
-        problems += _check_build(data, data / "negatives", data / "negatives", found)
+    problems = list(_check_build(data, data, data / POSITIVES, found))
+    if data / NEGATIVES in folders:
+        problems += _check_build(data, data / NEGATIVES, data / NEGATIVES, found)
         problems += _check_origin(data)
     for tar in (path for folder in folders for path in files_in(folder, "chips-*.tar")):
         if _name(tar.with_suffix(".parquet")) not in found:
@@ -61,7 +61,7 @@ class _Shard(NamedTuple):
 def _check_build(data: Location, root: Location, folder: Location, found: dict[str, _Shard]) -> Iterator[str]:
     """What is missing or changed of a build; its run.json and ledgers lie in `root`, its shards in `folder`."""
     try:
-        build = read_build(root, f"sniper {'chips' if root == data else root.name}")
+        build = read_build(root, COMMANDS[folder.name])
     except DataError as error:
         yield str(error)
         return
@@ -98,8 +98,8 @@ def _check_build(data: Location, root: Location, folder: Location, found: dict[s
 def _check_origin(data: Location) -> Iterator[str]:
     """Whether the pool was mined for these positives; unreadable files are named elsewhere."""
     try:
-        positives = read_build(data, "sniper chips")["fingerprint"]
-        origin = read_build(data / "negatives", "sniper negatives").get("positives")
+        positives = read_build(data, COMMANDS[POSITIVES])["fingerprint"]
+        origin = read_build(data / NEGATIVES, COMMANDS[NEGATIVES]).get("positives")
     except DataError:
         return
     if origin != positives:

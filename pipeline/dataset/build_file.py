@@ -13,7 +13,8 @@ from schemas.errors import DataError
 from schemas.tables import FORMAT_VERSION
 
 NAME = "run.json"
-COMMANDS = {"positives": "sniper chips", "negatives": "sniper negatives"}
+POSITIVES, NEGATIVES = "positives", "negatives"
+COMMANDS = {POSITIVES: "sniper chips", NEGATIVES: "sniper negatives"}
 """What makes the shards of each folder."""
 
 CONTENT = ("fingerprint", "num_shards", "settings", "files", "counts")

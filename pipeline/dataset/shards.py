@@ -4,7 +4,7 @@ A shard exists once its Parquet file does. The file's metadata holds what a reru
 count and SHA-256, the fingerprint of what the shard was made from, the settings, and what was refused in it.
 """
 
-import hashlib
+import tarfile
 import zlib
 from typing import IO, Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
+from pipeline.dataset.hashing import HashingFile
 from pipeline.storage import Location, atomic_file, read_bytes, start_writeback
 from schemas.errors import DataError
 from schemas.tables import MANIFEST
@@ -33,50 +34,61 @@ class Member(NamedTuple):
 class TarWriter:
     """Writes a USTAR file with fixed header fields, so that equal contents give equal bytes.
 
-    Our own and not tarfile's because one pass must give each member's offset and checksum and the hash of the whole.
+    It is our own and not tarfile's because one pass must give each member's offset and checksum and the hash of the
+    whole.
+
+    Args:
+        file: the file to write from its start; it stays open.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
+        self._file, self._hashing = file, HashingFile(file)
         self._next_writeback = WRITEBACK
-        self.size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._hashing.tell()
 
     def add(self, name: str, data: bytes) -> Member:
-        """Append a regular file; `name` is ASCII and at most 100 characters."""
+        """Append a regular file.
+
+        Args:
+            name: ASCII, at most 100 characters.
+            data: the file's content.
+
+        Returns:
+            Where the content lies, and its checksum.
+        """
         member = Member(self.size + BLOCK, len(data), zlib.crc32(data))
-        self._write(_tar_header(name, len(data)))
-        self._write(data)
-        self._write(bytes(-len(data) % BLOCK))
+        self._hashing.write(_tar_header(name, len(data)))
+        self._hashing.write(data)
+        self._hashing.write(bytes(-len(data) % BLOCK))
         if self.size >= self._next_writeback:
             self._next_writeback += WRITEBACK
             start_writeback(self._file)
         return member
 
     def close(self) -> str:
-        """Write the end mark; returns the SHA-256 of the whole file, hex."""
-        self._write(bytes(2 * BLOCK))
-        return self._sha256.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-        self.size += len(data)
+        """Write the end mark and return the SHA-256 of the whole file, hex."""
+        self._hashing.write(bytes(2 * BLOCK))
+        return self._hashing.hexdigest()
 
 
-_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
-_TIME = b"00000000000\0"
-_TYPE_TO_END = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
-_CHECKSUM_BLANK = 8 * ord(" ")
+_SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)  # where these fields lie in a header
+_HEADER = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))  # mode 0644, owner 0, time 0
+_HEADER[_CHECKSUM] = b" " * 8  # as which it counts while the sum is taken
 
 
 def _tar_header(name: str, size: int) -> bytes:
-    """A USTAR header: mode 0644, owner 0, time 0 (tests hold it against tarfile's)."""
+    """Fill in a USTAR header. tarfile takes five times as long over one (50 us against 10)."""
     encoded = name.encode("ascii")
     assert len(encoded) <= 100, name
-    start = encoded.ljust(100, b"\0") + _MODE_AND_OWNER + b"%011o\0" % size + _TIME
-    checksum = sum(start) + _CHECKSUM_BLANK + sum(_TYPE_TO_END)
-    return start + b"%06o\0 " % checksum + _TYPE_TO_END
+    header = _HEADER.copy()
+    header[: len(encoded)] = encoded
+    header[_SIZE] = b"%011o" % size
+    header[_CHECKSUM] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def member_behind(tar: bytes, end: int) -> bytes:

@@ -2,6 +2,9 @@
 
 from PIL import ImageFont
 
+PAPER, INK, FAINT = "#16181d", "#f2f2f2", "#9aa0aa"
+PROPOSAL_COLOR = "#ff5c6c"
+DETECTION_COLOR = "#ff8c1a"
 STATUS_COLORS = {
     "valid": "#35d04f",
     "rescued": "#19d3e0",
@@ -10,6 +13,8 @@ STATUS_COLORS = {
     "ignore": "#b0b0b0",
     "crowd": "#e03bd8",
 }
+CLASS_COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
+"""Of detections, by the number of their category."""
 
 
 def label_font(size: int) -> ImageFont.ImageFont:

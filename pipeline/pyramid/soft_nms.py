@@ -3,20 +3,17 @@
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.kernels import kernel
+from schemas.arrays import Float32Array, IntArray
 
 Method = Literal["gaussian", "linear", "hard"]
 METHODS: dict[str, int] = {"gaussian": 0, "linear": 1, "hard": 2}
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
 
 def soft_nms(
-    boxes: FloatArray,
-    scores: FloatArray,
+    boxes: Float32Array,
+    scores: Float32Array,
     labels: IntArray,
     *,
     method: Method = "gaussian",
@@ -24,7 +21,7 @@ def soft_nms(
     iou: float = 0.5,
     min_score: float = 0.001,
     limit: int = 200,
-) -> tuple[IntArray, FloatArray]:
+) -> tuple[IntArray, Float32Array]:
     """Lower the score of each box by its overlap with better ones of its class; keep the best.
 
     Again and again the best box of a class is kept and the others' scores are multiplied by exp(-IoU^2 / sigma)
@@ -49,8 +46,14 @@ def soft_nms(
 
 @kernel
 def _decay(
-    boxes: FloatArray, scores: FloatArray, offsets: IntArray, method: int, sigma: float, iou: float, min_score: float
-) -> FloatArray:
+    boxes: Float32Array,
+    scores: Float32Array,
+    offsets: IntArray,
+    method: int,
+    sigma: float,
+    iou: float,
+    min_score: float,
+) -> Float32Array:
     """New scores float32 [N], 0 for what fell below min_score; class c has the rows offsets[c]:offsets[c + 1]."""
     result = np.zeros(len(scores), np.float32)
     for c in range(len(offsets) - 1):

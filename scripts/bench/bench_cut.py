@@ -19,7 +19,7 @@ import click
 
 from pipeline.coco import Source
 from pipeline.coco.read import read_coco
-from pipeline.dataset.cutting import ShardJob, cut_shard
+from pipeline.dataset.cutting import ShardJob, Target, cut_shard
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec, cut_chip, encode_jpeg
@@ -71,14 +71,14 @@ def timed_cut(job: ShardJob) -> Timed:
 def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
     settings = ChipSettings()
     (out / "positives").mkdir(parents=True)
+    target = Target(out, "positives", out / "run.json", images, settings, {}, codec())
     jobs = []
     starts = range(0, source.num_images // IMAGES_PER_JOB * IMAGES_PER_JOB, IMAGES_PER_JOB)  # jobs of equal size
     for number, start in enumerate(REPEATS * list(starts)):
         stop = start + IMAGES_PER_JOB
         chips = plan_span(source, start, stop, settings).chips
         name = f"chips-{number:05d}"
-        sources = source.images(start, stop)
-        jobs.append(ShardJob(out, "positives", name, images, sources, chips, settings, {}, out / "run.json", codec()))
+        jobs.append(ShardJob(target, name, source.images(start, stop), chips))
     return jobs
 
 
@@ -88,8 +88,8 @@ def timed_kernels(job: ShardJob) -> Timed:
     work = []
     for image in job.images:
         mine = [row for row in rows if row["image_id"] == image.image_id]
-        work.append(((job.image_root / image.file_name).read_bytes(), image, mine))
-    settings = job.settings
+        work.append(((job.target.image_root / image.file_name).read_bytes(), image, mine))
+    settings = job.target.settings
     started = time.monotonic()
     for data, source, chips in work:
         decoded = read_image(data, source.width, source.height, settings.max_pixels)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
-from pipeline.dataset.cutting import ShardJob, cut_shard
+from pipeline.dataset.cutting import ShardJob, Target, cut_shard
 from pipeline.images.chip import codec
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
@@ -50,8 +50,8 @@ def add_pool(out: Path, data: Path) -> None:
     (out / "negatives").mkdir()
     images = source.images(0, NUM_IMAGES)
     recorded, build_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
-    where = (out, "negatives", "chips-00000", data / "train")
-    cut_shard(ShardJob(*where, images, plan, SETTINGS, recorded, build_file, codec()), "pool")
+    target = Target(out, "negatives", build_file, data / "train", SETTINGS, recorded, codec())
+    cut_shard(ShardJob(target, "chips-00000", images, plan), "pool")
     positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
     run = {"fingerprint": "pool", "positives": positives, "num_shards": 1, "settings": {}, "files": {}, "counts": {}}
     (out / "negatives/run.json").write_text(json.dumps(run))

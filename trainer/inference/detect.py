@@ -14,7 +14,7 @@ from upath import UPath
 from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress
 from pipeline.images.decode import EXIF_ORIENTATION, SWAPS_SIDES, read_image
-from pipeline.images.drawing import label_font
+from pipeline.images.drawing import CLASS_COLORS, label_font
 from pipeline.pyramid.merging import Detections, merge
 from pipeline.storage import Location, location, make_folder, write_atomic
 from schemas.errors import UsageError
@@ -26,7 +26,6 @@ from trainer.model import predict
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SPAN = 8  # images whose views share batches; few, so that results come soon
 STEM = 100  # characters of an image's name that its picture has
-COLORS = ("#35d04f", "#ff8c1a", "#19d3e0", "#e03bd8", "#ffd21f", "#6b8cff", "#ff5252")
 
 
 def detect_images(
@@ -155,7 +154,7 @@ def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
     for found in reversed(result["detections"]):
         if found["score"] >= min_score:
             x, y, w, h = found["bbox"]
-            color = COLORS[found["category_id"] % len(COLORS)]
+            color = CLASS_COLORS[found["category_id"] % len(CLASS_COLORS)]
             draw.rectangle((x, y, x + w, y + h), outline=color, width=line)
             place = (x, max(0, y - 1.2 * height - line))  # above the box, since many are smaller than their label
             draw.text(place, f"{found['category']} {found['score']:.2f}", color, font)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engines.tasks import available_cores
+from schemas.arrays import BoolArray, IntArray
 from schemas.codes import Status
 from schemas.errors import DataError, UsageError
 from schemas.settings import LoaderSettings
@@ -26,9 +27,7 @@ from trainer.loading.batch import Batch, flip
 from trainer.loading.cache import gigabytes
 from trainer.loading.dataset import ChipDataset, Pixels
 from trainer.loading.fetch import Fetcher
-from trainer.loading.order import I64, Purpose, State, epoch_order, mix, ragged_rows, rank_slice, repeat_factors
-
-Flags = npt.NDArray[np.bool_]
+from trainer.loading.order import Purpose, State, epoch_order, mix, ragged_rows, rank_slice, repeat_factors
 
 
 class Micro(NamedTuple):
@@ -123,7 +122,7 @@ class BatchLoader:
             )
         return Epoch(self, state, order)
 
-    def _order(self, state: State) -> I64:
+    def _order(self, state: State) -> IntArray:
         m = self.dataset.manifest
         pool = m.image_ids[m.num_positives :]
         per_image = self.settings.negatives_per_image
@@ -132,7 +131,7 @@ class BatchLoader:
             m.key_hashes, pool, state.seed, state.epoch, per_image, self._factors, shards=shards, window=window
         )
 
-    def needs(self, state: State, order: I64) -> "_Needs":
+    def needs(self, state: State, order: IntArray) -> "_Needs":
         """Find the shards that this rank reads in the rest of an epoch.
 
         Args:
@@ -158,7 +157,7 @@ class BatchLoader:
         np.add.at(change, last + 1, -1)
         return _Needs(shards[np.argsort(first, kind="stable")].tolist(), past, int(change.cumsum().max()))
 
-    def fetcher(self, state: State, order: I64) -> Fetcher | None:
+    def fetcher(self, state: State, order: IntArray) -> Fetcher | None:
         """Begin to fetch what this rank reads in the rest of an epoch and at the beginning of the next one.
 
         Returns:
@@ -177,7 +176,7 @@ class BatchLoader:
 
         return Fetcher(dataset.remote, shards, past, max(2 * window, at_once), dataset.max_files, beginning)
 
-    def begin(self, rows: I64, flips: Flags, pool: Executor) -> "_Making":
+    def begin(self, rows: IntArray, flips: BoolArray, pool: Executor) -> "_Making":
         """Queue the work for one micro-batch.
 
         Args:
@@ -192,11 +191,11 @@ class BatchLoader:
         decoded = [pool.submit(self._decode, rows[k::step], slots[k::step]) for k in range(min(step, len(rows)))]
         return _Making(micro, decoded)
 
-    def _decode(self, rows: I64, slots: Pixels) -> None:
+    def _decode(self, rows: IntArray, slots: Pixels) -> None:
         for row, slot in zip(rows.tolist(), slots, strict=True):
             self.dataset.decode(row, slot)
 
-    def _describe(self, rows: I64, flips: Flags, pixels: Tensor) -> Micro:
+    def _describe(self, rows: IntArray, flips: BoolArray, pixels: Tensor) -> Micro:
         """Make a micro-batch; the contents of its `pixels` may still be in the making."""
         m = self.dataset.manifest
         starts = m.box_offsets[rows]
@@ -220,7 +219,7 @@ class BatchLoader:
 class Epoch:
     """The steps of an epoch from a state on; their number is exact and the same on all ranks."""
 
-    def __init__(self, loader: BatchLoader, state: State, order: I64) -> None:
+    def __init__(self, loader: BatchLoader, state: State, order: IntArray) -> None:
         """Prepare to go on from a state; `order`, int64 [T], is the whole epoch's chips as rows of the data set."""
         self.loader, self.state = loader, state
         self.order = order  # int64 [T]: rows of the data set, all ranks together

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from schemas.arrays import FloatArray, IntArray, Uint64Array
+
 
 class State(NamedTuple):
     """Where loading stands: `position` chips of the global order of `epoch` have been handed out to all ranks."""
@@ -19,10 +21,6 @@ class State(NamedTuple):
     epoch: int = 0
     position: int = 0
 
-
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -37,7 +35,7 @@ class Purpose(IntEnum):
     SHARD = 4
 
 
-def mix(hashes: U64, seed: int, epoch: int, purpose: Purpose) -> U64:
+def mix(hashes: Uint64Array, seed: int, epoch: int, purpose: Purpose) -> Uint64Array:
     """Return new hashes, uint64 [N], for one seed, epoch and purpose, of keys whose hashes, uint64 [N], are given."""
     state = np.zeros(1, np.uint64)
     for number in (seed, epoch, purpose):
@@ -45,14 +43,14 @@ def mix(hashes: U64, seed: int, epoch: int, purpose: Purpose) -> U64:
     return _splitmix(hashes ^ state)
 
 
-def _splitmix(x: U64) -> U64:
+def _splitmix(x: Uint64Array) -> Uint64Array:
     """Apply the finaliser of splitmix64, a bijection of 64-bit words (docs/method.md, 12.2); arrays wrap silently."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def draw_pool(image_ids: I64, hashes: U64, per_image: int) -> I64:
+def draw_pool(image_ids: IntArray, hashes: Uint64Array, per_image: int) -> IntArray:
     """Draw the pool chips of one epoch: of every image those with the lowest hashes (docs/method.md, 5.5).
 
     Args:
@@ -72,7 +70,7 @@ def draw_pool(image_ids: I64, hashes: U64, per_image: int) -> I64:
     return np.sort(order[rank < per_image])
 
 
-def repeat_factors(offsets: I64, labels: npt.NDArray[np.integer[Any]], threshold: float) -> F64:
+def repeat_factors(offsets: IntArray, labels: npt.NDArray[np.integer[Any]], threshold: float) -> FloatArray:
     """Compute how often each chip should appear per epoch so that rare classes are seen more (docs/method.md, 9.1).
 
     A class in a share f of the chips has the factor max(1, sqrt(threshold / f)). A chip has the largest of its
@@ -98,23 +96,23 @@ def repeat_factors(offsets: I64, labels: npt.NDArray[np.integer[Any]], threshold
     return factors
 
 
-def round_by_hash(factors: F64, hashes: U64) -> I64:
+def round_by_hash(factors: FloatArray, hashes: Uint64Array) -> IntArray:
     """Round each factor, float64 [N], to int64 [N]: up with the probability of its fraction, as its hash decides."""
     whole = np.floor(factors)
     return whole.astype(np.int64) + (hashes / 2.0**64 < factors - whole)
 
 
 def epoch_order(
-    hashes: U64,
-    pool_images: I64,
+    hashes: Uint64Array,
+    pool_images: IntArray,
     seed: int,
     epoch: int,
     per_image: int,
-    factors: F64 | None = None,
+    factors: FloatArray | None = None,
     *,
     shards: npt.NDArray[np.integer[Any]] | None = None,
     window: int | None = None,
-) -> I64:
+) -> IntArray:
     """Order all chips of one epoch: every positive, and the epoch's draw from the pool.
 
     Args:
@@ -146,11 +144,11 @@ def epoch_order(
         present, first, shard = np.unique(shards[rows], return_index=True, return_inverse=True)
         shard_hashes = mix(present.astype(np.uint64), seed, epoch, Purpose.SHARD)
         groups = group_shards(rows[first] >= num_positives, shard_hashes, window)[shard]
-    order: I64 = rows[np.lexsort((places, groups))]  # stable
+    order: IntArray = rows[np.lexsort((places, groups))]  # stable
     return order
 
 
-def group_shards(is_pool: npt.NDArray[np.bool_], hashes: U64, window: int) -> I64:
+def group_shards(is_pool: npt.NDArray[np.bool_], hashes: Uint64Array, window: int) -> IntArray:
     """Group the shards whose chips are mixed with each other.
 
     The groups are as even as can be, and so is the share of the pool's shards in each: positives and pool are each
@@ -192,8 +190,8 @@ def rank_slice(length: int, start: int, batch_size: int, index: int, num_slices:
     return slice(min(start + index, stop), stop, num_slices)
 
 
-def ragged_rows(starts: I64, counts: I64) -> I64:
+def ragged_rows(starts: IntArray, counts: IntArray) -> IntArray:
     """Return the spans starts[i] .. starts[i] + counts[i] - 1 one behind the other, int64 [sum of counts]."""
     before = np.cumsum(counts) - counts
-    rows: I64 = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
+    rows: IntArray = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
     return rows

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline.images.drawing import DETECTION_COLOR, STATUS_COLORS
 from pipeline.storage import Location, is_file, make_folder, read_bytes, write_atomic
 from schemas.codes import Status
 from schemas.errors import UsageError
@@ -146,11 +147,11 @@ def draw_batch(path: Location, batch: Batch, found: list[RawDetections]) -> None
         draw = ImageDraw.Draw(tile)
         for box, status in list(zip(boxes, statuses, strict=True))[offsets[i] : offsets[i + 1]]:
             is_target = status in (Status.VALID, Status.RESCUED)
-            draw.rectangle(box, outline="#35d04f" if is_target else "#b0b0b0", width=2 if is_target else 1)
+            draw.rectangle(box, outline=STATUS_COLORS["valid" if is_target else "ignore"], width=2 if is_target else 1)
         for box, score, label in zip(*(values.tolist() for values in found[i]), strict=True):
             if score >= SHOWN_SCORE:
-                draw.rectangle(box, outline="#ff8c1a")
-                draw.text((box[0] + 2, box[1]), f"{label} {score:.2f}", fill="#ff8c1a")
+                draw.rectangle(box, outline=DETECTION_COLOR)
+                draw.text((box[0] + 2, box[1]), f"{label} {score:.2f}", fill=DETECTION_COLOR)
         sheet.paste(tile, (i % 4 * side, i // 4 * side))
     make_folder(path.parent)
     picture = io.BytesIO()

@@ -13,11 +13,8 @@ from pipeline.coco.checks.ids import StringIds, id_or_none, is_id, shown
 from pipeline.coco.checks.images import Images
 from pipeline.coco.file import Annotation
 from pipeline.coco.source import RefusedBox, Reject, find_ids
-from schemas.arrays import IntArray
+from schemas.arrays import BoolArray, FloatArray, IntArray
 from schemas.codes import Fate, Reason
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 LARGEST = 1e12  # a bbox's number beyond this is none that pixels have
 PARTS = 8  # of the ids, searched one after the other for those that occur twice

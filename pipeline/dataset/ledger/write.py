@@ -3,11 +3,9 @@
 They are written some thousand rows at a time, so that memory holds no whole table.
 """
 
-import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import RefusedBox, RefusedImage, Reject
+from pipeline.dataset.hashing import HashingFile
 from pipeline.dataset.ledger.summary import Summary, mask_to_scales
 from pipeline.storage import Location, atomic_file, is_file, remove
 from schemas.codes import FATE_NAMES, Fate, Reason
@@ -62,7 +61,7 @@ def _write(
 ) -> str:
     """Write a Parquet file, each table a row group, unless it stands already; returns its SHA-256."""
     with suppress(_UnchangedError), atomic_file(place) as file:
-        hashing = _Hashing(file)
+        hashing = HashingFile(file)
         with pq.ParquetWriter(hashing, schema, compression="zstd") as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=ROWS)
@@ -71,33 +70,6 @@ def _write(
             raise _UnchangedError
         remove(build_file)
     return hashing.hexdigest()
-
-
-class _Hashing(io.RawIOBase):
-    """A file that is written to and hashed at once, from its start to its end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._sha256 = file, hashlib.sha256()
-        self._size = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:  # whatever has bytes
-        self._sha256.update(data)
-        self._file.write(data)
-        size = memoryview(data).nbytes
-        self._size += size
-        return size
-
-    def tell(self) -> int:
-        return self._size
-
-    def close(self) -> None:
-        """Leave the file open: who opened it closes it."""
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
 
 
 def _images(summary: Summary) -> Iterator[pa.Table]:

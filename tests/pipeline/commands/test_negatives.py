@@ -21,8 +21,9 @@ from PIL import Image, ImageColor
 
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import NegativeReport, describe, negatives
-from pipeline.commands.show import PROPOSAL_COLOR, show
+from pipeline.commands.show import show
 from pipeline.commands.verify import verify
+from pipeline.images.drawing import PROPOSAL_COLOR
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 from schemas.tables import MANIFEST, PROPOSALS
