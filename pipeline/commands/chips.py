@@ -1,4 +1,4 @@
-"""`sniper chips`: an annotation file and an image folder become shards of chips, resumable and reproducible."""
+"""`sniper chips`: turn an annotation file and an image folder into shards of chips, resumably and reproducibly."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,14 +36,23 @@ from schemas.settings import ChipSettings
 
 
 class Report(NamedTuple):
-    """What a build did."""
+    """What a build did.
 
-    counts: dict[str, Any]  # see Summary.counts
+    Attributes:
+        counts: those of run.json.
+        rejects: the refused images and boxes.
+        notes: remarks that a user should see and that refuse nothing.
+        num_shards: shards of the build.
+        num_made: shards that this call cut; the others were there.
+        shortfall: why this is no success: too many images were refused, or every box; None where it is one.
+    """
+
+    counts: dict[str, Any]
     rejects: list[Reject]
     notes: list[str]
     num_shards: int
-    num_made: int  # shards cut by this run; the others were there
-    shortfall: str | None  # why this is no success: too many images refused, or every box
+    num_made: int
+    shortfall: str | None
 
 
 def chips(
@@ -64,10 +73,17 @@ def chips(
     Args:
         annotations: COCO JSON file.
         images: folder that its file names are relative to; not needed with plan_only.
-        workers, engine, address: where the work spans, as engines.Engine says; they change nothing but the time.
+        out: folder of the data set; it is made where there is none.
+        settings: what a chip is and where chips go.
+        workers: number of processes, or of tasks on Ray at a time; None: all cores. It changes nothing but the time.
+        engine: `local` for processes of this machine, or `ray`.
+        address: of the Ray cluster; None: what RAY_ADDRESS says, else this machine.
         plan_only: write out/plan/ and no chips.
         overwrite: replace what an earlier build with other settings left.
         max_bad: largest share of refused images that still counts as success; everything good is written anyway.
+
+    Returns:
+        What the build did.
 
     Raises:
         DataError: the annotation file cannot be trusted, or the output cannot be written.
@@ -92,7 +108,7 @@ def chips(
 
 
 def _spans(num_images: int, length: int) -> dict[str, tuple[int, int]]:
-    """Shard name -> its span of consecutive images [start, stop), decided before anything else."""
+    """Decide, before anything else, which consecutive images [start, stop) each shard holds, by the shard's name."""
     starts = range(0, max(num_images, 1), length)  # a set without a usable image still has one, empty, shard
     return {f"chips-{i:05d}": (start, min(start + length, num_images)) for i, start in enumerate(starts)}
 
@@ -149,7 +165,7 @@ def _build(
 
 
 def _recorded_ledgers(out: Location) -> dict[str, str]:
-    """Name -> SHA-256 of the ledgers, as a finished build's run.json has them; none where there is no such build."""
+    """Return the SHA-256 of each ledger as a finished build's record has it; none where there is no such build."""
     try:
         digests = read_build(out, COMMANDS[POSITIVES])["files"]
     except DataError:
@@ -182,7 +198,7 @@ def _write_plan(
 
 
 def _shortfall(counts: dict[str, Any], max_bad: float, remark: str) -> str | None:
-    """Why a build is no success, or None; `remark` says what there is all the same."""
+    """Say why a build is no success, or return None; `remark` says what there is all the same."""
     refused, total = sum(counts["images"]["refused"].values()), counts["images"]["total"]
     faults = []
     if refused / max(total, 1) > max_bad:

@@ -1,4 +1,4 @@
-"""Mines one shard: from the images, boxes and proposals of a positives' shard to its negative chips."""
+"""Mine one shard: from the images, boxes and proposals of a positives' shard to its negative chips."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -23,38 +23,59 @@ WINDOW = ["x1", "y1", "x2", "y2"]
 
 
 class MineJob(NamedTuple):
-    """What mining one shard needs: the images of the positives' shard of that name, and no others."""
+    """What mining one shard needs.
+
+    Attributes:
+        target: the build of the pool.
+        name: of the shard, which is also the name of the positives' shard of the same images.
+        source: the images of that shard and their boxes, and no others.
+        hashes: XXH3-128 of the images' files when the positives were cut, hex.
+        proposals: those of the images, or the files that hold them; None draws windows by seed.
+        settings: how proposals are pooled and mined.
+    """
 
     target: Target
     name: str
     source: Source
-    hashes: list[str]  # of the images' files when the positives were cut
-    proposals: (
-        PooledProposals | list[Location] | None
-    )  # those of the images, or the files that hold them; None: draw by seed
+    hashes: list[str]
+    proposals: PooledProposals | list[Location] | None
     settings: NegativeSettings
 
 
 class MinedShard(NamedTuple):
-    """One shard in numbers."""
+    """One shard in numbers.
+
+    Attributes:
+        name: of the shard.
+        fingerprint: of the shard.
+        was_there: the shard stood already, and nothing was done.
+        strange: a line for each image whose file is not the one that the positives were cut from.
+        scales: float64 [3, S], per scale: chips, proposals newly covered, sum of these proposals' scores.
+        images: number of images of the shard.
+        with_chips: number of images with at least one chip.
+        read: number of proposals.
+        pooled: number of proposals that NMS left.
+        statuses: number of boxes of each status in the chips.
+    """
 
     name: str
     fingerprint: str
     was_there: bool
-    strange: list[str]  # a line for each image whose file is not what the positives were cut from
-    scales: FloatArray  # float64 [3, S]: chips, proposals newly covered, sum of their scores
+    strange: list[str]
+    scales: FloatArray
     images: int
-    with_chips: int  # images with at least one
-    read: int  # proposals
-    pooled: int  # proposals that NMS left
+    with_chips: int
+    read: int
+    pooled: int
     statuses: Counter[str]
 
 
 def mine_shard(job: MineJob) -> MinedShard:
-    """Mine the images of one shard and cut what was found; only images that give any chip are read.
+    """Mine the images of one shard and cut what was found. Only images that give a chip are read.
 
     Raises:
-        DataError: as make_shard, or the positives' manifest or the proposals cannot be read.
+        DataError: the positives' manifest or the proposals cannot be read, the output cannot be written, or the store
+            with the images gives no answer.
     """
     target, source, settings = job.target, job.source, job.settings
     chips = target.settings
@@ -94,12 +115,17 @@ def mine_shard(job: MineJob) -> MinedShard:
 
 
 def extents(source: Source, others: IntArray | None) -> Extents:
-    """What of a file of proposals belongs to these images; `others` as of Extents."""
+    """Return the images of a source as those whose proposals are wanted.
+
+    Args:
+        source: the images.
+        others: int64 [r], ids of images whose proposals are left out without being a fault; None: of all others.
+    """
     return Extents(source.image_id, np.stack([source.width, source.height], axis=1).astype(np.float64), others)
 
 
 def _strange(record: Record, hashes: list[str]) -> list[str]:
-    """A line per image whose file was another one, or none, when it was cut."""
+    """Return a line per image whose file was another one, or none, when the negatives were cut."""
     why = {reject.id: reject.message for reject in record.rejects}
     return [
         f"  image {image.image_id}: {why.get(image.image_id, 'the bytes of its file have changed')}"
@@ -109,14 +135,14 @@ def _strange(record: Record, hashes: list[str]) -> list[str]:
 
 
 def _per_scale(mined: Mined, num_scales: int) -> FloatArray:
-    """float64 [3, S]: chips, proposals newly covered, sum of their scores."""
+    """Return float64 [3, S]: chips, proposals newly covered, and the sum of these proposals' scores."""
     score = np.where(mined.num_proposals > 0, mined.mean_score, 0) * mined.num_proposals
     weights = (np.ones(len(score)), mined.num_proposals, score)
     return np.stack([np.bincount(mined.scale_index, weight, num_scales) for weight in weights], dtype=np.float64)
 
 
 def _positives(path: Location, source: Source) -> tuple[IntArray, npt.NDArray[np.int8], FloatArray]:
-    """The chips of a positives' shard: position of their image in the source, scale index and window."""
+    """Read the chips of a positives' shard: position of their image in the source, scale index and window."""
     rows = read_table(path, ["image_id", "scale_index", *WINDOW])
     image = np.searchsorted(source.image_id, rows["image_id"].to_numpy())
     window = np.stack([rows[name].to_numpy() for name in WINDOW], axis=1)

@@ -1,4 +1,4 @@
-"""`sniper negatives`: mines proposals for background that fools a weak RPN, and cuts it into a pool of chips.
+"""`sniper negatives`: mine proposals for background that fools a weak RPN, and cut it into a pool of chips.
 
 The pool's shard i holds the images of the positives' shard i. Where windows go depends on the positives' manifest,
 the proposals and the settings alone.
@@ -29,11 +29,17 @@ from schemas.settings import ChipSettings, NegativeSettings
 
 
 class NegativeReport(NamedTuple):
-    """What a build did."""
+    """What a build did.
+
+    Attributes:
+        counts: those of the pool's run.json.
+        num_shards: shards of the pool.
+        num_made: shards that this call cut; the others were there.
+    """
 
     counts: dict[str, Any]
     num_shards: int
-    num_made: int  # shards cut by this run; the others were there
+    num_made: int
 
 
 def negatives(
@@ -52,12 +58,17 @@ def negatives(
 
     Args:
         data: the folder that `sniper chips` wrote.
-        images: folder that file names are relative to; where the positives' run.json says, if not given.
-        proposals: a Parquet file, a folder of them or COCO results JSON; see pipeline.dataset.proposals.
+        images: folder that file names are relative to; None: where the positives were cut from.
+        proposals: a Parquet file, a folder of them or COCO results JSON.
         random: instead of proposals, draw this many background chips per image by seed.
-        workers, engine, address: where mining and cutting run, as engines.Engine says; they change nothing but the
-            time.
+        settings: how proposals are pooled and mined; None: the defaults.
+        workers: number of processes, or of tasks on Ray at a time; None: all cores. It changes nothing but the time.
+        engine: `local` for processes of this machine, or `ray`.
+        address: of the Ray cluster; None: what RAY_ADDRESS says, else this machine.
         overwrite: replace a pool made with other settings.
+
+    Returns:
+        What the build did.
 
     Raises:
         UsageError: wrong arguments, or `data` is in use.
@@ -94,7 +105,11 @@ def negatives(
 
 
 def image_root(positives: dict[str, Any], images: Location | None) -> Location:
-    """The folder the positives were cut from: `images`, or where `positives`, their run.json, says.
+    """Return the folder that the positives were cut from.
+
+    Args:
+        positives: their build record.
+        images: the folder, where it is not the one that the record names.
 
     Raises:
         UsageError: it is not there.
@@ -106,7 +121,7 @@ def image_root(positives: dict[str, Any], images: Location | None) -> Location:
 
 
 def _find(proposals: Location, kept: Kept, positives: str) -> PooledProposals | Parts:
-    """Proposals of our own RPN are left where they are, for the workers; other files are checked as a whole first."""
+    """Find proposals: those of our own RPN stay where they are, for the workers; other files are read and checked."""
     parts = find_parts(proposals, positives, kept.source.num_images)
     return parts or read_proposals(proposals, extents(kept.source, kept.refused))
 
@@ -133,7 +148,7 @@ def _build(
         raise DataError(
             f"{target.image_root}: {len(strange)} image files are not those the positives were cut from:\n"
             + "\n".join(strange[:20])
-            + "\nGive their folder as --images, or run `sniper chips` again where they have changed for good. "
+            + "\nGive their folder as --images, or run `sniper chips` first where they have changed for good. "
             "Finished shards are kept"
         )
     counts = _counts(in_order, target.settings)
@@ -166,7 +181,7 @@ def _tasks(
 
 
 def _counts(shards: list[MinedShard], settings: ChipSettings) -> dict[str, Any]:
-    """The counts for run.json; sums over shards in their order, so that no rounding depends on the workers."""
+    """Sum the counts of run.json over the shards in their order, so that no rounding depends on the workers."""
     columns = np.sum([shard.scales for shard in shards], axis=0).T.tolist()
     per_scale = [(int(chips), int(proposals), score) for chips, proposals, score in columns]
     num_chips = sum(chips for chips, _, _ in per_scale)
@@ -198,7 +213,7 @@ def _counts(shards: list[MinedShard], settings: ChipSettings) -> dict[str, Any]:
 
 
 def describe(counts: dict[str, Any]) -> str:
-    """The report in text."""
+    """Put the counts of a pool into text."""
     images, proposals, chips = counts["images"], counts["proposals"], counts["chips"]
     lines = [
         f"images     {images['total']:,} = {images['with_chips']:,} with negative chips + "

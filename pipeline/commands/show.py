@@ -1,4 +1,4 @@
-"""`sniper show`: a contact sheet of chips, read back from the shards, so that the eye can check them."""
+"""`sniper show`: draw a contact sheet of chips, read back from the shards, so that the eye can check them."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,8 @@ def show(
         data: a chip data set.
         out: picture to write; its suffix decides the format.
         kind: positive or negative.
-        columns: chips per scale; tile: side of a drawn chip, pixels.
+        columns: chips per scale.
+        tile: side of a drawn chip, pixels.
         seed: another seed draws other chips.
 
     Returns:
@@ -91,7 +92,7 @@ def show(
 
 
 def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
-    """Give each negative chip its `proposals`, float64 [n, 4], chip pixels; false where there are none to read."""
+    """Give each negative chip its `proposals`, float64 [n, 4], chip pixels; tell whether there were any to read."""
     from pipeline.dataset.proposals import Extents, find_parts, read_parts, read_proposals
     from pipeline.planning.mine import merge_scales  # compiled code, which sheets of positives do without
 
@@ -121,7 +122,7 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
 
 
 def _inside(boxes: npt.NDArray[np.float64], chip: dict[str, Any]) -> npt.NDArray[np.float64]:
-    """Those of `boxes` [n, 4], source pixels, in the chip's range and whole in its window, in chip pixels."""
+    """Return those of `boxes` [n, 4], source pixels, in the chip's range and whole in its window, in chip pixels."""
     size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
     low, high = (chip["x1"], chip["y1"]), (chip["x2"], chip["y2"])
     held = (boxes[:, :2] >= low).all(axis=1) & (boxes[:, 2:] <= high).all(axis=1)
@@ -135,7 +136,7 @@ def _sheet_size(rows: int, columns: int, tile: int) -> tuple[int, int]:
 
 
 def _sample(chips: pl.LazyFrame, count: int, number: int, seed: int) -> list[dict[str, Any]]:
-    """Up to `number` chips, drawn by seed from the whole data set, in key order; positives with targets first."""
+    """Draw up to `number` chips by seed from the whole data set, in key order; positives with targets come first."""
     keys = chips.select("key", empty=(pl.col("num_valid") == 0) & (pl.col("kind") == "positive")).sort("key").collect()
     rng = np.random.default_rng([seed, count])
     order = rng.permutation(len(keys))
@@ -161,7 +162,7 @@ def _read_chip(data: Location, chip: dict[str, Any]) -> Image.Image:
 def _draw_chip(
     image: Image.Image, chip: dict[str, Any], names: dict[int, str], tile: int, font: ImageFont.ImageFont
 ) -> Image.Image:
-    """The chip on a square of its full size, boxes on top, scaled to `tile` pixels."""
+    """Draw the chip on a square of its full size, boxes on top, scaled to `tile` pixels."""
     side = max(chip["width"], chip["height"])
     zoom = tile / side
     canvas = Image.new("RGB", (tile, tile), "#000000")
@@ -180,7 +181,7 @@ def _draw_chip(
 
 
 def _corners(box: list[float], zoom: float) -> list[int]:
-    """The outermost pixels of a box x1 y1 x2 y2 that is enlarged by `zoom`."""
+    """Return the outermost pixels of a box x1 y1 x2 y2 that is enlarged by `zoom`."""
     x1, y1, x2, y2 = (round(value * zoom) for value in box)
     return [x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)]
 

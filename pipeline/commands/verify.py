@@ -1,4 +1,4 @@
-"""`sniper verify`: re-hashes a chip data set and names every bad shard and chip."""
+"""`sniper verify`: hash a chip data set anew and name every bad shard and chip."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, build_fingerprint, read_build
+from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, build_fingerprint, command_for, read_build
 from pipeline.dataset.shards import BLOCK, UNREADABLE, member_behind, read_shard
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
@@ -19,13 +19,28 @@ from schemas.tables import PLAN
 
 
 class VerifyReport(NamedTuple):
+    """What was looked at and found.
+
+    Attributes:
+        num_shards: shards with a manifest, of positives and negatives together.
+        num_chips: chips of those that can be read.
+        problems: a line each, naming shard and chip and what mends it.
+    """
+
     num_shards: int
     num_chips: int
-    problems: list[str]  # one line each, naming shard and chip
+    problems: list[str]
 
 
 def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     """Check that a data set is complete, that every byte is as recorded, and that manifests and tars say the same.
+
+    Args:
+        data: the folder that `sniper chips` wrote.
+        workers: number of processes.
+
+    Returns:
+        What was looked at and found.
 
     Raises:
         UsageError: `data` holds no chip data set.
@@ -46,22 +61,27 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
         problems += _check_origin(data)
     for tar in (path for folder in folders for path in files_in(folder, "chips-*.tar")):
         if _name(tar.with_suffix(".parquet")) not in found:
-            problems.append(f"{_name(tar)}: has no manifest beside it; the build was interrupted, run it again")
+            problems.append(
+                f"{_name(tar)}: has no manifest beside it: the build was interrupted; run `{command_for(tar)}`"
+            )
     problems += [line for name in sorted(found) for line in found[name].problems]
     return VerifyReport(len(records), sum(shard.num_chips for shard in found.values()), problems)
 
 
 class _Shard(NamedTuple):
+    """What was found of one shard; its fingerprint is None where its record cannot be read."""
+
     name: str
-    fingerprint: str | None  # None where its record cannot be read
+    fingerprint: str | None
     num_chips: int
     problems: list[str]
 
 
 def _check_build(data: Location, root: Location, folder: Location, found: dict[str, _Shard]) -> Iterator[str]:
-    """What is missing or changed of a build; its run.json and ledgers lie in `root`, its shards in `folder`."""
+    """Name what is missing or changed of a build; its record and ledgers lie in `root`, its shards in `folder`."""
+    command = COMMANDS[folder.name]
     try:
-        build = read_build(root, COMMANDS[folder.name])
+        build = read_build(root, command)
     except DataError as error:
         yield str(error)
         return
@@ -70,15 +90,15 @@ def _check_build(data: Location, root: Location, folder: Location, found: dict[s
         name = f"{folder.name}/chips-{index:05d}"
         shard = found.get(f"{name}.parquet")
         if shard is None:
-            yield f"{name}: is missing; run the build again"
+            yield f"{name}: is missing; run `{command}`"
         elif shard.fingerprint is not None:
             fingerprints.append(shard.fingerprint)
     wanted = {f"{folder.name}/chips-{index:05d}.parquet" for index in range(build["num_shards"])}
     for name in sorted(name for name in found.keys() - wanted if name.startswith(f"{folder.name}/")):
-        yield f"{name}: is beyond the {build['num_shards']} shards of run.json; run the build again: it deletes it"
+        yield f"{name}: is beyond the {build['num_shards']} shards of run.json; run `{command}`, which deletes it"
     if len(fingerprints) == build["num_shards"] and build_fingerprint(build, fingerprints) != build["fingerprint"]:
         yield (
-            f"{folder.name}: the shards are not all those that run.json was written for; run the build again: it "
+            f"{folder.name}: the shards are not all those that run.json was written for; run `{command}`, which "
             "makes those anew that do not belong"
         )
     for file, digest in build["files"].items():
@@ -86,28 +106,28 @@ def _check_build(data: Location, root: Location, folder: Location, found: dict[s
             with local_copy(root / file) as copy, copy.open("rb") as content:
                 found_digest = hashlib.file_digest(content, "sha256").hexdigest()
         except FileNotFoundError:
-            yield f"{file}: is missing; run the build again"
+            yield f"{file}: is missing; run `{command}`"
             continue
         except OSError as error:
             yield f"{file}: cannot be read: {error}"
             continue
         if found_digest != digest:
-            yield f"{file}: differs from what run.json records; delete it and run the build again"
+            yield f"{file}: differs from what run.json records; delete it and run `{command}`"
 
 
 def _check_origin(data: Location) -> Iterator[str]:
-    """Whether the pool was mined for these positives; unreadable files are named elsewhere."""
+    """Name a pool that was mined for other positives; records that cannot be read are named elsewhere."""
     try:
         positives = read_build(data, COMMANDS[POSITIVES])["fingerprint"]
         origin = read_build(data / NEGATIVES, COMMANDS[NEGATIVES]).get("positives")
     except DataError:
         return
     if origin != positives:
-        yield "negatives/run.json: the pool was mined for other positives; run `sniper negatives` again"
+        yield "negatives/run.json: the pool was mined for other positives; run `sniper negatives`"
 
 
 def _name(path: Location) -> str:
-    """Of a file of a shard, within the data set."""
+    """Return the name of a shard's file within the data set."""
     return f"{path.parent.name}/{path.name}"
 
 
@@ -121,7 +141,7 @@ def _check_shard(path: Location) -> _Shard:
     except UNREADABLE as error:
         return _Shard(name, None, 0, [f"{name}: cannot be read: {error}"])
     tar_path = path.with_suffix(".tar")
-    tar_name, advice = _name(tar_path), f"delete {name} and run the build again"
+    tar_name, advice = _name(tar_path), f"delete {name} and run `{command_for(path)}`"
     try:
         tar = read_bytes(tar_path)
     except FileNotFoundError:
@@ -144,7 +164,7 @@ def _check_shard(path: Location) -> _Shard:
 
 
 def _bytes_of(row: dict[str, Any], tar: bytes, tar_name: str) -> int | None:
-    """Bytes of a chip's JPEG and JSON in its tar, headers included; None where they are not as its row says."""
+    """Count the bytes of a chip's JPEG and JSON in its tar, with headers; None where they are not as its row says."""
     offset, size = row["offset"], row["size"]
     if row["shard"] != tar_name or offset is None or size is None:
         return None
@@ -157,7 +177,7 @@ def _bytes_of(row: dict[str, Any], tar: bytes, tar_name: str) -> int | None:
 
 
 def _is_said(row: dict[str, Any], said: bytes) -> bool:
-    """Whether a chip's JSON says the same as its row. Its null stands for None and, in a range, for infinity."""
+    """Tell whether a chip's JSON says the same as its row. Its null stands for None and, in a range, for infinity."""
     if any(isinstance(value, float) and (math.isnan(value) or value == -math.inf) for value in row.values()):
         return False
     expected = msgspec.json.encode(row)

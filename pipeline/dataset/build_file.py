@@ -17,6 +17,12 @@ POSITIVES, NEGATIVES = "positives", "negatives"
 COMMANDS = {POSITIVES: "sniper chips", NEGATIVES: "sniper negatives"}
 """What makes the shards of each folder."""
 
+
+def command_for(path: Location) -> str:
+    """Return the command that makes a file of a data set, such as `sniper negatives` for one in OUT/negatives."""
+    return COMMANDS.get(path.parent.name, COMMANDS[POSITIVES])
+
+
 CONTENT = ("fingerprint", "num_shards", "settings", "files", "counts")
 PLACES = ("images", "proposals")
 """Where things were: may differ between builds that are otherwise the same."""
@@ -73,9 +79,9 @@ def read_build(folder: Location, command: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error}); run `{command}` again") from error
+        raise DataError(f"{path}: is damaged ({error}); delete it and run `{command}`") from error
     if absent:
-        raise DataError(f"{path}: is damaged (has no {', '.join(absent)}); run `{command}` again")
+        raise DataError(f"{path}: is damaged (has no {', '.join(absent)}); delete it and run `{command}`")
     return build
 
 
@@ -91,7 +97,7 @@ def finished_builds(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
         if pool_build.get("positives") != builds["positives"]["fingerprint"]:
             raise DataError(
                 f"{data / 'negatives'}: mined for positives {pool_build.get('positives')}, found "
-                f"{builds['positives']['fingerprint']}; run `sniper negatives` again, or remove the folder"
+                f"{builds['positives']['fingerprint']}; run `sniper negatives`, or remove the folder"
             )
         builds["negatives"] = pool_build
     return builds

@@ -1,4 +1,4 @@
-"""OUT/plan: the manifest of a build that has not been made, in a few Parquet files."""
+"""Write OUT/plan: the manifest of a build that has not been made, in a few Parquet files."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +16,12 @@ PLAN_GROUP_CHIPS, PLAN_GROUP_SPANS = 2048, 256  # a row group of one ends with t
 
 
 def write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
-    """Write plan-00000.parquet and so on, at least one; memory holds a row group."""
+    """Write plan-00000.parquet and so on, at least one file. Memory holds one row group.
+
+    Args:
+        folder: where they go; it must be there.
+        plans: the chips of each span, schema PLAN, in order.
+    """
     groups = _row_groups(plans)
     group: pa.Table | None = next(groups, PLAN.empty_table())
     number = 0
@@ -33,7 +38,7 @@ def write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
 
 
 def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in fewer tables."""
+    """Join small tables into larger ones, in order."""
     waiting: list[pa.Table] = []
     num_chips = 0
     for chips in plans:

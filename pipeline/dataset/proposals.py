@@ -1,7 +1,8 @@
-"""Reads ready proposals, Parquet or COCO results, into flat columns sorted by image, and refuses malformed ones.
+"""Read ready proposals, Parquet or COCO results, into flat columns sorted by image, and refuse malformed ones.
 
-A row that is wrong says that the file is not what it is taken for (another data set's, another frame's), so the
-whole is refused, with the rows named. Proposals of images that were refused when the chips were cut are left out.
+A row that is wrong says that the file is not what it is taken for (of another data set, or in another frame), so the
+whole file is refused and its wrong rows are named. Proposals of images that were refused when the chips were cut are
+left out.
 """
 
 import json
@@ -23,7 +24,8 @@ from schemas.errors import DataError, UsageError
 from schemas.tables import PROPOSALS
 
 PARTS_KEY = b"sniper-parts"
-"""In the metadata of files that the RPN stage wrote: JSON, `positives` and `length` as of Parts."""
+"""In the metadata of files that the RPN stage wrote: JSON with `positives`, the fingerprint of the chips that the RPN
+was trained on, and `length`, the images of a part."""
 
 FAULT_LIMIT = 20  # lines of an error message
 BATCH_ROWS = 1 << 20
@@ -38,8 +40,10 @@ class Extents(NamedTuple):
     """The images whose proposals are wanted, sorted by id.
 
     Attributes:
-        image_id: int64 [n]; size: float64 [n, 2], width and height, source pixels.
-        others: int64 [r], ids of images whose proposals are left out and are no fault: the refused ones; None: all.
+        image_id: int64 [n], ids of the images.
+        size: float64 [n, 2], width and height, source pixels.
+        others: int64 [r], ids of images whose proposals are left out without being a fault, such as those of refused
+            images. None leaves out those of any other image.
     """
 
     image_id: IntArray
@@ -51,9 +55,11 @@ class _Batch(NamedTuple):
     """Rows of one file.
 
     Attributes:
-        first_row: number of the first, from 0.
-        image_id: int64 [k]; box: float64 [k, 4], x1 y1 x2 y2; score: float64 [k]; NaN stands for null.
-        faults: of rows that have no numbers at all, (row, what is wrong).
+        first_row: number of the first row in its file, from 0.
+        image_id: int64 [k], ids as the file has them.
+        box: float64 [k, 4], x1 y1 x2 y2, source pixels; NaN stands for null.
+        score: float64 [k]; NaN stands for null.
+        faults: what is wrong with rows that have no numbers at all, by the row's number in the file.
     """
 
     first_row: int
@@ -66,40 +72,54 @@ class _Batch(NamedTuple):
 def read_proposals(path: Location, extents: Extents) -> PooledProposals:
     """Read a Parquet file, a folder of them (schema PROPOSALS; scale_index may be missing) or COCO results JSON.
 
-    Keeps 20 bytes per proposal; at the peak, while joining and sorting, about 50.
+    It keeps 20 bytes per proposal; at the peak, while joining and sorting, it takes about 50.
+
+    Args:
+        path: a file, or a folder of Parquet files.
+        extents: the n images whose proposals are wanted.
 
     Returns:
-        The proposals of all n images, by image, in the order read.
+        The proposals of the n images, by image, in the order in which they were read.
 
     Raises:
         UsageError: there is no such file, or no Parquet file in the folder.
-        DataError: wrong columns or malformed rows, named with their numbers (from 0), up to a limit.
+        DataError: columns are wrong, or rows are malformed; the first FAULT_LIMIT rows are named by their numbers.
     """
     return _read(path, _files(path), extents)
 
 
 class Parts(NamedTuple):
-    """Files that the RPN stage wrote: part i holds the images [i * length, (i + 1) * length), sorted by id."""
+    """The files that the RPN stage wrote.
+
+    Attributes:
+        files: all parts, in order.
+        length: images of a part: part i holds the images [i * length, (i + 1) * length) of those sorted by id.
+    """
 
     files: list[Location]
     length: int
 
     def of(self, start: int, stop: int) -> list[Location]:
-        """The files that hold images [start, stop)."""
+        """Return the files that hold images [start, stop)."""
         return self.files[start // self.length : -(-stop // self.length)]
 
 
 def numbered_parts(folder: Location) -> dict[int, Location]:
-    """The files part-00000.parquet and so on, by their number."""
+    """Find the files part-00000.parquet and so on in a folder, by their number."""
     numbers = ((file.stem.removeprefix("part-"), file) for file in files_in(folder, "part-*.parquet"))
     return {int(number): file for number, file in numbers if number.isdecimal()}
 
 
 def find_parts(folder: Location, positives: str, num_images: int) -> Parts | None:
-    """The parts in a folder, if it holds such; None where they are others' files, or of other positives.
+    """Find the parts that the RPN stage wrote for these positives.
 
     Args:
-        positives: fingerprint of the chips that the RPN was trained on; num_images: that they were cut from.
+        folder: where they may lie.
+        positives: fingerprint of the chips that the RPN must have been trained on.
+        num_images: number of kept images of the data set.
+
+    Returns:
+        The parts; None where the folder holds other files, or parts that belong to other positives.
 
     Raises:
         DataError: some parts are missing.
@@ -125,7 +145,18 @@ def find_parts(folder: Location, positives: str, num_images: int) -> Parts | Non
 
 
 def read_parts(files: list[Location], extents: Extents) -> PooledProposals:
-    """As read_proposals, of some parts; extents.others is None, since parts hold the images of other shards too."""
+    """Read some parts that the RPN stage wrote.
+
+    Args:
+        files: the parts; they hold images of other shards, too.
+        extents: the n images whose proposals are wanted; its `others` must be None.
+
+    Returns:
+        The proposals of the n images, by image, in the order in which they were read.
+
+    Raises:
+        DataError: columns are wrong, or rows are malformed.
+    """
     return _read(", ".join(map(str, files)), files, extents)
 
 
@@ -153,7 +184,7 @@ def _read(path: object, files: list[Location], extents: Extents) -> PooledPropos
 
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """All parts as one; the list is emptied, so that they are not held twice for longer than it takes."""
+    """Join arrays and empty their list, so that they are not held twice for longer than it takes."""
     whole = np.concatenate(parts)
     parts.clear()
     return whole
@@ -171,7 +202,7 @@ def _by_image(
 
 
 def slice_pool(pool: PooledProposals, start: int, stop: int) -> PooledProposals:
-    """The proposals of images [start, stop), as views."""
+    """Return the proposals of images [start, stop), as views of the same memory."""
     offsets = pool.offsets[start : stop + 1]
     rows = slice(int(offsets[0]), int(offsets[-1]))
     return PooledProposals(offsets - offsets[0], pool.boxes[rows], pool.score[rows])
@@ -233,7 +264,7 @@ def _check_columns(file: Location, schema: pa.Schema) -> None:
 
 
 class _Result(msgspec.Struct, gc=False):
-    """One record of COCO results; anything may stand in it."""
+    """One record of COCO results, of which anything may stand in any field."""
 
     image_id: Any = None
     bbox: Any = None
@@ -261,7 +292,7 @@ def _json_batch(file: Location) -> _Batch:
 
 
 def _is_number(value: Any) -> bool:
-    """NaN is one, to be named as such; whole numbers that no float holds are none."""
+    """Tell whether a value is a number. NaN is one, to be named as such; what no float holds is none."""
     return type(value) is float or (type(value) is int and abs(value) < 2**1000)
 
 
@@ -284,7 +315,7 @@ def _parse(file: Location) -> list[Any]:
 
 
 def _faults(batch: _Batch, extents: Extents) -> dict[int, str]:
-    """What is wrong with each malformed row, by its number; the first thing that is."""
+    """Name the first thing that is wrong with each malformed row, by the row's number in its file."""
     found = dict(batch.faults)
     known = _position(batch.image_id, extents.image_id)
     left_out = (known < 0) & (extents.others is None or np.isin(batch.image_id, extents.others))
@@ -317,7 +348,7 @@ def _faults(batch: _Batch, extents: Extents) -> dict[int, str]:
 
 
 def _position(image_id: IntArray, known: IntArray) -> IntArray:
-    """int64 [k], where each id stands among `known`, int64 [n] sorted; -1 where it does not."""
+    """Find where each id [k] stands among `known`, int64 [n] sorted; int64 [k], -1 where it does not."""
     place, is_known = find_ids(known, image_id)
     position: IntArray = np.where(is_known, place, -1)
     return position

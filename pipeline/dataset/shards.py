@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
+from pipeline.dataset.build_file import command_for
 from pipeline.dataset.hashing import HashingFile
 from pipeline.storage import Location, atomic_file, read_bytes, start_writeback
 from schemas.errors import DataError
@@ -26,7 +27,15 @@ UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException, msgspec.MsgspecE
 
 
 class Member(NamedTuple):
-    offset: int  # of the first content byte, from the start of the tar
+    """Where a file lies in a tar.
+
+    Attributes:
+        offset: of its first content byte, from the start of the tar.
+        size: bytes of its content.
+        crc32: checksum of its content.
+    """
+
+    offset: int
     size: int
     crc32: int
 
@@ -92,7 +101,7 @@ def _tar_header(name: str, size: int) -> bytes:
 
 
 def member_behind(tar: bytes, end: int) -> bytes:
-    """Content of the member of a TarWriter's file that follows the one whose content ends at `end`; b"" where none."""
+    """Return the content of the tar member behind the one whose content ends at `end`; b"" where there is none."""
     start = end + -end % BLOCK + BLOCK
     try:
         size = int(tar[start - BLOCK : start][124:135], 8)
@@ -102,14 +111,25 @@ def member_behind(tar: bytes, end: int) -> bytes:
 
 
 class ImageHash(NamedTuple):
+    """A source image and the XXH3-128 of its file's bytes, hex; None where the file could not be read."""
+
     image_id: int
-    hash: str | None  # XXH3-128 of the file's bytes, hex; None where it could not be read
+    hash: str | None
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What a finished shard says of itself; JSON in the metadata of its Parquet file."""
+    """What a finished shard says of itself: JSON in the metadata of its manifest.
 
-    fingerprint: str  # SHA-256 over what the shard was made from
+    Attributes:
+        fingerprint: SHA-256, hex, over what the shard was made from.
+        tar_bytes: size of the tar.
+        tar_sha256: SHA-256 of the tar, hex.
+        settings: those that it was made with.
+        images: the source images of the shard, in order, with the hashes of their files.
+        rejects: the images that were refused while cutting.
+    """
+
+    fingerprint: str
     tar_bytes: int
     tar_sha256: str
     settings: dict[str, Any]
@@ -118,14 +138,23 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def commit_shard(path: Location, rows: pa.Table, record: Record) -> None:
-    """Write a finished tar's manifest rows (schema MANIFEST) and record; from then on the shard exists."""
+    """Write the manifest of a finished tar. From then on the shard exists.
+
+    Args:
+        path: the manifest.
+        rows: a row per chip, schema MANIFEST.
+        record: what the shard says of itself.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     table = rows.cast(MANIFEST).replace_schema_metadata({METADATA_KEY: msgspec.json.encode(record)})
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def read_record(path: Location) -> Record:
-    """The record of a committed shard.
+    """Read the record of a committed shard from its manifest.
 
     Raises:
         DataError: not a Parquet file of ours, or none. OSError: whether it is cannot be found out.
@@ -134,7 +163,7 @@ def read_record(path: Location) -> Record:
 
 
 def read_rows(path: Location) -> pa.Table:
-    """The manifest rows of a committed shard, schema MANIFEST.
+    """Read the manifest rows of a committed shard, schema MANIFEST.
 
     Raises:
         DataError: not a Parquet file of ours, damaged, or none. OSError: whether it is cannot be found out.
@@ -143,7 +172,11 @@ def read_rows(path: Location) -> pa.Table:
 
 
 def read_shard(path: Location) -> tuple[pa.Table, Record]:
-    """Rows and record, for one reading of the file. Raises as read_rows."""
+    """Read the manifest rows and the record of a committed shard at once.
+
+    Raises:
+        DataError: not a Parquet file of ours, damaged, or none. OSError: whether it is cannot be found out.
+    """
     content = _content(path)
     return _rows(path, content), _record(path, content)
 
@@ -152,7 +185,7 @@ def _content(path: Location) -> bytes:
     try:
         return read_bytes(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing; build again") from error
+        raise DataError(f"{path}: is missing; run `{command_for(path)}`") from error
 
 
 def _record(path: Location, content: bytes) -> Record:
@@ -160,7 +193,7 @@ def _record(path: Location, content: bytes) -> Record:
         metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
         return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
     except UNREADABLE as error:
-        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
+        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and run `{command_for(path)}`") from error
 
 
 def _rows(path: Location, content: bytes) -> pa.Table:
@@ -168,5 +201,5 @@ def _rows(path: Location, content: bytes) -> pa.Table:
         table = pq.read_table(pa.BufferReader(content)).cast(MANIFEST)
         table.validate(full=True)  # reading alone lets pass what is no UTF-8
     except UNREADABLE as error:
-        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and build again") from error
+        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and run `{command_for(path)}`") from error
     return table

@@ -9,6 +9,7 @@ from pipeline.storage.files import read_bytes, read_range, size_of
 from pipeline.storage.stores import Location
 from schemas.errors import DataError
 
+MAKE_IT = "run the command that wrote it, `sniper chips` or `sniper negatives`: it makes what is missing"
 TAIL = 1 << 16  # bytes that hold the metadata of most files
 _END = 8  # bytes: the length of the metadata, and Parquet's mark
 
@@ -22,11 +23,11 @@ def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
     try:
         content = read_bytes(place)
     except FileNotFoundError as error:
-        raise DataError(f"{place}: is missing; run the build again") from error
+        raise DataError(f"{place}: is missing; {MAKE_IT}") from error
     try:
         return pq.read_table(pa.BufferReader(content), columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{place}: is damaged: {error}; delete it and run the build again") from error
+        raise DataError(f"{place}: is damaged: {error}; delete it and {MAKE_IT}") from error
 
 
 def read_frame(place: Location) -> pl.DataFrame:
@@ -44,7 +45,7 @@ def read_metadata(place: Location) -> dict[bytes, bytes]:
     """
     size = size_of(place)
     if size is None:
-        raise DataError(f"{place}: is missing; run the build again")
+        raise DataError(f"{place}: is missing; {MAKE_IT}")
     tail = read_range(place, max(0, size - TAIL), TAIL)
     wanted = int.from_bytes(tail[-_END:-4], "little") + _END
     if len(tail) < wanted <= size:
@@ -52,4 +53,4 @@ def read_metadata(place: Location) -> dict[bytes, bytes]:
     try:
         return pq.read_metadata(pa.BufferReader(tail)).metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{place}: is no Parquet file: {error}; delete it and run the build again") from error
+        raise DataError(f"{place}: is no Parquet file: {error}; delete it and {MAKE_IT}") from error

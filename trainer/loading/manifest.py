@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.dataset.build_file import COMMANDS, finished_builds
+from pipeline.dataset.build_file import COMMANDS, command_for, finished_builds
 from pipeline.dataset.shards import read_shard
 from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in
 from schemas.codes import STATUS_NAMES
@@ -158,8 +158,12 @@ def _one_shard(path: Location, rows: pa.Table) -> str:
     """Return the tar file whose chips the rows of a manifest describe, relative to the data folder."""
     names: list[str] = rows["shard"].unique().to_pylist()
     if len(names) != 1:
-        raise DataError(f"{path}: one tar file expected, {', '.join(map(str, names))} found; build again")
+        raise DataError(f"{path}: one tar file expected, {', '.join(map(str, names))} found; {_remedy(path)}")
     return names[0]
+
+
+def _remedy(path: Location) -> str:
+    return f"delete it and run `{command_for(path)}`, which makes the shard anew"
 
 
 def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
@@ -175,7 +179,7 @@ def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
     boxes, counts = lists.flatten(), lists.value_lengths().to_numpy(zero_copy_only=False)
     status = pc.index_in(boxes.field("status"), pa.array(STATUS_NAMES))
     if status.null_count:
-        raise DataError(f"{path}: a box has a status that is none of {', '.join(STATUS_NAMES)}; build again")
+        raise DataError(f"{path}: a box has a status that is none of {', '.join(STATUS_NAMES)}; {_remedy(path)}")
     corners = np.stack([boxes.field(name).to_numpy() for name in ("x1", "y1", "x2", "y2")], 1)
     flat = [_lists_of(corners), boxes.field("label"), boxes.field("visible"), status.cast(pa.uint8())]
     keys = rows["key"].to_pylist()

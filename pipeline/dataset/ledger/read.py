@@ -1,4 +1,4 @@
-"""What `sniper chips` kept of its input, read back from its ledger by row groups."""
+"""Read back from its ledger what `sniper chips` kept of its input, by row groups."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class Kept(NamedTuple):
     """The kept images of a data set and their boxes.
 
     Attributes:
-        source: as read_coco gives them.
+        source: the images and boxes as columns, without what was refused.
         hashes: string [n], XXH3-128 of the file that each image's chips were cut from, hex.
         refused: int64 [r], ids of refused images.
     """
@@ -56,7 +56,7 @@ def read_kept(data: Location) -> Kept:
         for rows in _groups(file, BOX_COLUMNS):
             at, some = _of_images(rows.filter(rows["x1"].is_valid()), image_id)  # a refused box has no place
             if (np.diff(at, prepend=last) < 0).any():
-                raise DataError(f"{path}: is not ordered by image; run `sniper chips` again")
+                raise DataError(f"{path}: is not ordered by image; delete it and run `sniper chips`")
             here = slice(stop, stop + len(at))
             row[here], annotation_id[here] = some["row"].to_numpy(), some["annotation_id"].to_numpy()
             label[here] = labels[np.searchsorted(known, some["category_id"].to_numpy())]
@@ -83,7 +83,7 @@ def read_kept(data: Location) -> Kept:
 
 
 def _images(path: Location) -> tuple[pa.Table, IntArray]:
-    """The kept images, by id, and the ids of the refused."""
+    """Read the kept images, by id, and the ids of the refused ones."""
     with _opened(path) as file:
         kept, refused = [file.schema_arrow.empty_table().select(IMAGE_COLUMNS)], [np.empty(0, np.int64)]
         for rows in _groups(file, IMAGE_COLUMNS):
@@ -94,14 +94,14 @@ def _images(path: Location) -> tuple[pa.Table, IntArray]:
 
 
 def _groups(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
-    """The file by its row groups; less stays in memory than with iter_batches, and than with threads."""
+    """Read a file by its row groups: less stays in memory than with iter_batches, and than with threads."""
     for index in range(file.num_row_groups):
         yield file.read_row_group(index, columns=columns, use_threads=False)
         pa.default_memory_pool().release_unused()
 
 
 def _of_images(boxes: pa.Table, image_id: IntArray) -> tuple[IntArray, pa.Table]:
-    """The boxes of known images alone, and for each the position of its image among the sorted ids."""
+    """Return the boxes of known images alone, and for each the position of its image among the sorted ids."""
     at, is_known = find_ids(image_id, boxes["image_id"].to_numpy())
     return at[is_known], boxes.filter(pa.array(is_known))
 
@@ -115,16 +115,16 @@ def _opened(path: Location) -> Iterator[pq.ParquetFile]:
                 with pq.ParquetFile(copy) as file:
                     yield file
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path}: is damaged: {error}; delete it and run `sniper chips` again") from error
+                raise DataError(f"{path}: is damaged: {error}; delete it and run `sniper chips`") from error
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing; run `sniper chips` again") from error
+        raise DataError(f"{path}: is missing; run `sniper chips`") from error
 
 
 def kept_images(data: Location) -> list[SourceImage]:
-    """The images of a data set that were not refused, by id.
+    """Read the images of a data set that were not refused, by id.
 
     Raises:
-        DataError: as read_frame.
+        DataError: images.parquet is missing or damaged. OSError: it cannot be read.
     """
     table = read_frame(data / "images.parquet").filter(pl.col("state") == "kept").sort("image_id")
     return [SourceImage(*row) for row in table.select("image_id", "file_name", "width", "height").iter_rows()]

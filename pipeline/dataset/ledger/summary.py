@@ -1,4 +1,4 @@
-"""Counts that reconcile: every image and every box of the source is in exactly one of them. They are the report."""
+"""Count what a build does, so that each image and each box of the source is in exactly one count; print them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,16 +22,23 @@ CHUNK = 1 << 14  # images summed at a time: fixed, so that a sum's rounding depe
 
 
 class Summary:
-    """Collects what a build does, run of images by run of images, in any order.
+    """Collects what a build does, span of images by span of images, in any order.
 
-    Holds 2 bytes per box and 21 per image.
+    It holds 2 bytes per box and 21 per image.
+
+    Args:
+        source: what the build is made from.
+        settings: those of the build.
 
     Attributes:
+        source: as given.
+        settings: as given.
         fate: uint8 [N] over all boxes of the source in order, schemas.codes.Fate.
-        scale_mask: uint8 [N], bit i set when covered, or rescued, at scale index i.
+        scale_mask: uint8 [N], bit i is set where the box is covered, or rescued, at scale index i.
         num_chips: int32 [n], chips written per image.
-        hash: uint8 [n, 16], XXH3-128 of each image's file; has_hash: bool [n], whether there is one.
-        reason: per refused image (position in the source), why.
+        hash: uint8 [n, 16], XXH3-128 of each image's file.
+        has_hash: bool [n], whether the file could be read.
+        reason: why an image was refused while cutting, by its position in the source.
     """
 
     def __init__(self, source: Source, settings: ChipSettings) -> None:
@@ -53,11 +60,15 @@ class Summary:
     def add(
         self, plan: Plan, start: int, stop: int, refused: dict[int, Reason], hashes: Sequence[str | None] | None
     ) -> None:
-        """Count the run of images [start, stop), which must not have been counted before.
+        """Count the span of images [start, stop), which must not have been counted before.
 
         Args:
-            refused: image ids whose chips were not written, and why.
-            hashes: hex XXH3-128 of each image's file, None where it could not be read; None for plans.
+            plan: the chips of the span.
+            start: position of its first image in the source.
+            stop: position behind its last image.
+            refused: why the chips of some images were not written, by image id.
+            hashes: XXH3-128 of each image's file, hex, None where it could not be read; None instead of a list where
+                no file was read at all.
         """
         first, last = self.source.offsets[start], self.source.offsets[stop]
         image_ids = self.source.image_id[start:stop]
@@ -99,7 +110,7 @@ class Summary:
             self._boxes[index] += [np.count_nonzero(k) for k in (in_range, covered, in_range & ~covered, rescued)]
 
     def counts(self) -> dict[str, Any]:
-        """The counts for run.json, all integers but where named per image or share."""
+        """Return the counts that run.json holds; all of them are integers, but for the bounds of ranges."""
         source = self.source
         num_boxes = len(source.row) + len(source.refused_boxes)
         num_images = source.num_images + len(source.refused_images)
@@ -153,7 +164,7 @@ class Summary:
         return rows
 
     def _pixels(self) -> dict[str, int]:
-        """Pixels a trainer reads per epoch: our chips, the common single scale, whole images at all scales."""
+        """Count the pixels that a trainer reads per epoch: of chips, of one scale, of whole images at all scales."""
         refused = np.sort(np.fromiter(self.reason, np.int64, len(self.reason)))
         source, single_scale, full_pyramid = 0, 0.0, 0.0
         for start in range(0, self.source.num_images, CHUNK):
@@ -176,7 +187,12 @@ class Summary:
 
 
 def describe(counts: dict[str, Any], workers: int | None = None) -> str:
-    """The report in text; with `workers`, also what writing the chips would cost."""
+    """Put the counts into text.
+
+    Args:
+        counts: what Summary.counts returned.
+        workers: where given, the text also says what writing the chips would cost with so many.
+    """
     images, boxes, chips, pixels = (counts[name] for name in ("images", "boxes", "chips", "pixels"))
     lines = [
         f"images   {images['total']:,} = {images['kept']:,} kept + {sum(images['refused'].values()):,} refused"
@@ -228,7 +244,11 @@ def _duration(seconds: float) -> str:
 
 
 def mask_to_scales(mask: npt.NDArray[np.uint8], num_scales: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
-    """Bit masks [N] as ragged lists of scale indices: offsets int32 [N + 1], indices int8."""
+    """Turn bit masks [N] into ragged lists of scale indices.
+
+    Returns:
+        Where each list starts, int32 [N + 1], and the indices, int8.
+    """
     bits = (mask[:, None] >> np.arange(num_scales)) & 1
     offsets = np.concatenate([[0], np.cumsum(bits.sum(1))]).astype(np.int32)
     return offsets, np.nonzero(bits)[1].astype(np.int8)

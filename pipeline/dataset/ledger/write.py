@@ -1,4 +1,4 @@
-"""The files that say what became of every image and box: images, annotations, categories and rejects.parquet.
+"""Write what became of every image and box: images, annotations, categories and rejects.parquet.
 
 They are written some thousand rows at a time, so that memory holds no whole table.
 """
@@ -23,15 +23,17 @@ ROWS = 1 << 14  # of a row group
 
 
 def write_ledger(folder: Location, summary: Summary, rejects: list[Reject], known: dict[str, str]) -> dict[str, str]:
-    """Write the four files; their bytes are a function of the summary and the rejects alone.
+    """Write the four files. Their bytes are a function of the summary and the rejects alone.
 
     Args:
-        rejects: those found while cutting; those found while reading are in the source.
-        known: name -> SHA-256, hex, of the files that stand in the folder. One that comes out the same stays as it
-            is; before any other takes its name, run.json goes, for it speaks of the old one.
+        folder: the data set.
+        summary: what the build did.
+        rejects: those found while cutting; those found while reading are in the summary's source.
+        known: SHA-256, hex, of the files that stand in the folder, by name. A file that comes out the same stays as
+            it is. Before any other takes its name the build record goes, for it speaks of the old one.
 
     Returns:
-        Name -> SHA-256, hex, of the files as they are now.
+        SHA-256, hex, of the files as they are now, by name.
 
     Raises:
         DataError: they cannot be written.
@@ -59,7 +61,7 @@ class _UnchangedError(Exception):
 def _write(
     place: Location, schema: pa.Schema, tables: Iterable[pa.Table], known: str | None, build_file: Location
 ) -> str:
-    """Write a Parquet file, each table a row group, unless it stands already; returns its SHA-256."""
+    """Write a Parquet file, each table a row group, unless it stands already; return its SHA-256."""
     with suppress(_UnchangedError), atomic_file(place) as file:
         hashing = HashingFile(file)
         with pq.ParquetWriter(hashing, schema, compression="zstd") as writer:
@@ -73,7 +75,7 @@ def _write(
 
 
 def _images(summary: Summary) -> Iterator[pa.Table]:
-    """Kept images and those refused while cutting, by id; then the refused records in file order."""
+    """Yield kept images and those refused while cutting, by id; then the refused records in file order."""
     source = summary.source
     for start in range(0, source.num_images, ROWS):
         here = slice(start, min(start + ROWS, source.num_images))
@@ -97,13 +99,13 @@ def _images(summary: Summary) -> Iterator[pa.Table]:
 
 
 def _refused_image(image: RefusedImage) -> tuple[Any, ...]:
-    """A row of images.parquet."""
+    """Return a row of images.parquet."""
     image_id, file_name, width, height, reason = image
     return image_id, file_name, width, height, "refused", reason, None, 0, 0
 
 
 def _annotations(summary: Summary) -> Iterator[pa.Table]:
-    """One row per source box, with its fate: those in order by image and row, then the others by row."""
+    """Yield one row per source box, with its fate: sound boxes by image and row, then the others by row."""
     source = summary.source
     for start in range(0, len(source.row), ROWS):
         here = slice(start, min(start + ROWS, len(source.row)))
@@ -126,13 +128,13 @@ def _annotations(summary: Summary) -> Iterator[pa.Table]:
 
 
 def _refused_box(box: RefusedBox) -> tuple[Any, ...]:
-    """A row of annotations.parquet."""
+    """Return a row of annotations.parquet."""
     row, annotation_id, image_id, category_id, fate, reason = box
     return row, annotation_id, image_id, category_id, None, None, None, None, FATE_NAMES[fate], reason, []
 
 
 def _reasons(summary: Summary, image: npt.NDArray[np.int64], fate: npt.NDArray[np.uint8]) -> pa.Array:
-    """Why each of some boxes is in no chip, or null; `image` is the position of its image."""
+    """Return why each of some boxes is in no chip, or null; `image` is the position of its image in the source."""
     reason = np.full(len(fate), None, object)
     reason[fate == Fate.UNCOVERED] = Reason.FITS_NO_CHIP.value
     for i in np.flatnonzero(fate == Fate.IMAGE_REFUSED).tolist():
@@ -154,7 +156,7 @@ def _batches(rows: list[Any]) -> Iterator[list[Any]]:
 
 
 def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:
-    """Arrays, of Arrow or numpy, or sequences of Python values as the columns of a table."""
+    """Make a table of columns that are arrays, of Arrow or NumPy, or sequences of Python values."""
     arrays = []
     for column, field in zip(columns, schema, strict=True):
         is_array = isinstance(column, pa.Array | np.ndarray)

@@ -148,7 +148,7 @@ def test_open_manifest__unfinished(own_folder: Path, tmp_path: Path) -> None:
         open_manifest(own_folder, pool=True)
     open_manifest(own_folder, pool=False)
     (own_folder / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run\.json.*again"):
+    with pytest.raises(DataError, match=r"run\.json.*run `sniper"):
         open_manifest(own_folder, pool=False)
 
 

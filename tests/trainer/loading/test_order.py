@@ -7,9 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.arrays import IntArray, Uint64Array
 from trainer.loading.order import (
-    I64,
-    U64,
     Purpose,
     draw_pool,
     epoch_order,
@@ -24,12 +23,12 @@ from trainer.loading.order import (
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-def hashes_of(num: int) -> U64:
+def hashes_of(num: int) -> Uint64Array:
     return np.random.default_rng(num).integers(0, 2**64, num, np.uint64)
 
 
 @st.composite
-def pools(draw: st.DrawFn) -> I64:
+def pools(draw: st.DrawFn) -> IntArray:
     """Source images of a pool's chips, in any order."""
     return np.array(draw(st.lists(st.integers(0, 8), max_size=40)), np.int64)
 
@@ -50,7 +49,7 @@ def test_mix__purposes_seeds_and_epochs_differ() -> None:
 
 
 @given(pools(), SEEDS, st.integers(0, 99), st.integers(0, 5))
-def test_draw_pool__per_image_without_replacement(images: I64, seed: int, epoch: int, per_image: int) -> None:
+def test_draw_pool__per_image_without_replacement(images: IntArray, seed: int, epoch: int, per_image: int) -> None:
     hashes = mix(hashes_of(len(images)), seed, epoch, Purpose.POOL)
     expected = []
     for image in set(images.tolist()):
@@ -71,7 +70,7 @@ def test_draw_pool__each_chip_equally_often() -> None:
 
 @given(st.integers(1, 60), pools(), SEEDS, st.integers(0, 99), st.integers(0, 3))
 def test_epoch_order__every_positive_and_the_draw_once(
-    num: int, images: I64, seed: int, epoch: int, per_image: int
+    num: int, images: IntArray, seed: int, epoch: int, per_image: int
 ) -> None:
     hashes = hashes_of(num + len(images))
     order = epoch_order(hashes, images, seed, epoch, per_image)
