@@ -139,7 +139,7 @@ def _gather(data: Location, builds: dict[str, dict[str, Any]]) -> pa.Table:
         paths = files_in(data / name, "chips-*.parquet")
         if len(paths) != build["num_shards"]:
             raise DataError(
-                f"{data / name}: expected {build['num_shards']} manifests, found {len(paths)}; run `{COMMANDS[name]}`"
+                f"{data / name}: {build['num_shards']} manifests expected, {len(paths)} found; run `{COMMANDS[name]}`"
             )
         for path, (rows, record) in zip(paths, ahead(read_shard, paths), strict=True):
             if rows.num_rows:
