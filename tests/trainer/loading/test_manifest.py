@@ -120,7 +120,7 @@ def test_open_manifest__remote(own_folder: Path, tmp_path: Path, user_cache: Pat
     assert open_manifest(place, pool=True, cache=cache).keys == m.keys
     assert not user_cache.exists()
     cache.rename(user_cache.parent)
-    with pytest.raises(DataError, match="found 0"):
+    with pytest.raises(DataError, match="0 found"):
         open_manifest(place, pool=True)
     (own_folder / "run.json").unlink()
     with pytest.raises(DataError, match=rf"{PROTOCOL}://.*run\.json: is missing"):
