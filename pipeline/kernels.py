@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
+import numpy.typing as npt
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 CONFIG: Any = numba.config
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     "pipeline/coco/checks/grouping.py",
     "pipeline/coco/records.py",
+    "pipeline/planning/bins.py",
     "pipeline/planning/cover.py",
     "pipeline/planning/geometry.py",
     "pipeline/planning/mine.py",
@@ -91,3 +96,11 @@ def kernel(function: Kernel) -> Kernel:
     finally:
         CONFIG.CACHE_DIR = before  # other packages keep their own folder
     return compiled  # type: ignore[no-any-return]
+
+
+def writable(array: Array) -> Array:
+    """Return an array as kernels are compiled for, a copy where it is read-only or not contiguous.
+
+    numba compiles once more for arrays that cannot be written, such as Ray and Arrow give.
+    """
+    return np.require(array, requirements=("C", "W"))  # type: ignore[no-any-return]

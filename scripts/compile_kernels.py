@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from pipeline.coco.read import read_coco
+from pipeline.planning.geometry import Windows
 from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
 from pipeline.planning.plan import plan_span, span_columns
 from schemas.settings import ChipSettings
@@ -24,5 +25,5 @@ with tempfile.TemporaryDirectory() as folder:
 plan_span(source, 0, 1, ChipSettings())
 proposals = np.array([[100, 100, 150, 150]] * 30, np.float32)
 pool = merge_scales(PooledProposals(np.array([0, 30]), proposals, np.linspace(0, 1, 30, dtype=np.float32)), 1.0)
-nothing = (np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
+nothing = Windows(np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
 mine_span(span_columns(source, 0, 1, ChipSettings()), pool, nothing, np.array([25, 10, 10]), 512, 32)

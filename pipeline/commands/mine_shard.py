@@ -4,7 +4,6 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.coco import Source
@@ -12,8 +11,10 @@ from pipeline.dataset.build_file import POSITIVES
 from pipeline.dataset.cutting import ShardJob, Target, make_shard
 from pipeline.dataset.proposals import Extents, read_parts
 from pipeline.dataset.shards import Record
+from pipeline.kernels import writable
+from pipeline.planning.geometry import SpanColumns, Windows
 from pipeline.planning.mine import Mined, PooledProposals, merge_scales, mine_span, random_span
-from pipeline.planning.plan import Placed, SpanColumns, chip_rows, span_columns
+from pipeline.planning.plan import chip_rows, span_columns
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_table
 from schemas.arrays import FloatArray, IntArray
@@ -89,6 +90,7 @@ def mine_shard(job: MineJob) -> MinedShard:
             if isinstance(job.proposals, PooledProposals)
             else read_parts(job.proposals, extents(source, None))
         )
+        found = PooledProposals(writable(found.offsets), writable(found.boxes), writable(found.score))
         pooled = merge_scales(found, settings.nms)
         num_read, num_pooled = len(found.score), len(pooled.score)
         least = np.full(len(chips.scales), settings.min_others)
@@ -97,7 +99,7 @@ def mine_shard(job: MineJob) -> MinedShard:
         mined = mine_span(columns, pooled, positives, least, chips.size, chips.stride)
     rows = _rows(source, columns, mined, chips)
     images = source.images(0, source.num_images)
-    with_chips = np.unique(mined.image).tolist()
+    with_chips = np.unique(mined.windows.image).tolist()
     hashes = [job.hashes[i] for i in with_chips]
     made = make_shard(ShardJob(target, job.name, [images[i] for i in with_chips], rows, hashes))
     return MinedShard(
@@ -138,25 +140,21 @@ def _per_scale(mined: Mined, num_scales: int) -> FloatArray:
     """Return float64 [3, S]: chips, proposals newly covered, and the sum of these proposals' scores."""
     score = np.where(mined.num_proposals > 0, mined.mean_score, 0) * mined.num_proposals
     weights = (np.ones(len(score)), mined.num_proposals, score)
-    return np.stack([np.bincount(mined.scale_index, weight, num_scales) for weight in weights], dtype=np.float64)
+    return np.stack(
+        [np.bincount(mined.windows.scale_index, weight, num_scales) for weight in weights], dtype=np.float64
+    )
 
 
-def _positives(path: Location, source: Source) -> tuple[IntArray, npt.NDArray[np.int8], FloatArray]:
-    """Read the chips of a positives' shard: position of their image in the source, scale index and window."""
+def _positives(path: Location, source: Source) -> Windows:
+    """Return the chips of a positives' shard, with the position of each one's image in the source."""
     rows = read_table(path, ["image_id", "scale_index", *WINDOW])
     image = np.searchsorted(source.image_id, rows["image_id"].to_numpy())
     window = np.stack([rows[name].to_numpy() for name in WINDOW], axis=1)
-    return image, rows["scale_index"].to_numpy(), window
+    return Windows(image, rows["scale_index"].to_numpy(), window)
 
 
 def _rows(source: Source, columns: SpanColumns, mined: Mined, chips: ChipSettings) -> pa.Table:
-    placed = Placed(
-        "negative",
-        mined.image,
-        mined.scale_index,
-        mined.window,
-        np.full(len(columns.boxes), -1, np.int64),  # a box is rescued in its positive chip alone
-        pa.array(mined.num_proposals),
-        pa.array(mined.mean_score, from_pandas=True),  # NaN becomes null
-    )
-    return chip_rows(source, columns, placed, chips)
+    rescue_chip = np.full(len(columns.boxes), -1, np.int64)  # a box is rescued in its positive chip alone
+    mean_score = pa.array(mined.mean_score, from_pandas=True)  # NaN becomes null
+    proposals = (pa.array(mined.num_proposals), mean_score)
+    return chip_rows(source, columns, "negative", mined.windows, rescue_chip, chips, proposals)

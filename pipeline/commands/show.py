@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.dataset.build_file import read_build
 from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, STATUS_COLORS, label_font
+from pipeline.planning.scales import box_sizes
 from pipeline.storage import (
     Location,
     files_in,
@@ -123,7 +124,7 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
 
 def _inside(boxes: npt.NDArray[np.float64], chip: dict[str, Any]) -> npt.NDArray[np.float64]:
     """Return those of `boxes` [n, 4], source pixels, in the chip's range and whole in its window, in chip pixels."""
-    size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    size = box_sizes(boxes)
     low, high = (chip["x1"], chip["y1"]), (chip["x2"], chip["y2"])
     held = (boxes[:, :2] >= low).all(axis=1) & (boxes[:, 2:] <= high).all(axis=1)
     chosen = boxes[held & (size >= chip["range_min"]) & (size < chip["range_max"])]

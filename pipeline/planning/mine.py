@@ -5,6 +5,7 @@ it is a pure function of its arguments, and the order in which an image's propos
 """
 
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +13,27 @@ import numpy.typing as npt
 import xxhash
 
 from pipeline.kernels import kernel
-from pipeline.planning.cover import fits, greedy_cover, holds, window_end, window_side
-from pipeline.planning.plan import SpanColumns
+from pipeline.planning.bins import bin_boxes, held_by
+from pipeline.planning.cover import (
+    Level,
+    box_size,
+    fits_window,
+    greedy_cover,
+    pyramid_level,
+    window_end,
+    window_side,
+)
+from pipeline.planning.geometry import SpanColumns, Windows
+from pipeline.planning.scales import box_sizes
 from schemas.arrays import Float32Array, FloatArray, IntArray
 
 RANDOM_TRIES = 16
 
+Box = tuple[float, float, float, float]
+
 
 class PooledProposals(NamedTuple):
-    """Proposals of a run of n images, ragged: image i has rows offsets[i] to offsets[i + 1].
+    """Proposals of a span of n images, of all scales together: image i has rows offsets[i] to offsets[i + 1].
 
     Attributes:
         offsets: int64 [n + 1].
@@ -33,28 +46,31 @@ class PooledProposals(NamedTuple):
 
 
 class Mined(NamedTuple):
-    """Negative windows of a run of images, ordered by image, scale index, then choice.
+    """Negative windows of a span of images.
 
     Attributes:
-        image: int64 [C], position of the image in the run; scale_index: int8 [C].
-        window: float64 [C, 4], source pixels.
+        windows: the C windows.
         num_proposals: int64 [C], how many proposals each newly covered when it was chosen.
         mean_score: float32 [C], of those; NaN where there are none.
     """
 
-    image: IntArray
-    scale_index: npt.NDArray[np.int8]
-    window: FloatArray
+    windows: Windows
     num_proposals: IntArray
     mean_score: Float32Array
 
 
 @kernel
 def merge_scales(proposals: PooledProposals, threshold: float) -> PooledProposals:
-    """NMS over the proposals of each image, found at whatever scale: best score first, scores kept.
+    """Merge the proposals of each image over its scales by NMS (docs/method.md, 5.3).
 
-    A box goes when its IoU with a kept one exceeds `threshold`. Equal scores are ordered by x1, y1, x2, y2, which
-    is also the order within each image of what is returned.
+    A box goes when its IoU with a kept one exceeds `threshold`; those that stay keep their scores.
+
+    Args:
+        proposals: of a span of images, in any order within an image.
+        threshold: IoU.
+
+    Returns:
+        The proposals that stay; in each image by descending score, equal ones by x1, y1, x2, y2.
     """
     num_images = len(proposals.offsets) - 1
     offsets = np.zeros(num_images + 1, np.int64)
@@ -83,7 +99,7 @@ def merge_scales(proposals: PooledProposals, threshold: float) -> PooledProposal
 
 @kernel
 def _best_first(boxes: Float32Array, score: Float32Array) -> IntArray:
-    """int64 [n], descending scores, equal ones by x1, y1, x2, y2."""
+    """Return the order int64 [n] of descending scores, equal ones by x1, y1, x2, y2."""
     order = np.argsort(-score, kind="mergesort")
     start = 0
     while start < len(order):
@@ -108,7 +124,9 @@ def _suppressed(
     area: Float32Array,
     threshold: np.float32,
 ) -> npt.NDArray[np.uint8]:
-    """uint8 [n], 1 where a box before it that stays overlaps it by more than `threshold`; columns are float32 [n].
+    """Return uint8 [n], 1 where a box before it that stays overlaps it by more than `threshold`.
+
+    The columns are float32 [n].
 
     The inner loop has no branch and starts at 0, so that the compiler makes vector code of it (ten times as fast).
     """
@@ -129,55 +147,46 @@ def _suppressed(
 
 
 def mine_span(
-    run: SpanColumns,
-    pool: PooledProposals,
-    positives: tuple[IntArray, npt.NDArray[np.int8], FloatArray],
-    least: IntArray,
-    chip_size: int,
-    stride: int,
+    span: SpanColumns, pool: PooledProposals, positives: Windows, least: IntArray, chip_size: int, stride: int
 ) -> Mined:
-    """Mine a run of images.
+    """Mine the negative windows of a span of images (docs/method.md, 5.4).
 
     Args:
-        pool: what merge_scales returned for the run.
-        positives: image int64 [C], scale index int8 [C] and window float64 [C, 4] of the run's positive chips.
+        span: columns of the images.
+        pool: what merge_scales returned for them.
+        positives: windows of their positive chips, in any order.
         least: int64 [S], fewest proposals that a chip of each scale must newly cover.
         chip_size, stride: chip pixels.
     """
-    image, scale_index, window = positives
-    num_scales = run.factors.shape[1]
-    group = image * num_scales + scale_index
+    num_images, num_scales = span.factors.shape
+    group = positives.image * num_scales + positives.scale_index
     order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(run.image_ids) * num_scales + 1))
-    return mine_windows(
-        pool, run.widths, run.heights, run.factors, run.ranges, starts, window[order], least, chip_size, stride
-    )
+    starts = np.searchsorted(group[order], np.arange(num_images * num_scales + 1))
+    return _mine_windows(span, pool, starts, positives.window[order], least, chip_size, stride)
 
 
 @kernel
-def mine_windows(
+def _mine_windows(
+    span: SpanColumns,
     pool: PooledProposals,
-    widths: IntArray,
-    heights: IntArray,
-    factors: FloatArray,
-    ranges: FloatArray,
-    positive_starts: IntArray,
+    starts: IntArray,
     positives: FloatArray,
     least: IntArray,
     chip_size: int,
     stride: int,
 ) -> Mined:
-    """Per image and scale: cover greedily what lies in no positive chip, until a chip would cover too little.
+    """Cover greedily, per image and scale, what lies in no positive chip, until a chip would cover too little.
 
     The proposals that count are in the scale's range and fit a chip; candidate windows are those of the stride grid
     (cover.py), because hundreds of proposals have hundreds of different edges.
 
     Args:
-        positive_starts: int64 [n * S + 1]; scale s of image m has the positive windows
-            positive_starts[m * S + s] to positive_starts[m * S + s + 1] of `positives`, float64 [k, 4].
-        The others as in mine_span and plan_windows.
+        span, pool, least, chip_size, stride: see mine_span.
+        starts: int64 [n * S + 1]; scale s of image m has the positive windows starts[m * S + s] to
+            starts[m * S + s + 1] of `positives`.
+        positives: float64 [k, 4], source pixels.
     """
-    num_images, num_scales = factors.shape
+    num_images, num_scales = span.factors.shape
     capacity = 0
     for s in range(num_scales):
         capacity += len(pool.boxes) // least[s]
@@ -186,122 +195,140 @@ def mine_windows(
     c = 0
     for m in range(num_images):
         first, last = pool.offsets[m], pool.offsets[m + 1]
-        width, height = float(widths[m]), float(heights[m])
+        width, height = float(span.widths[m]), float(span.heights[m])
         for s in range(num_scales):
-            side = window_side(chip_size, factors[m, s], width, height)
-            step = stride / factors[m, s]
-            held_by = positives[positive_starts[m * num_scales + s] : positive_starts[m * num_scales + s + 1]]
-            rows = _open_rows(pool.boxes, first, last, width, height, side, ranges[s, 0], ranges[s, 1], held_by)
+            level = pyramid_level(width, height, span.factors[m, s], chip_size, stride)
+            here = positives[starts[m * num_scales + s] : starts[m * num_scales + s + 1]]
+            rows = first + _open_rows(pool.boxes[first:last], level, span.ranges[s], here)
             if len(rows) < least[s]:
                 continue
-            boxes = np.empty((len(rows), 4))
-            for i in range(len(rows)):
-                boxes[i] = pool.boxes[rows[i]]
-            found, _ = greedy_cover(boxes, width, height, side, step, 0, least[s], False)
-            covered = np.zeros(len(rows), np.bool_)
-            for w in range(len(found)):
-                num, score = 0, 0.0
-                for i in range(len(rows)):
-                    if not covered[i] and holds(found, w, boxes, i):
-                        covered[i] = True
-                        num += 1
-                        score += pool.score[rows[i]]
-                image[c], scale_index[c], window[c] = m, s, found[w]
-                num_proposals[c], mean_score[c] = num, score / num
-                c += 1
-    return Mined(
-        image[:c].copy(), scale_index[:c].copy(), window[:c].copy(), num_proposals[:c].copy(), mean_score[:c].copy()
-    )
+            boxes = pool.boxes[rows].astype(np.float64)
+            found, new = greedy_cover(boxes, level, 0, least[s], False)
+            stop = c + len(found)
+            image[c:stop], scale_index[c:stop], window[c:stop], num_proposals[c:stop] = m, s, found, new
+            mean_score[c:stop] = _mean_scores(found, boxes, pool.score[rows], level)
+            c = stop
+    windows = Windows(image[:c].copy(), scale_index[:c].copy(), window[:c].copy())
+    return Mined(windows, num_proposals[:c].copy(), mean_score[:c].copy())
 
 
 @kernel
-def _open_rows(
-    boxes: Float32Array,
-    first: int,
-    last: int,
-    width: float,
-    height: float,
-    side: float,
-    low: float,
-    high: float,
-    held_by: FloatArray,
-) -> IntArray:
-    """Rows [first, last) whose size is in [low, high), that fit a chip, and that no window of `held_by` holds."""
-    rows = np.empty(last - first, np.int64)
-    n = 0
-    for b in range(first, last):
-        x1, y1, x2, y2 = float(boxes[b, 0]), float(boxes[b, 1]), float(boxes[b, 2]), float(boxes[b, 3])
-        size = np.sqrt((x2 - x1) * (y2 - y1))
-        if not (low <= size < high and fits(x1, x2, width, side) and fits(y1, y2, height, side)):
-            continue
-        held = False
-        for w in range(len(held_by)):
-            held |= holds(held_by, w, boxes, b)
-        if not held:
-            rows[n] = b
-            n += 1
-    return rows[:n]
+def _open_rows(boxes: Float32Array, level: Level, bounds: FloatArray, positives: FloatArray) -> IntArray:
+    """Return the rows of boxes whose size is in `bounds`, that fit a chip, and that no positive window holds."""
+    is_open = np.empty(len(boxes), np.bool_)
+    for b in range(len(boxes)):
+        is_open[b] = bounds[0] <= box_size(boxes, b) < bounds[1] and fits_window(boxes, b, level)
+    bins = bin_boxes(boxes, 0, len(boxes), level.width, level.height)
+    near = np.empty(len(boxes), np.int64)
+    for w in range(len(positives)):
+        for i in range(held_by(positives, w, boxes, bins, near)):
+            is_open[near[i]] = False
+    return np.flatnonzero(is_open)
 
 
-def random_span(run: SpanColumns, per_image: int, chip_size: int, seed: int) -> Mined:
-    """Draw background windows without proposals: the cheap baseline.
+@kernel
+def _mean_scores(windows: FloatArray, boxes: FloatArray, score: Float32Array, level: Level) -> Float32Array:
+    """Return the mean score, float32 [k], of the proposals that each window newly covers, in the order of windows."""
+    bins = bin_boxes(boxes, 0, len(boxes), level.width, level.height)
+    near = np.empty(len(boxes), np.int64)
+    covered = np.zeros(len(boxes), np.bool_)
+    means = np.empty(len(windows), np.float32)
+    for w in range(len(windows)):
+        num, total = 0, 0.0
+        for i in range(held_by(windows, w, boxes, bins, near)):
+            if not covered[near[i]]:
+                covered[near[i]] = True
+                num += 1
+                total += score[near[i]]
+        means[w] = total / num
+    return means
 
-    Each is drawn up to RANDOM_TRIES times, a scale and then a place, until it differs from the image's other windows
-    and holds the centre of no box in range; else the different one with fewest centres is taken. The scale is one
-    at which a chip is smaller than the image, or any where there is none: then the window is the whole image. An
-    image may so get fewer than `per_image`.
+
+def random_span(span: SpanColumns, per_image: int, chip_size: int, seed: int) -> Mined:
+    """Draw background windows without proposals, the cheap baseline (docs/method.md, 5.6).
+
+    The scale is one at which a chip is smaller than the image, or any where there is none: then the window is the
+    whole image. An image may get fewer windows than asked for.
+
+    Args:
+        span: columns of the images.
+        per_image: windows wanted of each.
+        chip_size: chip pixels.
+        seed: of the draw.
     """
-    rows: list[tuple[int, int, tuple[float, float, float, float]]] = []
-    for m in range(len(run.image_ids)):
-        of_image = slice(int(run.offsets[m]), int(run.offsets[m + 1]))
-        boxes = run.boxes[of_image][~run.crowd[of_image]]
-        extent = (float(run.widths[m]), float(run.heights[m]))
-        sides = np.array([window_side(chip_size, factor, *extent) for factor in run.factors[m]])
+    rows: list[tuple[int, int, Box]] = []
+    for m in range(len(span.image_ids)):
+        of_image = slice(int(span.offsets[m]), int(span.offsets[m + 1]))
+        boxes = span.boxes[of_image][~span.crowd[of_image]]
+        extent = (float(span.widths[m]), float(span.heights[m]))
+        sides = np.array([window_side(chip_size, factor, *extent) for factor in span.factors[m]])
         scales = np.flatnonzero(sides < max(extent)).tolist() or list(range(len(sides)))
-        drawn: set[tuple[int, tuple[float, float, float, float]]] = set()
+        drawn: set[tuple[int, Box]] = set()
         for n in range(per_image):
-            tries = []
-            for attempt in range(RANDOM_TRIES):
-                u = _uniforms(seed, int(run.image_ids[m]), n, attempt)
-                s = scales[int(u[0] * len(scales))]
-                window = _random_window(u[1], u[2], extent, float(sides[s]))
-                if (s, window) in drawn:
-                    continue
-                tries.append((_num_centres(boxes, window, run.ranges[s]), attempt, s, window))
-                if tries[-1][0] == 0:
-                    break
-            if tries:
-                drawn.add(min(tries)[2:])
+            draws = (_uniforms(seed, int(span.image_ids[m]), n, attempt) for attempt in range(RANDOM_TRIES))
+            window = _draw_window(draws, boxes, extent, scales, sides, span.ranges, drawn)
+            if window is not None:
+                drawn.add(window)
         rows += [(m, s, window) for s, window in sorted(drawn)]
-    return Mined(
+    windows = Windows(
         np.array([row[0] for row in rows], np.int64),
         np.array([row[1] for row in rows], np.int8),
         np.array([row[2] for row in rows], np.float64).reshape(-1, 4),
-        np.zeros(len(rows), np.int64),
-        np.full(len(rows), np.nan, np.float32),
     )
+    return Mined(windows, np.zeros(len(rows), np.int64), np.full(len(rows), np.nan, np.float32))
 
 
-def _random_window(
-    u_x: float, u_y: float, extent: tuple[float, float], side: float
-) -> tuple[float, float, float, float]:
-    """A window at a whole source pixel inside the image; the whole side where the image is smaller."""
+def _draw_window(
+    draws: Iterable[tuple[float, float, float]],
+    boxes: FloatArray,
+    extent: tuple[float, float],
+    scales: list[int],
+    sides: FloatArray,
+    ranges: FloatArray,
+    drawn: set[tuple[int, Box]],
+) -> tuple[int, Box] | None:
+    """Return the first new window that holds the centre of no box in range, or the new one with fewest centres.
+
+    Args:
+        draws: of each attempt three numbers in [0, 1): for the scale, x and y.
+        boxes: float64 [N, 4], of the image, source pixels.
+        extent: width and height of the image, source pixels.
+        scales: indices of the scales to draw from.
+        sides: float64 [S], of a window at each scale, source pixels.
+        ranges: float64 [S, 2], sizes of boxes that belong to each scale.
+        drawn: scale index and window of those that the image has already.
+
+    Returns:
+        Scale index and window, or None where every attempt gives one that is drawn already.
+    """
+    tries = []
+    for attempt, (u_scale, u_x, u_y) in enumerate(draws):
+        s = scales[int(u_scale * len(scales))]
+        window = _random_window(u_x, u_y, extent, float(sides[s]))
+        if (s, window) not in drawn:
+            tries.append((_num_centres(boxes, window, ranges[s]), attempt, s, window))
+            if tries[-1][0] == 0:
+                break
+    return min(tries)[2:] if tries else None
+
+
+def _random_window(u_x: float, u_y: float, extent: tuple[float, float], side: float) -> Box:
+    """Return a window at a whole source pixel inside the image; the whole side where the image is smaller."""
     x1, y1 = (float(int(u * (max(size - side, 0.0) + 1))) for u, size in zip((u_x, u_y), extent, strict=True))
     x1, y1 = min(x1, max(extent[0] - side, 0.0)), min(y1, max(extent[1] - side, 0.0))
     return x1, y1, window_end(x1, extent[0], side), window_end(y1, extent[1], side)
 
 
-def _num_centres(boxes: FloatArray, window: tuple[float, float, float, float], valid_range: FloatArray) -> int:
-    """Boxes with sizes in range whose centre lies in the window."""
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    size = np.sqrt(width * height)
+def _num_centres(boxes: FloatArray, window: Box, valid_range: FloatArray) -> int:
+    """Count the boxes with sizes in range whose centre lies in the window."""
+    size = box_sizes(boxes)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((centre >= window[:2]) & (centre < window[2:])).all(axis=1)
     return int((inside & (size >= valid_range[0]) & (size < valid_range[1])).sum())
 
 
 def _uniforms(seed: int, image_id: int, number: int, attempt: int) -> tuple[float, float, float]:
-    """Three numbers in [0, 1) that depend on the arguments alone."""
+    """Return three numbers in [0, 1) that depend on the arguments alone."""
     first, second, third = (
         xxhash.xxh3_64_intdigest(struct.pack("<QqQQQ", seed, image_id, number, attempt, axis)) for axis in range(3)
     )

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.coco import SourceImage
+from pipeline.planning.scales import box_sizes
 from pipeline.pyramid.soft_nms import soft_nms
 from pipeline.pyramid.views import EDGE, Viewed, to_source
 from schemas.settings import DetectSettings
@@ -95,7 +96,7 @@ def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt
     Returns:
         bool [N]; false for what has no area.
     """
-    size = np.sqrt(np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None))
+    size = box_sizes(boxes)
     inside: npt.NDArray[np.bool_] = (size > 0) & (size >= bounds[0]) & (size < bounds[1])
     return inside
 

@@ -17,6 +17,7 @@ from bench_train import plausible_batch
 
 from pipeline.coco import Source
 from pipeline.coco.read import read_coco
+from pipeline.planning.geometry import Windows
 from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
 from pipeline.planning.plan import plan_span, span_columns
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings
@@ -72,7 +73,7 @@ def measure(source: Source, rounds: int) -> dict[str, float | None]:
     plan = plan_span(source, 0, source.num_images, chips)
     scale_index = plan.chips["scale_index"].to_numpy()
     window = np.stack([plan.chips[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
-    run = span_columns(source, 0, source.num_images, chips)
+    span = span_columns(source, 0, source.num_images, chips)
     least = np.array([negatives.min_finest, *[negatives.min_others] * (len(chips.scales) - 1)])
     proposals = make_proposals(source)
     # mining is timed with all 900 proposals of an image, as if none overlapped another, and with what pooling leaves
@@ -84,7 +85,7 @@ def measure(source: Source, rounds: int) -> dict[str, float | None]:
         seconds["pool"].append(time.thread_time() - started)
         for name, pool in (("all", proposals), ("pooled", pooled)):
             started = time.thread_time()
-            mined = mine_span(run, pool, (plan.image, scale_index, window), least, chips.size, chips.stride)
+            mined = mine_span(span, pool, Windows(plan.image, scale_index, window), least, chips.size, chips.stride)
             seconds[name].append(time.thread_time() - started)
     ms = {name: statistics.median(times[1:]) * 1e3 / source.num_images for name, times in seconds.items()}
     return {
@@ -92,7 +93,7 @@ def measure(source: Source, rounds: int) -> dict[str, float | None]:
         "mine_pooled_ms_per_image": ms["pooled"],
         "pool_ms_per_image": ms["pool"],
         "pooled_per_image": len(pooled.score) / source.num_images,
-        "chips_per_image": len(mined.image) / source.num_images,
+        "chips_per_image": len(mined.num_proposals) / source.num_images,
     }
 
 

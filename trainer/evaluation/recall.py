@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.coco import SourceImage
+from pipeline.kernels import writable
 from pipeline.planning.mine import PooledProposals, merge_scales
 from pipeline.storage import Location
 from schemas.settings import NegativeSettings, Settings
@@ -65,7 +66,7 @@ def evaluate_proposals(
 
 
 def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
-    """PooledProposals the proposals of one image over its scales by NMS, as mining does, and return the best.
+    """Merge the proposals of one image over its scales by NMS, as mining does, and return the best.
 
     Args:
         image_id: id of the image.
@@ -76,8 +77,7 @@ def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
         COCO results without category_id, best first.
     """
     boxes = np.stack([rows[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
-    # copied, because numba would compile once more for arrays that cannot be written
-    pool = PooledProposals(np.array([0, len(boxes)]), boxes, rows["score"].to_numpy().copy())
+    pool = PooledProposals(np.array([0, len(boxes)]), boxes, writable(rows["score"].to_numpy()))
     pool = merge_scales(pool, NegativeSettings().nms)
     pairs = zip(pool.boxes[:most].tolist(), pool.score[:most].tolist(), strict=True)
     return [{"image_id": image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s} for (x1, y1, x2, y2), s in pairs]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.coco import Source
 from pipeline.planning.plan import Plan
-from pipeline.planning.scales import scale_factors, scale_name
+from pipeline.planning.scales import box_sizes, scale_factors, scale_name
 from schemas.codes import FATE_NAMES, Fate, Reason
 from schemas.settings import ChipSettings
 
@@ -100,7 +100,7 @@ class Summary:
     def _count_boxes(self, boxes: slice) -> None:
         """Count what became of some boxes at each scale."""
         box, fate, mask = self.source.box[boxes], self.fate[boxes], self.scale_mask[boxes]
-        size = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
+        size = box_sizes(box)
         plain = (fate != Fate.CROWD) & (fate != Fate.IMAGE_REFUSED)
         for index, (lo, hi) in enumerate(self.settings.bounds()):
             here = (mask >> index & 1).astype(bool)

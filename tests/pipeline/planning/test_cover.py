@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.planning.cover import candidate_starts, fits, greedy_cover
+from pipeline.planning.cover import Level, candidate_starts, fits, greedy_cover
 
 FloatArray = npt.NDArray[np.float64]
+
+
+def level(width: float, height: float, side: float, step: float) -> Level:
+    return Level(float(width), float(height), 512 / side, float(side), float(step))
 
 
 def boxes_that_fit(seed: int, count: int, width: float, height: float, side: float) -> FloatArray:
@@ -54,7 +58,7 @@ def test_greedy_cover__holds_every_box_in_windows_inside_the_image(
     if len(boxes) == 0:
         return
     for prune in (False, True):
-        windows, new = greedy_cover(boxes, width, height, side, side / 16, limit, 1, prune)
+        windows, new = greedy_cover(boxes, level(width, height, side, side / 16), limit, 1, prune)
         assert holds(windows, boxes).any(axis=1).all()
         assert (windows[:, :2] >= 0).all()
         assert (windows[:, 2:] <= [width, height]).all()
@@ -74,7 +78,7 @@ def test_greedy_cover__no_window_is_redundant_after_pruning(
     boxes = boxes_that_fit(seed, count, width, height, side)
     if len(boxes) == 0:
         return
-    windows, _ = greedy_cover(boxes, width, height, side, side / 16, limit, 1, True)
+    windows, _ = greedy_cover(boxes, level(width, height, side, side / 16), limit, 1, True)
     held = holds(windows, boxes)
     for k in range(len(windows)):
         alone = held[:, k] & (held.sum(axis=1) == 1)
@@ -85,7 +89,7 @@ def test_greedy_cover__no_window_is_redundant_after_pruning(
 def test_greedy_cover__first_choice_holds_as_many_boxes_as_any_window_can(seed: int) -> None:
     side, extent = 50.0, 200.0
     boxes = boxes_that_fit(seed, 12, extent, extent, side)
-    _, new = greedy_cover(boxes, extent, extent, side, 3.0, 512, 1, False)
+    _, new = greedy_cover(boxes, level(extent, extent, side, 3.0), 512, 1, False)
     # slow and obvious: a subset fits one window if and only if its hull does
     best = 0
     for size in range(len(boxes), 0, -1):
@@ -102,7 +106,7 @@ def test_greedy_cover__first_choice_holds_as_many_boxes_as_any_window_can(seed: 
 def test_greedy_cover__stops_below_min_new() -> None:
     cluster = np.array([[10.0 + i, 10, 14 + i, 14] for i in range(5)])
     alone = np.array([[300.0, 300, 310, 310]])
-    windows, new = greedy_cover(np.concatenate([cluster, alone]), 400, 400, 50, 3, 0, 3, False)
+    windows, new = greedy_cover(np.concatenate([cluster, alone]), level(400, 400, 50, 3), 0, 3, False)
     assert new.tolist() == [5]
     assert holds(windows, cluster).all()
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.planning.geometry import SpanColumns, Windows
 from pipeline.planning.mine import Mined, PooledProposals, merge_scales, mine_span, random_span
-from pipeline.planning.plan import SpanColumns, plan_span, span_columns
+from pipeline.planning.plan import plan_span, span_columns
 from schemas.settings import ChipSettings
 from tests.pipeline.sources import make_source
 
@@ -19,11 +20,11 @@ OPTIONS = ChipSettings(size=64, scales=[1.0, 0.5, {"long_side": 64}], ranges=[(0
 LEAST = np.array([4, 2, 2])
 
 
-def make_pool(seed: int, run: SpanColumns, most: int = 60) -> PooledProposals:
+def make_pool(seed: int, span: SpanColumns, most: int = 60) -> PooledProposals:
     """Random proposals in clusters, inside their images; coordinates in eighths, scores in tenths, so with ties."""
     rng = np.random.default_rng(seed)
     boxes, counts = [np.empty((0, 4))], []
-    for width, height in zip(run.widths, run.heights, strict=True):
+    for width, height in zip(span.widths, span.heights, strict=True):
         n = int(rng.integers(0, most))
         extent = np.array([width, height], float)
         size = np.minimum(np.exp(rng.uniform(0.5, 4.5, (n, 2))), extent)
@@ -116,8 +117,8 @@ def mine(
     """Three images whose sides and factors are such that windows have exact edges; their positives as planned."""
     source = make_source(seed, num_images=3, size=(256, 192))
     plan = plan_span(source, 0, 3, OPTIONS)
-    run = span_columns(source, 0, 3, OPTIONS)
-    pool = make_pool(seed, run) if pool is None else pool
+    span = span_columns(source, 0, 3, OPTIONS)
+    pool = make_pool(seed, span) if pool is None else pool
     scale_index = plan.chips["scale_index"].to_numpy()
     window = np.stack([plan.chips[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     if seed % 3 == 0:  # as if most objects were unknown
@@ -128,19 +129,19 @@ def mine(
     for m, s, w in zip(plan.image[keep], scale_index[keep], window[keep].tolist(), strict=True):
         positives.setdefault((int(m), int(s)), []).append(tuple(w))
     mined = mine_span(
-        run, pool, (plan.image[keep], scale_index[keep], window[keep]), LEAST, OPTIONS.size, OPTIONS.stride
+        span, pool, Windows(plan.image[keep], scale_index[keep], window[keep]), LEAST, OPTIONS.size, OPTIONS.stride
     )
-    return run, pool, positives, mined
+    return span, pool, positives, mined
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_mine__agrees_with_the_rules_read_aloud(seed: int) -> None:
-    run, pool, positives, mined = mine(seed)
+    span, pool, positives, mined = mine(seed)
     found = [
         (int(m), int(s), tuple(w), int(n), float(score))
         for m, s, w, n, score in zip(
-            mined.image, mined.scale_index, mined.window.tolist(), mined.num_proposals, mined.mean_score, strict=True
+            *mined.windows[:2], mined.windows.window.tolist(), mined.num_proposals, mined.mean_score, strict=True
         )
     ]
     expected = []
@@ -148,8 +149,8 @@ def test_mine__agrees_with_the_rules_read_aloud(seed: int) -> None:
         windows = slow_mine(
             of_image(pool, m),
             positives.get((m, s), []),
-            (float(run.widths[m]), float(run.heights[m])),
-            float(run.factors[m, s]),
+            (float(span.widths[m]), float(span.heights[m])),
+            float(span.factors[m, s]),
             OPTIONS.bounds()[s],
             int(LEAST[s]),
         )
@@ -163,8 +164,8 @@ def test_mine__agrees_with_the_rules_read_aloud(seed: int) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 0.7, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_pool_scales__is_greedy_nms_per_image_in_any_order_of_rows(seed: int, threshold: float) -> None:
-    run = span_columns(make_source(seed, num_images=3, size=(256, 192)), 0, 3, OPTIONS)
-    pool = make_pool(seed, run)
+    span = span_columns(make_source(seed, num_images=3, size=(256, 192)), 0, 3, OPTIONS)
+    pool = make_pool(seed, span)
     pooled = merge_scales(pool, threshold)
     for m in range(3):
         kept: list[tuple[Box, float]] = []
@@ -184,11 +185,11 @@ def test_mine__nothing_where_positives_hold_every_proposal() -> None:
     source = make_source(1, num_images=3)
     options = ChipSettings()
     plan = plan_span(source, 0, 3, options)
-    run = span_columns(source, 0, 3, options)
+    span = span_columns(source, 0, 3, options)
     # forty times each object, a little smaller, so that its chips hold it; and what is in range elsewhere removed
     shrink = np.linspace(0.001, 0.002, 40)[:, None, None]
-    objects = np.array([box for box, fate in zip(run.boxes, plan.fate, strict=True) if fate == 0])
-    image = np.repeat(np.arange(3), np.diff(run.offsets))[plan.fate == 0]
+    objects = np.array([box for box, fate in zip(span.boxes, plan.fate, strict=True) if fate == 0])
+    image = np.repeat(np.arange(3), np.diff(span.offsets))[plan.fate == 0]
     centre = np.tile((objects[:, :2] + objects[:, 2:]) / 2, 2)
     boxes = (objects + (centre - objects) * shrink).transpose(1, 0, 2).reshape(-1, 4)
     counts = np.bincount(image, minlength=3) * 40
@@ -197,23 +198,24 @@ def test_mine__nothing_where_positives_hold_every_proposal() -> None:
     )
     window = np.stack([plan.chips[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     least = np.array([25, 10, 10])
-    positives = (plan.image, plan.chips["scale_index"].to_numpy(), window)
+    positives = Windows(plan.image, plan.chips["scale_index"].to_numpy(), window)
     assert len(objects) > 10
-    assert len(mine_span(run, pool, positives, least, 512, 32).image) == 0
-    none = (np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
-    assert len(mine_span(run, pool, none, least, 512, 32).image) > 3
+    assert len(mine_span(span, pool, positives, least, 512, 32).num_proposals) == 0
+    none = Windows(np.empty(0, np.int64), np.empty(0, np.int8), np.empty((0, 4)))
+    assert len(mine_span(span, pool, none, least, 512, 32).num_proposals) > 3
 
 
 def windows_of(mined: Mined, m: int) -> list[tuple[int, list[float]]]:
-    return [(int(mined.scale_index[c]), mined.window[c].tolist()) for c in np.flatnonzero(mined.image == m)]
+    image, scale_index, window = mined.windows
+    return [(int(scale_index[c]), window[c].tolist()) for c in np.flatnonzero(image == m)]
 
 
 @pytest.mark.parametrize("per_image", [1, 3])
 def test_random__windows_are_inside_different_and_mostly_without_objects(per_image: int) -> None:
     source = make_source(5, num_images=60)
     options = ChipSettings()
-    run = span_columns(source, 0, 60, options)
-    mined = random_span(run, per_image, options.size, seed=0)
+    span = span_columns(source, 0, 60, options)
+    mined = random_span(span, per_image, options.size, seed=0)
     on_object = 0
     for m in range(60):
         windows = windows_of(mined, m)
@@ -221,7 +223,7 @@ def test_random__windows_are_inside_different_and_mostly_without_objects(per_ima
         assert sorted(windows) == windows
         assert len({(s, *window) for s, window in windows}) == len(windows)
         for s, (x1, y1, x2, y2) in windows:
-            side, extent = options.size / run.factors[m, s], (run.widths[m], run.heights[m])
+            side, extent = options.size / span.factors[m, s], (span.widths[m], span.heights[m])
             assert x1 >= 0
             assert y1 >= 0
             assert x2 <= extent[0]
@@ -229,14 +231,14 @@ def test_random__windows_are_inside_different_and_mostly_without_objects(per_ima
             assert x2 - x1 == pytest.approx(min(side, extent[0]))
             assert y2 - y1 == pytest.approx(min(side, extent[1]))
             lo, hi = options.bounds()[s]
-            boxes: npt.NDArray[np.float64] = run.boxes[run.offsets[m] : run.offsets[m + 1]]
-            boxes = boxes[~run.crowd[run.offsets[m] : run.offsets[m + 1]]]
+            boxes: npt.NDArray[np.float64] = span.boxes[span.offsets[m] : span.offsets[m + 1]]
+            boxes = boxes[~span.crowd[span.offsets[m] : span.offsets[m + 1]]]
             size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
             centre = (boxes[:, :2] + boxes[:, 2:]) / 2
             inside = ((centre >= [x1, y1]) & (centre < [x2, y2])).all(axis=1)
             on_object += bool((inside & (size >= lo) & (size < hi)).any())
-    assert on_object < 0.1 * len(mined.image)
-    assert set(mined.scale_index.tolist()) >= {0, 1}
+    assert on_object < 0.1 * len(mined.num_proposals)
+    assert set(mined.windows.scale_index.tolist()) >= {0, 1}
     assert mined.num_proposals.sum() == 0
     assert np.isnan(mined.mean_score).all()
 
@@ -248,4 +250,4 @@ def test_random__depends_on_seed_and_image_id_alone() -> None:
     part = random_span(span_columns(source, 5, 8, options), 2, 512, seed=3)
     assert [windows_of(part, m) for m in range(3)] == [windows_of(whole, m) for m in range(5, 8)]
     other = random_span(span_columns(source, 0, 8, options), 2, 512, seed=4)
-    assert other.window.tolist() != whole.window.tolist()
+    assert other.windows.window.tolist() != whole.windows.window.tolist()
