@@ -28,15 +28,24 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     if not wanted:
         return
     from pipeline.images.chip import codec
+    from pipeline.images.decode import format_names
 
     used = codec()
     simd = "SIMD" if used.simd else "not SIMD"
     click.echo(f"sniper {__version__}  (JPEG: {used.jpeg}; resize: {used.resize}, {simd})")
+    click.echo(f"image formats: {', '.join(format_names())}")
     context.exit()
 
 
 @click.group(context_settings=COMMAND_SETTINGS)
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="and codecs")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="with codecs and image formats",
+)
 def cli() -> None:
     """SNIPER chips: train detectors on objects of very different sizes."""
 
@@ -98,7 +107,7 @@ def check(annotations: Location, images: Location | None, workers: int, settings
         f"{len(source.row) + len(source.refused_boxes):,} boxes, {len(source.categories)} categories; "
         f"{report.num_read:,} image files decoded; {source.num_clipped:,} boxes are clipped to their image"
     )
-    for line in (*source.notes, *describe_rejects(report.rejects, limit=None)):
+    for line in (*source.notes, *report.notes, *describe_rejects(report.rejects, limit=None)):
         click.echo(line)
     if report.rejects or source.notes:
         sys.exit(1)

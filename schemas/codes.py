@@ -43,9 +43,10 @@ class Reason(StrEnum):
     UNREADABLE_FILE = "unreadable_file"  # the file is there, the system would not give its bytes
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"
+    NO_DECODER = "no_decoder"  # an image of a known format whose decoder this Pillow was built without
     TOO_MANY_PIXELS = "too_many_pixels"
     UNSUPPORTED_DEPTH = "unsupported_depth"  # more than 8 bits per channel: never clipped silently
-    SIZE_MISMATCH = "size_mismatch"  # neither the raw nor the EXIF-turned size is the annotated one
+    SIZE_MISMATCH = "size_mismatch"  # neither the size as stored nor the turned one is the annotated one
     UNDECODABLE = "undecodable"  # truncated or damaged
     # boxes
     DUPLICATE_ID = "duplicate_id"

@@ -17,7 +17,8 @@ from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec
-from pipeline.images.sources import image_folder
+from pipeline.images.decode import decoders
+from pipeline.images.sources import frame_notes, image_folder
 from pipeline.planning.plan import Plan, plan_span
 from pipeline.storage import (
     Location,
@@ -124,14 +125,14 @@ def _build(
 ) -> Report:
     remove_files(out / "plan", PLAN_FILES)
     recorded = settings.model_dump(mode="json")
-    target = Target(out, POSITIVES, out / "run.json", image_root, settings, recorded, codec())
+    target = Target(out, POSITIVES, out / "run.json", image_root, settings, recorded, codec(), decoders())
     prepare(target, spans.keys(), "chips")
     ledgers = _recorded_ledgers(out)
     summary = Summary(source, settings)
     made: dict[str, tuple[str, list[Reject]]] = {}  # of each finished shard: fingerprint and rejects
     plans: dict[str, Plan] = {}
 
-    num_made = 0
+    num_made = num_ambiguous = num_several = 0
 
     def tasks() -> Iterator[Task[ShardJob]]:
         for name, (start, stop) in spans.items():
@@ -146,6 +147,8 @@ def _build(
             summary.add(plans.pop(name), start, stop, refused, [image.hash for image in record.images])
             made[name] = record.fingerprint, record.rejects
             num_made += not was_there
+            num_ambiguous += record.num_ambiguous
+            num_several += record.num_several
             progress.add(stop - start)
 
     rejects = [reject for name in spans for reject in made[name][1]]
@@ -157,7 +160,7 @@ def _build(
     return Report(
         counts,
         [*source.rejects, *rejects],
-        source.notes,
+        [*source.notes, *frame_notes(num_ambiguous, num_several)],
         len(spans),
         num_made,
         _shortfall(counts, max_bad, "Everything good was written; rejects.parquet names the others"),

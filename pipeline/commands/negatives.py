@@ -21,6 +21,7 @@ from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec
+from pipeline.images.decode import decoders
 from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
 from pipeline.storage import Location, ahead, is_folder, location, locked, remove, remove_folder, remove_temporary
@@ -92,7 +93,7 @@ def negatives(
         kept = read_kept(data)
         found = None if proposals is None else _find(proposals, kept, positives["fingerprint"])
         recorded = {**(settings or NegativeSettings()).model_dump(mode="json"), "random": random}
-        target = Target(data, NEGATIVES, data / NEGATIVES / "run.json", root, chips, recorded, codec())
+        target = Target(data, NEGATIVES, data / NEGATIVES / "run.json", root, chips, recorded, codec(), decoders())
         return _build(
             target,
             positives,

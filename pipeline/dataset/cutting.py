@@ -10,10 +10,11 @@ import msgspec
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.coco import Reject, SourceImage
+from pipeline.coco import SourceImage
 from pipeline.dataset.shards import ImageHash, Member, Record, TarWriter, commit_shard, read_record
 from pipeline.images.chip import Codec, codec, cut_chip, encode_jpeg
-from pipeline.images.sources import image_place, open_sources
+from pipeline.images.decode import decoders
+from pipeline.images.sources import Findings, image_place, open_sources
 from pipeline.storage import Location, ahead, atomic_file, remove, size_of
 from schemas.codes import Reason
 from schemas.errors import AGAIN, DataError
@@ -32,6 +33,8 @@ class Target(NamedTuple):
         settings: the settings of the positives.
         recorded: the settings that every shard's record names; a shard that names others is not of this build.
         codec: what is in use where the command was started; a worker with another one makes other bytes.
+        decoders: of the formats whose decoder a build of Pillow may lack, those there are where the command was
+            started (images.decode.decoders); a worker with others refuses other images.
     """
 
     out: Location
@@ -41,6 +44,7 @@ class Target(NamedTuple):
     settings: ChipSettings
     recorded: dict[str, Any]
     codec: Codec
+    decoders: dict[str, str]
 
 
 class ShardJob(NamedTuple):
@@ -91,6 +95,11 @@ def make_shard(job: ShardJob) -> ShardResult:
             f"{job.name}: this worker has {', '.join(map(str, codec()))}, the command was started with "
             f"{', '.join(map(str, job.target.codec))}: the bytes would differ; install the same on all nodes"
         )
+    if decoders() != job.target.decoders:
+        raise DataError(
+            f"{job.name}: the Pillow of this worker reads other formats ({decoders()}) than that of the command "
+            f"({job.target.decoders}), so other images would be refused; install the same on all nodes"
+        )
     fingerprint = shard_fingerprint(job)
     record = _standing(job, fingerprint)
     if record is not None:
@@ -110,6 +119,8 @@ def _standing(job: ShardJob, fingerprint: str) -> Record | None:
         return None
     if size_of(job.place(".tar")) != record.tar_bytes:
         return None
+    if not record.decoders.items() <= job.target.decoders.items():
+        return None  # a decoder of a format that it met has come or gone since
     if any(reject.reason == Reason.UNREADABLE_FILE for reject in record.rejects):
         return None  # the disk may have had a bad moment
     if job.hashes is not None and [image.hash for image in record.images] != job.hashes:
@@ -167,10 +178,10 @@ def cut_shard(job: ShardJob, fingerprint: str) -> Record:
     written: list[int] = []
     members: list[Member] = []
     hashes: list[ImageHash] = []
-    rejects: list[Reject] = []
+    findings = Findings()
     with atomic_file(job.place(".tar")) as file:
         tar = TarWriter(file)
-        opened = open_sources(target.image_root, job.images, target.settings.max_pixels, rejects)
+        opened = open_sources(target.image_root, job.images, target.settings.max_pixels, findings)
         for source, image_hash, image in opened:
             hashes.append(ImageHash(source.image_id, image_hash))
             if image is None:
@@ -185,7 +196,10 @@ def cut_shard(job: ShardJob, fingerprint: str) -> Record:
         tar_sha256=sha256,
         settings=target.recorded,
         images=hashes,
-        rejects=rejects,
+        rejects=findings.rejects,
+        decoders=findings.decoders,
+        num_ambiguous=findings.num_ambiguous,
+        num_several=findings.num_several,
     )
     storage = zip([f"{target.folder}/{job.name}.tar"] * len(members), *zip(*members, strict=True), strict=True)
     chips = job.chips.take(pa.array(written, pa.int64()))

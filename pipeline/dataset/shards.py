@@ -135,6 +135,10 @@ class Record(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
     images: list[ImageHash]
     rejects: list[Reject]
+    # Records of before format 3 lack these.
+    decoders: dict[str, str] = {}  # of the formats met whose decoder a build of Pillow may lack, "none" where it did
+    num_ambiguous: int = 0  # images that have the annotated size both as stored and as turned
+    num_several: int = 0  # image files with several pages or frames
 
 
 def commit_shard(path: Location, rows: pa.Table, record: Record) -> None:

@@ -2,50 +2,34 @@
 
 import io
 import re
-import struct
 import warnings
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageFile
-from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
+from PIL import Image, ImageFile, WebPImagePlugin, features
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, SAMPLESPERPIXEL, TiffImageFile
 
+from pipeline.images.frames import DECODE_ERRORS, Frames, find_frames
+from pipeline.images.png import SIGNATURE, DamagedPngError, split_png
 from schemas.codes import Reason
 from schemas.errors import MORE_PIXELS
 
-Image.MAX_IMAGE_PIXELS = None  # our own limit, settable and with a clear message, stands in read_image
+Image.MAX_IMAGE_PIXELS = None  # a limit of our own, which can be set, stands in decode_image
+Image.preinit()  # registers the formats below; WebP and TIFF register themselves when imported
 
-EXIF_ORIENTATION = 0x0112
-EXIF_TURNS = {  # orientation -> what brings the pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SWAPS_SIDES = range(5, 9)
 MOST_BANDS = 4
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow's names of what is read. It would also take text for a TGA, start programs for an EPS, and clip deep
 JPEG 2000 and AVIF files to 8 bits without a word."""
-
-# What Pillow's plugins raise on damaged files; anything else is a fault of ours and must surface.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    ZeroDivisionError,
-)
+_TO_BYTES = "convert it to 8 bits, such as with `gdal_translate -ot Byte -scale IN OUT`"
+_TO_RGB = "keep three of them, such as with `gdal_translate -b 1 -b 2 -b 3 IN OUT`"
+_INSTALL = "install it (Debian: `apt-get install libtiff-dev libwebp-dev`) and run `make setup`, or convert the file"
+_UNSIGNED = (1, 4)  # what TIFF says of unsigned whole numbers, and of values without a type
+_SUBFILE_TYPE = 254
+_REDUCED_OR_MASK = 0b101  # the bits of it that say: an overview, or a mask, of another page
 
 # libjpeg's warnings that say pixels are lost. It goes on after them and fills the gap with anything.
 _LOST_DATA = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression", re.IGNORECASE)
@@ -70,12 +54,48 @@ class ImageRefusedError(Exception):
         return ImageRefusedError, (self.reason, self.message)
 
 
+class Opened(NamedTuple):
+    """An image file that is opened and not decoded yet.
+
+    Attributes:
+        image: the file as Pillow has opened it.
+        frames: its frames.
+        has_several: whether it holds several pages or frames, of which the first is used.
+    """
+
+    image: ImageFile.ImageFile
+    frames: Frames
+    has_several: bool
+
+
+def decoders() -> dict[str, str]:
+    """Return, for each format whose decoder may be missing, its decoder's name, or "none" where it is missing."""
+    return {
+        "TIFF": "libtiff" if features.check("libtiff") else "none",  # uncompressed TIFF is read without it
+        "WEBP": "libwebp" if WebPImagePlugin.SUPPORTED else "none",
+    }
+
+
+def format_names() -> list[str]:
+    """Return the names of the formats that are read, with the version of each decoder that may be missing."""
+    here = decoders()
+    said = {name: f"{here[name]} {features.version('webp' if name == 'WEBP' else here[name])}" for name in here}
+    missing = {"TIFF": "uncompressed only, without libtiff", "WEBP": "not read, without libwebp"}
+    said |= {name: text for name, text in missing.items() if here[name] == "none"}
+    return [f"{name} ({said[name]})" if name in said else name for name in FORMATS]
+
+
+def format_of(prefix: bytes) -> str | None:
+    """Return Pillow's name of the format that a file's first 16 bytes announce, None where it is none of FORMATS."""
+    for name in FORMATS:
+        _, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(prefix):  # a text where the build lacks the decoder
+            return name
+    return None
+
+
 def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.Image:
     """Decode an image file in full, in the frame whose size is the annotated one.
-
-    The frame that EXIF turns upright is taken where its size is the annotated one, else the frame as stored. Alpha is
-    dropped, palettes and CMYK are converted, and of several frames the first is used. Damage is noticed as far as the
-    format allows; a JPEG has no checksums.
 
     Args:
         data: the bytes of the image file.
@@ -89,70 +109,133 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
     Raises:
         ImageRefusedError: the file cannot be used; its `reason` says why.
     """
-    if not data:
+    return decode_image(open_image(io.BytesIO(data)), width, height, max_pixels)
+
+
+def open_image(file: BinaryIO) -> Opened:
+    """Open an image file and find its frames, without decoding its pixels.
+
+    Args:
+        file: the image file at its start; it stays open for as long as the image is used.
+
+    Raises:
+        ImageRefusedError: it is empty, or no image, or its decoder is missing, or it is damaged.
+    """
+    prefix = file.read(16)
+    file.seek(0)
+    if not prefix:
         raise ImageRefusedError(Reason.EMPTY_FILE, "the file has no bytes")
-    image = _open(data)
-    orientation = _orientation(image)
-    raw = image.size
+    name = format_of(prefix)
+    if name is None:
+        raise ImageRefusedError(Reason.NOT_AN_IMAGE, _what_else(prefix))
+    if name == "WEBP" and decoders()[name] == "none":
+        raise ImageRefusedError(Reason.NO_DECODER, f"is a WebP file, and Pillow was built without libwebp; {_INSTALL}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata, which decide nothing
+        try:
+            exif, xmp, has_several = None, b"", False
+            if prefix.startswith(SIGNATURE):
+                pixels, exif, xmp, has_several = split_png(file.read())
+                file = io.BytesIO(pixels)
+            factory, _ = Image.OPEN[name]
+            image = factory(file, "")
+            has_several = has_several or _has_several(image)
+            return Opened(image, find_frames(image, exif, xmp), has_several)
+        except (*DECODE_ERRORS, DamagedPngError) as error:
+            if "unknown pixel mode" in str(error):
+                message = f"{name} file whose bits, bands and kind of values Pillow cannot read together; {_TO_BYTES}"
+                raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message) from error
+            raise ImageRefusedError(Reason.UNDECODABLE, f"{name} file that cannot be opened: {error}") from error
+
+
+def _what_else(prefix: bytes) -> str:
+    """Say what a file is that is no image of a known format, by its first 16 bytes."""
+    if prefix.startswith(b"version https://"):
+        return "a Git-LFS pointer, not the image itself; fetch it with `git lfs pull`"
+    if prefix.lstrip()[:5].lower() in (b"<html", b"<!doc"):
+        return "an HTML page, not an image, such as a server sends instead of a file; fetch the image again"
+    return f"not an image file of a known format ({', '.join(FORMATS)})"
+
+
+def _has_several(image: ImageFile.ImageFile) -> bool:
+    """Tell whether a file holds several pages or frames; overviews and masks of a TIFF's first page do not count."""
+    if not getattr(image, "is_animated", False):
+        return False
+    if not isinstance(image, TiffImageFile):
+        return True
+    try:
+        for page in range(1, image.n_frames):
+            image.seek(page)
+            if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK:
+                return True
+    except DECODE_ERRORS:
+        pass  # a damaged chain of pages leaves the first one sound
+    finally:
+        image.seek(0)
+    return False
+
+
+def decode_image(opened: Opened, width: int, height: int, max_pixels: int) -> Image.Image:
+    """Decode an opened image in full, in the frame whose size is the annotated one.
+
+    The turned frame is taken where its size is the annotated one, else the frame as stored. Alpha is dropped, palettes
+    and CMYK are converted, colour profiles are not applied, and of several frames the first is used. Damage is noticed
+    as far as the format allows; a JPEG has no checksums.
+
+    Args:
+        opened: the image.
+        width: annotated width, pixels.
+        height: annotated height, pixels.
+        max_pixels: a file with more pixels is refused before it is decoded.
+
+    Returns:
+        A Pillow image of width x height pixels, mode RGB or RGBX.
+
+    Raises:
+        ImageRefusedError: the file cannot be used; its `reason` says why.
+    """
+    image, frames, _ = opened
+    raw, turned = frames.raw, frames.turned
     if raw[0] * raw[1] > max_pixels:
         raise ImageRefusedError(
             Reason.TOO_MANY_PIXELS,
             f"{raw[0]}x{raw[1]} is more than {max_pixels:,} pixels; {MORE_PIXELS}",
         )
-    if (num_bands := _num_bands(image)) > MOST_BANDS:
-        raise ImageRefusedError(
-            Reason.UNSUPPORTED_DEPTH, f"has {num_bands} bands; expected at most {MOST_BANDS}, such as RGB and alpha"
-        )
-    if _is_deep(image):
-        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, f"mode {image.mode} has more than 8 bits per channel")
-    turned = raw[::-1] if orientation in SWAPS_SIDES else raw
-    if (width, height) not in (raw, turned):
-        also = f" or, turned by EXIF, {turned[0]}x{turned[1]}" if turned != raw else ""
+    check_samples(image)
+    if not frames.fits((width, height)):
+        also = f" or, turned by its metadata, {turned[0]}x{turned[1]}" if turned != raw else ""
         raise ImageRefusedError(
             Reason.SIZE_MISMATCH, f"annotated as {width}x{height}, the file is {raw[0]}x{raw[1]}{also}"
         )
-    decoded = _decode(image, data)
-    if (width, height) == turned and orientation in EXIF_TURNS:
-        return decoded.transpose(EXIF_TURNS[orientation])
-    return decoded
+    return frames.bring(_decode(image), (width, height))
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Open an image file without decoding its pixels.
+def check_samples(image: ImageFile.ImageFile) -> None:
+    """Check that an opened image has 8-bit unsigned values of at most four bands.
+
+    Pillow would clip 16-bit RGB to 8 bits, take signed values for unsigned ones, and drop bands beyond the fourth,
+    without a word.
 
     Raises:
-        ImageRefusedError: it is no image of a known format.
+        ImageRefusedError: it has others.
     """
-    with warnings.catch_warnings(record=True) as remarks:  # Pillow warns of formats that it was built without
-        warnings.simplefilter("always")
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except DECODE_ERRORS as error:
-            if data.startswith(b"version https://git-lfs"):
-                message = "a Git-LFS pointer, not the image itself; fetch it with `git lfs pull`"
-            else:
-                known = f"not an image file of a known format ({', '.join(FORMATS)})"
-                message = "; ".join([known, *(str(remark.message) for remark in remarks)])
-            raise ImageRefusedError(Reason.NOT_AN_IMAGE, message) from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8. It is 1 (upright) where there is none or the EXIF data are damaged."""
-    if "exif" not in image.info:
-        return 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Corrupt EXIF data", of images that are sound
-        try:
-            orientation = image.getexif().get(EXIF_ORIENTATION)
-        except DECODE_ERRORS:
-            return 1
-    return orientation if orientation in EXIF_TURNS else 1
+    if (num_bands := _num_bands(image)) > MOST_BANDS:
+        message = f"has {num_bands} bands; expected at most {MOST_BANDS}, such as RGB and alpha; {_TO_RGB}"
+        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message)
+    if _is_deep(image):
+        message = f"mode {image.mode} has more than 8 bits per channel; {_TO_BYTES}"
+        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message)
+    if isinstance(image, TiffImageFile) and not set(image.tag_v2.get(SAMPLEFORMAT, (1,))) <= set(_UNSIGNED):
+        message = f"has signed or floating-point values; expected unsigned ones; {_TO_BYTES}"
+        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message)
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Tell whether the file has more than 8 bits per channel, which Pillow would clip to 8 bits without a word."""
+    """Tell whether the file has more than 8 bits per channel."""
     if image.mode.startswith(("I", "F")):
         return True
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
     for tile in image.tile:
         if ";16" in str(tile.args):
             return True
@@ -163,31 +246,40 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _num_bands(image: ImageFile.ImageFile) -> int:
-    """Count the values per pixel in the file. Of a TIFF with more than four, Pillow drops the rest in silence."""
+    """Count the values per pixel in the file."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
     return len(image.getbands())
 
 
-def _decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """Decode an opened image to RGB or RGBX in the frame as stored; `data` are the bytes it was opened from."""
+def _decode(image: ImageFile.ImageFile) -> Image.Image:
+    """Decode an opened image to RGB or RGBX as Pillow loads it: a TIFF turned, others as stored."""
     if image.format in ("JPEG", "MPO"):
-        pixels = _decode_jpeg(data)
+        image.fp.seek(0)
+        pixels = _decode_jpeg(image.fp.read())
         # Pillow knows which CMYK files are stored inverted
         if pixels is not None and image.mode != "CMYK" and pixels.shape[:2] == image.size[::-1]:
             # no copy: Pillow keeps RGB as four bytes per pixel too
             return Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1)
-    try:
-        image.load()
-        if image.format == "PNG":  # decoding stops at the last pixel; the checksums tell whether it is the right one
-            Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-        if image.mode == "RGB":
-            return image
-        if image.mode == "P":
-            return image.convert("RGBA").convert("RGB")  # transparent palettes warn otherwise
-        return image.convert("RGB")
-    except DECODE_ERRORS as error:
-        raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image.load()
+            return to_rgb(image)
+        except DECODE_ERRORS as error:
+            if "decoder libtiff not available" in str(error):
+                message = f"is a compressed TIFF, and Pillow was built without libtiff; {_INSTALL}"
+                raise ImageRefusedError(Reason.NO_DECODER, message) from error
+            raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert decoded pixels to RGB; alpha is dropped and not blended."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "P":
+        return image.convert("RGBA").convert("RGB")  # transparent palettes warn otherwise
+    return image.convert("RGB")
 
 
 def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:

@@ -23,7 +23,7 @@ from pipeline.dataset.cutting import ShardJob, Target, cut_shard
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec, cut_chip, encode_jpeg
-from pipeline.images.decode import read_image
+from pipeline.images.decode import decoders, read_image
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
@@ -71,7 +71,7 @@ def timed_cut(job: ShardJob) -> Timed:
 def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
     settings = ChipSettings()
     (out / "positives").mkdir(parents=True)
-    target = Target(out, "positives", out / "run.json", images, settings, {}, codec())
+    target = Target(out, "positives", out / "run.json", images, settings, {}, codec(), decoders())
     jobs = []
     starts = range(0, source.num_images // IMAGES_PER_JOB * IMAGES_PER_JOB, IMAGES_PER_JOB)  # jobs of equal size
     for number, start in enumerate(REPEATS * list(starts)):

@@ -388,3 +388,4 @@ def test_version_names_codec_and_resizer(sniper: RunSniper) -> None:
     assert result.out.startswith("sniper ")
     assert "JPEG: simplejpeg" in result.out
     assert "resize: pillow" in result.out
+    assert "image formats: JPEG, PNG, BMP, GIF, TIFF (" in result.out

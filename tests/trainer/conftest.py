@@ -11,6 +11,7 @@ from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.dataset.cutting import ShardJob, Target, cut_shard
 from pipeline.images.chip import codec
+from pipeline.images.decode import decoders
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 from scripts.make_demo_data import make_demo_data
@@ -50,7 +51,7 @@ def add_pool(out: Path, data: Path) -> None:
     (out / "negatives").mkdir()
     images = source.images(0, NUM_IMAGES)
     recorded, build_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
-    target = Target(out, "negatives", build_file, data / "train", SETTINGS, recorded, codec())
+    target = Target(out, "negatives", build_file, data / "train", SETTINGS, recorded, codec(), decoders())
     cut_shard(ShardJob(target, "chips-00000", images, plan), "pool")
     positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
     run = {"fingerprint": "pool", "positives": positives, "num_shards": 1, "settings": {}, "files": {}, "counts": {}}

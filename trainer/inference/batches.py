@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.coco import Reject, SourceImage
 from pipeline.engines.tasks import available_cores
 from pipeline.images.chip import cut_chip
-from pipeline.images.sources import open_sources
+from pipeline.images.sources import Findings, open_sources
 from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.views import Output, View, Viewed, compose, plan_views
 from pipeline.storage import Location
@@ -154,10 +154,10 @@ def read_batches(
 
     @lru_cache(maxsize=2)  # the tiles of one image follow each other; more would cost memory where images are huge
     def decoded(image: int) -> Image.Image | None:
-        found: list[Reject] = []
+        found = Findings()
         _, _, pixels = next(open_sources(root, [images[image]], max_pixels, found))
-        if found:
-            refused[image] = found
+        if found.rejects:
+            refused[image] = found.rejects
         return pixels
 
     def fill(view: View, target: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:

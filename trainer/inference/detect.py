@@ -2,28 +2,30 @@
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 from upath import UPath
 
 from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress
-from pipeline.images.decode import EXIF_ORIENTATION, SWAPS_SIDES, read_image
-from pipeline.images.drawing import CLASS_COLORS, label_font
+from pipeline.images.decode import ImageRefusedError, open_image, read_image
+from pipeline.images.sources import SUFFIXES, find_images, frame_notes
 from pipeline.pyramid.merging import Detections, merge
 from pipeline.storage import Location, location, make_folder, write_atomic
+from schemas.codes import Reason
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.inference.batches import SearchLog, run_views, split_spans
 from trainer.inference.opening import Inference, open_detector
 from trainer.model import predict
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+LOG = logging.getLogger("sniper")
 SPAN = 8  # images whose views share batches; few, so that results come soon
 STEM = 100  # characters of an image's name that its picture has
 
@@ -81,10 +83,16 @@ def detect(
     state, inference = open_detector(location(checkpoint), settings or Settings(), device)
     out = None if out is None else location(out)
     wanted = [images] if isinstance(images, str | Path | UPath) else images
-    files = [file for path in wanted for file in _files(location(path), out)]
+    searched = [_files(location(path), out) for path in wanted]
+    files = [file for found, _ in searched for file in found]
     if out is not None:
         make_folder(out)
-    sources, errors = _measure(files)
+    sources, errors, num_several = _measure(files)
+    notes = frame_notes(0, num_several)
+    if num_litter := sum(count for _, count in searched):
+        notes.append(f"{num_litter:,} files of systems and editors (such as ._a.jpg or in @eaDir) were skipped")
+    for note in notes:
+        LOG.warning(note)
     log = SearchLog()
     results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
     with Progress("detect", len(sources), "images") as progress:
@@ -114,34 +122,39 @@ def _as_dict(box: list[float], score: float, category_id: int, category: str) ->
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, "category_id": category_id, "category": category}
 
 
-def _files(path: Location, out: Location | None) -> list[Path]:
+def _files(path: Location, out: Location | None) -> tuple[list[Path], int]:
+    """Return the image files that a path names, and how many files beside them were skipped as litter."""
     if not isinstance(path, Path):
         raise UsageError(f"{path}: detect reads images of this machine; `sniper evaluate` reads them from a store")
     if path.is_dir():
-        images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        found = sorted(file for file in images if out is None or file.parent != out)
+        found, num_litter = find_images(path, without=out if isinstance(out, Path) else None)
         if not found:
-            raise UsageError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
-        return found
+            raise UsageError(f"{path}: holds no image ({', '.join(sorted(SUFFIXES))})")
+        return found, num_litter
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    return [path]
+    return [path], 0
 
 
-def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str]]:
-    """Measure each file in the frame that a viewer shows, and say by name what is wrong with those not readable."""
-    sources, errors = [], {}
-    for index, file in enumerate(files):
+def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], int]:
+    """Measure each file in the frame that a viewer shows.
+
+    Returns:
+        The files that can be opened, what is wrong with the others by name, and how many hold several pages or frames.
+    """
+    sources, errors, num_several = [], {}, 0
+    for index, path in enumerate(files):
         try:
-            with Image.open(file) as image:
-                width, height = image.size
-                if image.getexif().get(EXIF_ORIENTATION, 1) in SWAPS_SIDES:
-                    width, height = height, width
-        except (OSError, SyntaxError, ValueError) as error:
-            errors[str(file)] = f"not an image: {error}"
-            continue
-        sources.append(SourceImage(index, str(file), width, height))
-    return sources, errors
+            with path.open("rb") as file:
+                opened = open_image(file)
+        except ImageRefusedError as refused:
+            errors[str(path)] = f"{refused.reason}: {refused.message}"
+        except OSError as error:
+            errors[str(path)] = f"{Reason.UNREADABLE_FILE}: {error.strerror or error}"
+        else:
+            sources.append(SourceImage(index, str(path), *opened.frames.turned))
+            num_several += opened.has_several
+    return sources, errors, num_several
 
 
 def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:

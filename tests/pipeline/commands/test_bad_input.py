@@ -63,7 +63,7 @@ REFUSED_FILES = {
     "html": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not_an_image"),
     "LFS pointer": (LFS_POINTER, "not_an_image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n%%EOF\n", "not_an_image"),
-    "JPEG cut in its header": (GOOD_JPEG[:100], "not_an_image"),
+    "JPEG cut in its header": (GOOD_JPEG[:100], "undecodable"),
     "JPEG cut after its header": (GOOD_JPEG[:700], "undecodable"),
     "JPEG cut in the middle": (GOOD_JPEG[: len(GOOD_JPEG) // 2], "undecodable"),
     "JPEG cut near the end": (GOOD_JPEG[:-40], "undecodable"),

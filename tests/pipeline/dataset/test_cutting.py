@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, WebPImagePlugin
 
 from pipeline.commands.chips import chips
+from pipeline.dataset.shards import read_record
+from schemas.errors import DataError
 from schemas.settings import ChipSettings, SideScale
+from tests.builders import SIDE, CocoSet, encoded, exif, texture
 
 
 def half_level(profile: npt.NDArray[np.float64], rising: bool) -> float:
@@ -92,3 +95,45 @@ def test_cut__partly_filled_last_column_repeats_its_neighbour(tmp_path: Path) ->
     assert pixels.min() > 250
     assert chip["boxes"][0]["y2"] == pytest.approx(341.6)
     assert chip["boxes"][0]["status"] == "valid"
+
+
+def test_make_shard__is_made_anew_when_a_decoder_that_it_lacked_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards of one image each: the one of a JPEG stays what it is when WebP arrives, the other is tried again."""
+    coco = CocoSet(tmp_path)
+    coco.add_image(1)
+    webp = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
+    coco.add_image(2, webp, "2.webp", 1, 1, boxes=[[0, 0, 1, 1]])
+    settings = ChipSettings(images_per_shard=1, min_side=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(WebPImagePlugin, "SUPPORTED", False)
+        report = chips(coco.write(), coco.image_root, tmp_path / "out", settings, max_bad=1)
+        assert [reject.reason for reject in report.rejects] == ["no_decoder"]
+        assert chips(coco.path, coco.image_root, tmp_path / "out", settings, max_bad=1).num_made == 0
+    report = chips(coco.path, coco.image_root, tmp_path / "out", settings)
+    assert report.num_made == 1
+    assert report.rejects == []
+    records = [read_record(tmp_path / f"out/positives/chips-0000{i}.parquet") for i in range(2)]
+    assert [record.decoders for record in records] == [{}, {"WEBP": "libwebp"}]
+
+
+def test_make_shard__a_worker_that_reads_other_formats_stops_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = CocoSet(tmp_path)
+    coco.add_image(1)
+    monkeypatch.setattr("pipeline.commands.chips.decoders", lambda: {"TIFF": "none", "WEBP": "none"})  # the command's
+    with pytest.raises(DataError, match="reads other formats"):
+        chips(coco.write(), coco.image_root, tmp_path / "out", ChipSettings())
+
+
+def test_chips__say_which_images_could_be_read_in_two_ways(tmp_path: Path) -> None:
+    coco = CocoSet(tmp_path)
+    coco.add_image(1, encoded(texture(SIDE, SIDE), exif=exif(6)))
+    coco.add_image(2, encoded(texture(SIDE, SIDE), "GIF", save_all=True, append_images=[texture(SIDE, SIDE, 1)]))
+    turned, several = chips(coco.write(), coco.image_root, tmp_path / "out", ChipSettings()).notes
+    assert "both as stored and as their orientation turns them" in turned
+    assert "several pages or frames" in several
+    again = chips(coco.path, coco.image_root, tmp_path / "out", ChipSettings())  # from the records
+    assert (again.num_made, again.notes) == (0, [turned, several])

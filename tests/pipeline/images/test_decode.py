@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps
 
 from pipeline.images.chip import cut_chip, encode_jpeg
 from pipeline.images.decode import ImageRefusedError, read_image
@@ -198,12 +198,18 @@ def test_read_image_16_bit_png_is_refused_and_not_clipped(channels: int) -> None
     assert "8 bits" in error.message
 
 
-def tiff(width: int, height: int, num_bands: int, planar: int = 1) -> bytes:
-    """An RGB TIFF of 8 bits with further bands of no meaning, uncompressed; planar 2: band after band."""
+def tiff(
+    width: int, height: int, num_bands: int, planar: int = 1, others: dict[int, list[int]] | None = None
+) -> bytes:
+    """An RGB TIFF of 8 bits with further bands of no meaning, uncompressed; planar 2: band after band.
+
+    `others` are the values of further tags, such as 258, bits per sample.
+    """
     offset = 1000
-    band = width * height
+    band = width * height * max((others or {}).get(258, [8])) // 8
     plane_bytes, planes = (band, num_bands) if planar == 2 else (num_bands * band, 1)
-    lists = {258: [8] * num_bands, 338: [0] * (num_bands - 3)}
+    lists = {258: [8] * num_bands, 338: [0] * (num_bands - 3)} | (others or {})
+    lists = {tag: values for tag, values in lists.items() if values}
     if planes > 1:
         lists |= {273: [offset + i * band for i in range(planes)], 279: [plane_bytes] * planes}
     fields = {256: width, 257: height, 259: 1, 262: 2, 273: offset, 277: num_bands, 278: height, 279: plane_bytes}
@@ -211,7 +217,6 @@ def tiff(width: int, height: int, num_bands: int, planar: int = 1) -> bytes:
     start = 8 + 2 + 12 * (len(fields | lists) + 1) + 4
     for tag in sorted(fields | lists | {284: 0}):
         values = lists.get(tag) or [{284: planar, **fields}.get(tag, 0)]
-        values = values if tag not in lists or lists[tag] else [0]
         packed = struct.pack(f"<{len(values)}I", *values)
         where = packed if len(packed) == 4 else struct.pack("<I", start + len(extra))
         extra += b"" if len(packed) == 4 else packed
@@ -229,13 +234,28 @@ def test_read_image_tiff_of_more_bands_than_four_is_refused_and_not_taken_for_rg
     assert f"has {num_bands} bands" in error.message
 
 
-def test_read_image_webp_without_support_says_so_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    content = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
-    if features.check("webp"):
-        assert read(content, 1, 1).shape == (1, 1, 3)
-    else:
-        assert "WEBP support not installed" in refusal(content, 1, 1).message
-    assert len(recwarn) == 0
+@pytest.mark.parametrize("planar", [1, 2])
+def test_read_image_16_bit_tiff_is_refused_and_not_clipped_in_any_layout(planar: int) -> None:
+    content = tiff(16, 8, 3, planar, {258: [16] * 3})
+    error = refusal(content, 16, 8)
+    assert error.reason == Reason.UNSUPPORTED_DEPTH
+    assert "gdal_translate -ot Byte" in error.message
+
+
+@pytest.mark.parametrize("kind_of_values", [2, 3])
+def test_read_image_signed_and_floating_tiff_is_refused_and_not_taken_for_unsigned(kind_of_values: int) -> None:
+    assert read(tiff(16, 8, 3, 1, {339: [1] * 3}), 16, 8).shape == (8, 16, 3)
+    signed_grey = encoded(Image.new("L", (16, 8)), "TIFF", tiffinfo={339: kind_of_values})
+    for content in (signed_grey, tiff(16, 8, 3, 1, {339: [kind_of_values] * 3})):
+        assert refusal(content, 16, 8).reason == Reason.UNSUPPORTED_DEPTH
+
+
+def test_read_image_says_what_a_file_is_that_is_no_image() -> None:
+    assert "git lfs pull" in refusal(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n").message
+    assert "HTML page" in refusal(b"<!DOCTYPE html><html>404</html>").message
+    damaged = refusal(encoded(texture(16, 16))[:100], 16, 16)
+    assert damaged.reason == Reason.UNDECODABLE
+    assert "JPEG file that cannot be opened" in damaged.message
 
 
 def test_read_image_limit_stands_before_decoding_and_is_named() -> None:

@@ -23,6 +23,7 @@ from pipeline.pyramid.views import Viewed, compose, plan_views
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
+from tests.builders import exif
 from tests.pipeline.sources import make_source
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.evaluation.coco_scores import run_coco, score
@@ -289,6 +290,26 @@ def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_p
             assert found["category_id"] in (1, 3, 7)
     with pytest.raises(UsageError, match="no such file"):
         detect(checkpoint, [tmp_path / "none.jpg"])
+
+
+def test_detect__reads_each_image_as_a_viewer_shows_it_and_skips_litter(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packet = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    stored = Image.new("RGB", (96, 72), "gray")
+    folder = tmp_path / "in"
+    (folder / "@eaDir").mkdir(parents=True)
+    stored.save(folder / "exif.jpg", exif=exif(6))
+    stored.save(folder / "xmp.jfif", "JPEG", xmp=packet)
+    stored.save(folder / "tag.tif", exif=exif(6))
+    stored.save(folder / "animated.gif", save_all=True, append_images=[Image.new("RGB", (96, 72), "red")])
+    for litter in ("@eaDir/exif.jpg", "._exif.jpg"):
+        (folder / litter).write_bytes(b"thumbnail")
+    results = detect(checkpoint, folder, Settings())
+    sizes = {Path(result["file"]).name: (result["width"], result["height"]) for result in results}
+    assert sizes == {"animated.gif": (96, 72), "exif.jpg": (72, 96), "tag.tif": (72, 96), "xmp.jfif": (72, 96)}
+    assert "2 files of systems and editors" in caplog.text
+    assert "1 image files hold several pages or frames" in caplog.text
 
 
 def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""PNG files whose pixels are sound and whose side chunks are large or damaged."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from pipeline.images.decode import ImageRefusedError, read_image
+from pipeline.images.png import split_png
+from schemas.codes import Reason
+from tests.builders import encoded, texture
+
+SIZE = (40, 24)
+PIXELS = texture(*SIZE)
+PLAIN = encoded(PIXELS, "PNG")
+HEADER = 8 + 25  # bytes of the signature and of IHDR
+
+
+def chunk(kind: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    checksum = zlib.crc32(kind + body) if checksum is None else checksum
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+
+SIDE_CHUNKS = {
+    "a profile's name without its end": chunk(b"iCCP", b"x" * 200),
+    "a profile that does not unpack": chunk(b"iCCP", b"icc\0\0" + b"junk" * 9),
+    "a profile packed otherwise": chunk(b"iCCP", b"icc\0\x09abc"),
+    "a profile of 3 MB": chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(3 << 20))),
+    "packed text of 3 MB": chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(3 << 20))),
+    "packed XMP of 3 MB": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(3 << 20))),
+    "text with a wrong checksum": chunk(b"tEXt", b"k\0a", 1),
+    "a short pHYs": chunk(b"pHYs", b"\0\0"),
+    "a pHYs with a wrong checksum": chunk(b"pHYs", bytes(9), 5),
+    "a short acTL": chunk(b"acTL", b"\0"),
+    "a frame control of no animation": chunk(b"fcTL", bytes(26)),
+    "an empty sRGB": chunk(b"sRGB", b""),
+    "an empty gAMA": chunk(b"gAMA", b""),
+    "a short cHRM": chunk(b"cHRM", b"\0" * 5),
+    "an empty iTXt": chunk(b"iTXt", b""),
+    "EXIF that is none": chunk(b"eXIf", b"junk"),
+    "a short tRNS": chunk(b"tRNS", b"\1"),
+    "a private chunk": chunk(b"prIv", b"x" * 99),
+    "a name that is no text": chunk(b"\xff\xfe\0\1", b"ab"),
+}
+
+
+@pytest.mark.parametrize("name", SIDE_CHUNKS)
+def test_read_image__png_with_a_bad_side_chunk_keeps_its_pixels(name: str) -> None:
+    for where in (HEADER, len(PLAIN) - 12):  # before the pixels and behind them
+        content = PLAIN[:where] + SIDE_CHUNKS[name] + PLAIN[where:]
+        assert (np.asarray(read_image(content, *SIZE, 1_000_000)) == np.asarray(PIXELS)).all()
+
+
+def test_read_image__every_changed_or_missing_byte_of_what_pixels_need_is_noticed() -> None:
+    for position in range(8, len(PLAIN), 3):
+        damaged = bytearray(PLAIN)
+        damaged[position] ^= 0x10
+        for content in (bytes(damaged), PLAIN[:position]):
+            with pytest.raises(ImageRefusedError):
+                read_image(content, *SIZE, 1_000_000)
+
+
+def test_read_image__a_damaged_png_says_which_chunk_and_is_no_unknown_file() -> None:
+    damaged = bytearray(PLAIN)
+    damaged[PLAIN.index(b"IDAT") + 20] ^= 1
+    with pytest.raises(ImageRefusedError, match="IDAT chunk at byte 33 is cut or its checksum is wrong") as caught:
+        read_image(bytes(damaged), *SIZE, 1_000_000)
+    assert caught.value.reason == Reason.UNDECODABLE
+
+
+def test_split_png__tells_an_animation() -> None:
+    assert not split_png(PLAIN).is_animated
+    assert split_png(encoded(PIXELS, "PNG", save_all=True, append_images=[texture(*SIZE, 1)])).is_animated
