@@ -12,7 +12,6 @@ from PIL import Image, ImageFile, WebPImagePlugin, features
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, SAMPLESPERPIXEL, TiffImageFile
 
 from pipeline.images.frames import DECODE_ERRORS, Frames, find_frames
-from pipeline.images.png import SIGNATURE, DamagedPngError, split_png
 from schemas.codes import Reason
 from schemas.errors import MORE_PIXELS
 
@@ -134,14 +133,16 @@ def open_image(file: BinaryIO) -> Opened:
         warnings.simplefilter("ignore")  # of metadata, which decide nothing
         try:
             exif, xmp, has_several = None, b"", False
-            if prefix.startswith(SIGNATURE):
+            if name == "PNG":
+                from pipeline.images.png import split_png  # loaded with the first PNG
+
                 pixels, exif, xmp, has_several = split_png(file.read())
                 file = io.BytesIO(pixels)
             factory, _ = Image.OPEN[name]
             image = factory(file, "")
             has_several = has_several or _has_several(image)
             return Opened(image, find_frames(image, exif, xmp), has_several)
-        except (*DECODE_ERRORS, DamagedPngError) as error:
+        except DECODE_ERRORS as error:
             if "unknown pixel mode" in str(error):
                 message = f"{name} file whose bits, bands and kind of values Pillow cannot read together; {_TO_BYTES}"
                 raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message) from error
@@ -235,7 +236,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     if image.mode.startswith(("I", "F")):
         return True
     if isinstance(image, TiffImageFile):
-        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
+        return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,)))) > 8
     for tile in image.tile:
         if ";16" in str(tile.args):
             return True
@@ -255,6 +256,7 @@ def _num_bands(image: ImageFile.ImageFile) -> int:
 def _decode(image: ImageFile.ImageFile) -> Image.Image:
     """Decode an opened image to RGB or RGBX as Pillow loads it: a TIFF turned, others as stored."""
     if image.format in ("JPEG", "MPO"):
+        assert image.fp is not None  # until it is loaded
         image.fp.seek(0)
         pixels = _decode_jpeg(image.fp.read())
         # Pillow knows which CMYK files are stored inverted

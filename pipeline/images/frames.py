@@ -89,10 +89,10 @@ def find_frames(image: ImageFile.ImageFile, exif: bytes | None = None, xmp: byte
             would decode a PNG for it.
         xmp: the XMP packet of the file where Pillow was not shown it.
     """
-    is_tiff = isinstance(image, TiffImageFile)
-    # Pillow swaps the sides of a turned TIFF when it opens it; the tags hold what is stored.
-    raw = (int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])) if is_tiff else image.size
-    return Frames(raw, _orientation(image, exif, xmp), is_tiff)
+    orientation = _orientation(image, exif, xmp)
+    if isinstance(image, TiffImageFile):  # Pillow swaps the sides of a turned one when it opens it
+        return Frames((int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])), orientation, True)
+    return Frames(image.size, orientation, False)
 
 
 def _orientation(image: ImageFile.ImageFile, exif: bytes | None, xmp: bytes) -> int:

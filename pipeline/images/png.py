@@ -28,7 +28,7 @@ class Png(NamedTuple):
     is_animated: bool
 
 
-class DamagedPngError(Exception):
+class DamagedPngError(ValueError):
     """A chunk that the pixels need is damaged or missing."""
 
 

@@ -158,6 +158,8 @@ def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], 
 
 
 def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
+    from pipeline.images.drawing import CLASS_COLORS, label_font  # for pictures alone
+
     data = Path(result["file"]).read_bytes()
     picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
     draw = ImageDraw.Draw(picture)

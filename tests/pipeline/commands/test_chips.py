@@ -59,7 +59,7 @@ def test_chips__same_bytes_for_any_number_of_workers(
 def test_chips__a_worker_with_other_codecs_stops_the_build(
     demo_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.dataset.build.codec", lambda: codec()._replace(jpeg="another"))  # not in workers
+    monkeypatch.setattr("pipeline.commands.chips.codec", lambda: codec()._replace(jpeg="another"))  # not in workers
     with pytest.raises(DataError, match=r"chips-\d+: this worker has .*the command was started with another"):
         build(demo_set, tmp_path, workers=2)
     assert not list(tmp_path.rglob("chips-*"))
