@@ -23,7 +23,7 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.locks import locked, remove_temporary
 from pipeline.storage.stores import Location, location
-from pipeline.storage.writing import TEMPORARY, atomic_file, start_writeback, write_atomic
+from pipeline.storage.writing import TEMPORARY, atomic_file, probe_writable, start_writeback, write_atomic
 
 __all__ = [
     "Location",
@@ -38,6 +38,7 @@ __all__ = [
     "location",
     "locked",
     "make_folder",
+    "probe_writable",
     "read_all",
     "read_bytes",
     "read_each",

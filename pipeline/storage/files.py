@@ -1,11 +1,7 @@
-"""Where files live: a folder of this machine or any fsspec URL (s3://bucket/folder). All reading and writing of data
-sets and runs goes through these functions.
+"""Reads, lists and removes files in a folder of this machine or below any fsspec URL, such as s3://bucket/folder.
 
-On a local disk a file takes its name by rename; on an object store by one final put, which is whole or does not
-happen. What a store answers badly (500, throttling, a time-out, a truncated body) is asked for again, with growing
-waits. Credentials come from the environment alone; a URL that carries some is refused.
-
-A location may be pickled, used by many threads at a time, and used on both sides of a fork.
+What a store answers badly (500, throttling, a time-out, a truncated body) is asked for again, with growing waits. A
+location may be pickled, used by many threads at a time, and used on both sides of a fork.
 """
 
 import fnmatch
@@ -22,17 +18,19 @@ from typing import TypeVar
 
 from upath import UPath
 
-from pipeline.storage.stores import AHEAD, OPTIONS, Location, client, insist
+from pipeline.storage.stores import AHEAD, AHEAD_BYTES, OPTIONS, Location, client, insist, is_disk_full
+from pipeline.storage.writing import nameless_file, path_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def read_bytes(place: Location) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Raises:
-        FileNotFoundError: there is none; OSError: it cannot be read.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read.
     """
     if isinstance(place, Path):
         return place.read_bytes()
@@ -45,10 +43,11 @@ def read_bytes(place: Location) -> bytes:
 
 
 def read_range(place: Location, offset: int, size: int) -> bytes:
-    """Bytes [offset, offset + size) of a file; fewer where it ends before.
+    """Read the bytes [offset, offset + size) of a file; fewer where it ends before.
 
     Raises:
-        FileNotFoundError: there is none; OSError: it cannot be read.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read.
     """
     if isinstance(place, Path):
         with place.open("rb") as file:
@@ -74,7 +73,11 @@ def read_range(place: Location, offset: int, size: int) -> bytes:
 
 
 def read_each(places: Sequence[Location]) -> Iterator[bytes | OSError]:
-    """The files' contents in order, or why one cannot be read; from an object store some are fetched ahead."""
+    """Yield each file's content in order, or why it cannot be read.
+
+    Files of an object store are fetched ahead: at most AHEAD of them, and no more than fit into AHEAD_BYTES if each is
+    as large as the largest so far.
+    """
 
     def read(place: Location) -> bytes | OSError:
         try:
@@ -82,14 +85,15 @@ def read_each(places: Sequence[Location]) -> Iterator[bytes | OSError]:
         except OSError as error:
             return error
 
-    return ahead(read, places)
+    return ahead(read, places, weigh=lambda content: len(content) if isinstance(content, bytes) else 0)
 
 
 def read_all(places: Sequence[Location]) -> Iterator[bytes]:
-    """As read_each, where each file must be there.
+    """Yield each file's content in order. Files of an object store are fetched ahead.
 
     Raises:
-        FileNotFoundError, OSError: as read_bytes.
+        FileNotFoundError: One of the files is not there.
+        OSError: One of them cannot be read.
     """
     for content in read_each(places):
         if isinstance(content, OSError):
@@ -97,28 +101,40 @@ def read_all(places: Sequence[Location]) -> Iterator[bytes]:
         yield content
 
 
-def ahead(function: Callable[[Item], Result], places: Sequence[Item]) -> Iterator[Result]:
-    """function(place) of each in order; where they are remote, AHEAD at a time."""
+def ahead(
+    function: Callable[[Item], Result], places: Sequence[Item], weigh: Callable[[Result], int] = lambda _: 0
+) -> Iterator[Result]:
+    """Yield function(place) of each place in order; where they are remote, several threads work ahead.
+
+    Args:
+        function: What to do with a place.
+        places: All local, or all remote.
+        weigh: Tells the bytes that a result holds. Until the first result has come, two calls run at a time; then as
+            many as AHEAD and AHEAD_BYTES allow if every result is as heavy as the heaviest so far.
+    """
     if len(places) < 2 or isinstance(places[0], Path):
         yield from map(function, places)
         return
     rest = iter(places)
     pool = ThreadPoolExecutor(AHEAD)
     try:
-        waiting = deque(pool.submit(function, place) for place in islice(rest, AHEAD))
+        waiting = deque(pool.submit(function, place) for place in islice(rest, 2))
+        heaviest = 1
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, place) for place in islice(rest, 1))
+            heaviest = max(heaviest, weigh(result))
+            allowed = max(1, min(AHEAD, AHEAD_BYTES // heaviest))
+            waiting.extend(pool.submit(function, place) for place in islice(rest, max(0, allowed - len(waiting))))
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def size_of(place: Location) -> int | None:
-    """Bytes of a file; None where there is none.
+    """Return the bytes of a file; None where there is no such file.
 
     Raises:
-        OSError: whether there is one cannot be found out.
+        OSError: Whether there is one cannot be found out.
     """
     try:
         if isinstance(place, Path):
@@ -131,11 +147,20 @@ def size_of(place: Location) -> int | None:
 
 
 def is_file(place: Location) -> bool:
+    """Tell whether there is such a file.
+
+    Raises:
+        OSError: It cannot be found out.
+    """
     return size_of(place) is not None
 
 
 def is_folder(place: Location) -> bool:
-    """Whether there is such a folder; on an object store, whether any key begins so."""
+    """Tell whether there is such a folder. In an object store there is one if any key begins with its name.
+
+    Raises:
+        OSError: It cannot be found out.
+    """
     if isinstance(place, Path):
         return place.is_dir()
     try:
@@ -145,7 +170,15 @@ def is_folder(place: Location) -> bool:
 
 
 def files_in(folder: Location, pattern: str) -> list[Location]:
-    """The files directly in a folder whose names match, sorted; none where there is no such folder."""
+    """List the files directly in a folder whose names match, sorted; none where there is no such folder.
+
+    Args:
+        folder: Its name is taken literally, even if it has * ? or [ in it.
+        pattern: A shell pattern for the name, such as "*.parquet".
+
+    Raises:
+        OSError: A store does not list the folder.
+    """
     if isinstance(folder, Path):
         return sorted(path for path in folder.glob(pattern) if path.is_file())
     if not is_folder(folder):  # s3fs would list what is beside it
@@ -160,13 +193,17 @@ def files_in(folder: Location, pattern: str) -> list[Location]:
 
 
 def make_folder(folder: Location) -> None:
-    """Make a folder and those above it; object stores have none."""
+    """Make a folder and those above it. In an object store there is nothing to make."""
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove(place: Location) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file, if it is there.
+
+    Raises:
+        OSError: It cannot be deleted.
+    """
     with suppress(FileNotFoundError):
         if isinstance(place, Path):
             place.unlink()
@@ -175,7 +212,11 @@ def remove(place: Location) -> None:
 
 
 def remove_folder(folder: Location) -> None:
-    """Delete a folder with all that is in it, if it is there; of a bucket, all that is in it."""
+    """Delete a folder with all that is in it, if it is there. A bucket itself stays, empty.
+
+    Raises:
+        OSError: Something in it cannot be deleted.
+    """
     if isinstance(folder, Path):
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
@@ -196,15 +237,26 @@ def remove_folder(folder: Location) -> None:
 
 
 def _inside(folder: UPath) -> dict[str, str]:
-    """Path -> "file" or "directory" of all that is in a remote folder, and of the key that stands for an empty one."""
+    """List all that is in a remote folder, with the key that may stand for an empty folder itself.
+
+    Returns:
+        Path -> "file" or "directory".
+    """
     start = folder.path.rstrip("/") + "/"
     found = insist(lambda: client(folder).find(folder.path, withdirs=True, detail=True), folder)
     return {name: entry["type"] for name, entry in found.items() if name.startswith(start)}
 
 
 def remove_files(folder: Location, *patterns: str) -> None:
-    """Delete the files directly in a folder whose names match one of `patterns`, in their order; then the folder, if
-    nothing else is in it."""
+    """Delete files directly in a folder, and then the folder if nothing else is in it.
+
+    Args:
+        folder: Its name is taken literally.
+        patterns: Shell patterns for names. Files that match the first are deleted first.
+
+    Raises:
+        OSError: A file cannot be deleted.
+    """
     files = [file for pattern in patterns for file in files_in(folder, pattern)]
     for _ in ahead(remove, files):
         pass
@@ -217,16 +269,19 @@ def remove_files(folder: Location, *patterns: str) -> None:
 
 @contextmanager
 def local_copy(place: Location) -> Iterator[Path]:
-    """A file under a path of this machine: itself, or a temporary copy.
+    """Give a path of this machine under which this process can read a file: its own, or that of a temporary copy.
+
+    The copy has no name in the temporary folder, so that nothing stays there when the process is killed.
 
     Raises:
-        FileNotFoundError, OSError: as read_bytes.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read, or the temporary folder is full.
     """
     if isinstance(place, Path):
         yield place
         return
-    with tempfile.TemporaryDirectory(prefix="sniper-") as folder:
-        copy = Path(folder) / place.name
+    with nameless_file() as file:
+        copy = Path(path_of(file))
         download(place, copy)
         yield copy
 
@@ -235,7 +290,8 @@ def download(place: UPath, path: Path) -> None:
     """Copy a remote file to a path of this machine; not atomic.
 
     Raises:
-        FileNotFoundError: there is none; OSError: it cannot be read.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read, or the disk of this machine is full.
     """
 
     def ask() -> None:
@@ -245,4 +301,12 @@ def download(place: UPath, path: Path) -> None:
         if found != expected:  # the connection ended early
             raise OSError(f"{found} bytes came of {expected}")
 
-    insist(ask, place)
+    try:
+        insist(ask, place)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        folder = tempfile.gettempdir() if path.parent == Path("/dev/fd") else path.parent
+        raise OSError(
+            error.errno, f"{error.strerror}, in {folder} of this machine: make room there", str(place)
+        ) from error

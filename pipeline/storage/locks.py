@@ -1,6 +1,8 @@
-"""Holding a folder against other builds, and clearing away what an interrupted one left."""
+"""Holds a folder against other processes, and clears away what an interrupted build left in it."""
 
 import fcntl
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,38 +17,54 @@ _WRITTEN_IN = (".", "positives", "negatives", "proposals", "proposals/rpn", "pla
 
 
 def remove_temporary(folder: Location) -> None:
-    """Delete what an interrupted run left unfinished in a data set. Call only while holding the folder's lock."""
-    if isinstance(folder, Path):  # a put leaves nothing behind
+    """Delete the unfinished files that an interrupted build left in a data set. Call it only while holding its lock.
+
+    Args:
+        folder: The data set. An object store has no unfinished files: a put is whole or does not happen.
+    """
+    if isinstance(folder, Path):
         for name in _WRITTEN_IN:
             for path in files_in(folder / name, f"{TEMPORARY}[0-9]*-*"):
                 remove(path)
 
 
 @contextmanager
-def locked(folder: Location) -> Iterator[None]:
-    """Hold a folder against other builds; the system lets go when the process ends, however it ends.
+def locked(folder: Location, work: str = "sniper chips", name: str = ".lock") -> Iterator[None]:
+    """Hold a folder against other processes while the block runs. The system lets go when this process ends.
 
     Object stores have no locks: there, two builds of the same settings write the same bytes, and two of different
-    settings are the user's to keep apart.
+    settings are the user's to keep apart. A second lock on the same folder fails in this process too, so several
+    ranks of one training run let the first one hold it.
+
+    Args:
+        folder: What is written to. It is made where it does not exist.
+        work: The command that holds it, for the message to the next one that comes.
+        name: File to lock in the folder. A command that writes a single file takes a name of its own here, so that
+            others may write beside it.
 
     Raises:
-        UsageError: another process holds it, or the folder cannot be written or locked.
+        UsageError: Another process holds it, or the folder cannot be written or locked.
     """
     if not isinstance(folder, Path):
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = (folder / name).open("a+")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}; choose another --out") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(200).strip() or "another command"
             raise UsageError(
-                f"{folder}: another build is writing here; wait for it or choose another --out"
+                f"{folder}: {holder} is writing here; wait until it has ended, or choose another --out"
             ) from error
         except OSError as error:  # some network file systems
             raise UsageError(f"{folder}: cannot be locked: {error.strerror or error}; choose another --out") from error
+        file.truncate(0)
+        file.write(f"`{work}` (process {os.getpid()} on {socket.gethostname()})\n")
+        file.flush()
         yield

@@ -1,5 +1,4 @@
-"""Parquet files that a build wrote, read from wherever they lie: whole, some of their columns, or what they say of
-themselves."""
+"""Reads Parquet files that a build wrote, wherever they lie: whole, some columns, or their metadata alone."""
 
 import polars as pl
 import pyarrow as pa
@@ -15,10 +14,11 @@ _END = 8  # bytes: the length of the metadata, and Parquet's mark
 
 
 def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file, or some of its columns.
+    """Read a Parquet file, or some of its columns.
 
     Raises:
-        DataError: it is missing or damaged. OSError: it cannot be read.
+        DataError: The file is missing or damaged.
+        OSError: It cannot be read.
     """
     try:
         content = read_bytes(place)
@@ -31,17 +31,23 @@ def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_frame(place: Location) -> pl.DataFrame:
-    """As read_table, for Polars."""
+    """Read a Parquet file as a Polars data frame.
+
+    Raises:
+        DataError: The file is missing or damaged.
+        OSError: It cannot be read.
+    """
     frame = pl.from_arrow(read_table(place))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
 def read_metadata(place: Location) -> dict[bytes, bytes]:
-    """What a Parquet file says of itself under names of our own; of a large file only the end is read.
+    """Read the metadata of a Parquet file: names and values that its writer put there. Only the file's end is read.
 
     Raises:
-        DataError: it is missing or no Parquet file. OSError: it cannot be read.
+        DataError: The file is missing, or it is no Parquet file.
+        OSError: It cannot be read.
     """
     size = size_of(place)
     if size is None:

@@ -18,6 +18,7 @@ Location = Path | UPath
 Result = TypeVar("Result")
 
 AHEAD = 16  # requests to an object store at a time: each waits some ten milliseconds, mostly for nothing
+AHEAD_BYTES = 256 << 20  # that files fetched ahead may hold
 ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0  # seconds
 
@@ -35,10 +36,16 @@ S3: dict[str, Any] = {
     },
 }
 OPTIONS = {"s3": S3, "s3a": S3}
+"""Options of the clients of object stores, by protocol."""
 
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound")
 MISUSE = ("ParamValidationError", "NoRegionError", "InvalidRegionError")
-"""Of botocore, which need not be installed. None of these passes."""
+"""Errors of botocore by name, since botocore need not be installed. None of these passes by itself."""
+
+PROGRAMMING = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
+"""A fault in a program, here or in a store's library. It is raised as it is: asking again would only hide it."""
+
+NOT_REPEATED = (*PROGRAMMING, MemoryError, IsADirectoryError, NotADirectoryError)
 
 SIGNED = re.compile(
     r"[?&](x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig|access_token|token)=", re.IGNORECASE
@@ -46,20 +53,25 @@ SIGNED = re.compile(
 
 
 def location(text: str | Location) -> Location:
-    """A path of this machine, made absolute, or an fsspec URL such as s3://bucket/folder.
+    """Turn what a user gives into a place that the functions of this room take.
+
+    Args:
+        text: A path of this machine, or an fsspec URL such as s3://bucket/folder. A path is made absolute, since the
+            workers of a cluster run in folders of their own. A remote place is returned as it is.
 
     Raises:
-        UsageError: an unknown protocol, one whose package is missing, no bucket, or a URL with credentials in it.
+        UsageError: The protocol is unknown, its package is not installed, there is no bucket in the URL, or the URL
+            has a password or another secret in it.
     """
     if isinstance(text, UPath):
         return text
     text = str(text)
     protocol, separator, rest = text.partition("://")
     if not separator:
-        return Path(text).absolute()  # workers of a cluster run in folders of their own
+        return Path(text).absolute()
     if protocol in ("file", "local"):
         return Path(rest).absolute()
-    if _has_credentials(rest):
+    if _has_credentials(protocol, rest):
         raise UsageError(
             f"a {protocol}:// URL has credentials in it (before an @, or as a signature); leave them to the "
             "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -67,25 +79,37 @@ def location(text: str | Location) -> Location:
     if protocol in OPTIONS and not rest.split("/")[0]:
         raise UsageError(f"{text}: no bucket; expected an URL such as {protocol}://bucket/folder")
     try:
-        found = UPath(text, **OPTIONS.get(protocol, {}))
-        found.fs  # noqa: B018 (imports the protocol's package)
+        for name in protocol.split("::"):
+            fsspec.get_filesystem_class(name)  # imports the protocol's package, and connects to nothing yet
+        return cast(UPath, UPath(text, **OPTIONS.get(protocol, {})))
     except ImportError as error:
         extra = "'sniper-chips[s3]'" if protocol in OPTIONS else "the package it names"
         raise UsageError(f"{text}: {error}; pip install {extra}") from error
     except ValueError as error:
         raise UsageError(f"{text}: expected a path or an fsspec URL such as s3://bucket/folder: {error}") from error
-    return cast(UPath, found)
 
 
-def _has_credentials(rest: str) -> bool:
-    """Whether there are some in a URL, less its protocol. A secret key may have slashes in it."""
+def _has_credentials(protocol: str, rest: str) -> bool:
+    """Tell whether a URL carries a secret.
+
+    A name alone before the @ is none (abfs://container@account, sftp://me@host), but for buckets, whose names have no
+    @: what stands before it there is a key.
+
+    Args:
+        protocol: Such as "s3".
+        rest: The URL behind "://".
+    """
     host = rest.split("/")[0]
-    user_and_secret = ":" in host and not re.search(r"^arn:|:\d+$", host)
-    return "@" in (rest if user_and_secret else host) or bool(SIGNED.search(rest))
+    user, at, _ = host.rpartition("@")
+    if at:
+        secret = ":" in user or protocol in OPTIONS
+    else:  # a secret key may have slashes in it, so the @ may come later
+        secret = ":" in host and not re.search(r"^arn:|:\d+$", host) and "@" in rest
+    return secret or bool(SIGNED.search(rest))
 
 
 def client(place: UPath) -> Any:
-    """The fsspec file system of a remote place, as this process may use it."""
+    """Return the fsspec file system of a remote place, as this process may use it."""
     store = place.fs
     if getattr(store, "_pid", os.getpid()) != os.getpid():  # made before a fork, whose threads did not come along
         store = fsspec.filesystem(place.protocol, **place.storage_options)
@@ -95,41 +119,61 @@ def client(place: UPath) -> Any:
 
 
 def insist(ask: Callable[[], Result], what: object) -> Result:
-    """The answer of an object store, asked again after errors that may pass.
+    """Return the answer of an object store, asked again after errors that may pass, with growing waits.
+
+    Args:
+        ask: Makes the request.
+        what: The place that is asked for; it goes into the error.
 
     Raises:
-        FileNotFoundError, PermissionError: as the store says, or no credentials.
-        OSError: no answer after ATTEMPTS, or none to be had.
+        FileNotFoundError: The store says that there is no such file or bucket.
+        PermissionError: The store refuses, or there are no credentials.
+        OSError: There was no good answer in ATTEMPTS, or the request makes no sense to the store.
+        PROGRAMMING: A fault in a program, at once and as it was raised.
     """
     for attempt in range(ATTEMPTS):
         try:
             return ask()
-        except (IsADirectoryError, NotADirectoryError, TypeError, MemoryError):
+        except NOT_REPEATED:
             raise
         except Exception as error:  # each store's library has exceptions of its own
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # this machine's disk is full
-            name = type(error).__name__
-            reason = str(getattr(error, "strerror", None) or error) or name
-            reason = re.sub(r"//[^/@\s]+@", "//", reason)  # what an endpoint's URL has before its @
-            if isinstance(error, FileNotFoundError):
-                no_bucket = reason.startswith("The specified bucket")
-                raise _os_error(errno.ENOENT, reason if no_bucket else os.strerror(errno.ENOENT), what) from error
-            if isinstance(error, PermissionError):
-                raise _os_error(errno.EACCES, reason, what) from error
-            if name in NO_CREDENTIALS:
-                raise _os_error(errno.EACCES, f"{reason}; set the credentials in the environment", what) from error
-            if isinstance(error, ValueError) or name in MISUSE:
-                raise _os_error(errno.EINVAL, reason, what) from error
-            if attempt == ATTEMPTS - 1:
-                raise _os_error(
-                    errno.EIO, f"no good answer in {ATTEMPTS} attempts, the last: {reason}", what
-                ) from error
+            _raise_if_final(error, what, is_last=attempt == ATTEMPTS - 1)
         longest = min(FIRST_WAIT * 3**attempt, LONGEST_WAIT)
         time.sleep(random.uniform(longest / 2, longest))  # so that many workers do not come back all at once
     raise AssertionError
 
 
+def _raise_if_final(error: Exception, what: object, *, is_last: bool) -> None:
+    """Raise an error of a store's library as the system would for a local file, unless it may pass by itself.
+
+    Args:
+        error: What the library raised.
+        what: The place that was asked for.
+        is_last: Whether no attempt is left, so that any error is final.
+    """
+    if is_disk_full(error):
+        raise error
+    name = type(error).__name__
+    reason = str(getattr(error, "strerror", None) or error) or name
+    reason = re.sub(r"//[^/@\s]+@", "//", reason)  # what an endpoint's URL has before its @
+    if isinstance(error, FileNotFoundError):
+        no_bucket = reason.startswith("The specified bucket")
+        raise _os_error(errno.ENOENT, reason if no_bucket else os.strerror(errno.ENOENT), what) from error
+    if isinstance(error, PermissionError):
+        raise _os_error(errno.EACCES, reason, what) from error
+    if name in NO_CREDENTIALS:
+        raise _os_error(errno.EACCES, f"{reason}; set the credentials in the environment", what) from error
+    if isinstance(error, ValueError) or name in MISUSE:
+        raise _os_error(errno.EINVAL, reason, what) from error
+    if is_last:
+        raise _os_error(errno.EIO, f"no good answer in {ATTEMPTS} attempts, the last: {reason}", what) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error says that a disk of this machine, or the user's quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _os_error(number: int, reason: str, what: object) -> OSError:
-    """As the system raises it for a local file, with a class of its own where the number has one."""
+    """Make the error that the system raises for a local file; OSError takes the subclass that its number has."""
     return OSError(number, reason, str(what))

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, on a local disk and in an object store."""
+"""Writes files whole or not at all, on a local disk and in an object store."""
 
 import io
 import os
@@ -10,39 +10,47 @@ from typing import IO
 
 from upath import UPath
 
-from pipeline.storage.stores import Location, client, insist
-from schemas.errors import DataError
+from pipeline.storage.stores import Location, client, insist, is_disk_full
+from schemas.errors import AGAIN, DataError, UsageError
 
 BUFFER = 1 << 20  # bytes; many small writes become few
 
 TEMPORARY = ".tmp-"
-"""Start of every unfinished file's name; no reader or glob for chips-* sees one."""
+"""Start of every unfinished file's name, so that no reader takes one for a finished file."""
 
 PUT_PATIENCE, SLOWEST_PUT = 30.0, 1 << 19  # seconds, and bytes per second on top: nobody below sets a put a limit
 
 
 def write_atomic(place: Location, data: bytes) -> None:
-    """Put a file under its name whole, or not at all."""
+    """Write a file whole, or not at all.
+
+    Raises:
+        DataError: The system or the store refuses to write.
+    """
     with atomic_file(place) as file:
         file.write(data)
 
 
 @contextmanager
 def atomic_file(place: Location) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name only when the block ends well and the bytes are on disk, or in the store.
+    """Give a file to write. It takes its name when the block ends well and its bytes are on disk or in the store.
 
     Raises:
-        DataError: the system refuses to write (disk full, read-only), or the store does.
+        DataError: The system refuses to write (the disk is full or read-only), or the store does.
     """
     try:
         with _renamed(place) if isinstance(place, Path) else _put(place) as file:
             yield file
     except OSError as error:
-        remedy = "Make room" if isinstance(place, Path) else "See to the store"
-        raise DataError(
-            f"{place}: cannot be written: {error.strerror or error}. {remedy}, or choose another folder, and run "
-            "the same command again: what is finished is kept"
-        ) from error
+        why = error.strerror or str(error)
+        if isinstance(place, Path):
+            remedy = "Make room, or choose another folder,"
+        elif is_disk_full(error):  # a file is made here before it is put
+            why = f"{why}, in the temporary folder {tempfile.gettempdir()} of this machine"
+            remedy = "Make room there, or set TMPDIR to another folder,"
+        else:
+            remedy = "See to the store, or choose another folder,"
+        raise DataError(f"{place}: cannot be written: {why}. {remedy} and {AGAIN}") from error
 
 
 @contextmanager
@@ -61,17 +69,53 @@ def _renamed(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _put(place: UPath) -> Iterator[IO[bytes]]:
-    """Through a temporary file here, so that a put which fails can be repeated whole."""
-    with tempfile.NamedTemporaryFile(prefix="sniper-", buffering=BUFFER) as file:
+    """Write to a temporary file here, and put that when the block ends, so that a failed put can be repeated whole."""
+    with nameless_file() as file:
         yield file
         file.flush()
         limit = PUT_PATIENCE + os.fstat(file.fileno()).st_size / SLOWEST_PUT
 
         def ask() -> None:
+            file.seek(0)
             store = client(place)
-            store.put_file(file.name, place.path, **({"timeout": limit} if store.async_impl else {}))
+            store.put_file(path_of(file), place.path, **({"timeout": limit} if store.async_impl else {}))
 
         insist(ask, place)
+
+
+@contextmanager
+def nameless_file() -> Iterator[IO[bytes]]:
+    """Give a temporary file without a name, which is gone when the process ends, even if it is killed."""
+    with tempfile.TemporaryFile(buffering=BUFFER) as file:
+        yield file
+
+
+def path_of(file: IO[bytes]) -> str:
+    """Return the path under which this process opens a nameless file while that is open."""
+    return f"/dev/fd/{file.fileno()}"
+
+
+def probe_writable(folder: Location) -> None:
+    """Find out whether a bucket takes files below a folder, before hours of work. A local folder is not looked at.
+
+    Raises:
+        UsageError: There is no such bucket, or no permission to write there.
+        DataError: The store does not answer.
+    """
+    if isinstance(folder, Path):
+        return
+    place = folder / f"{TEMPORARY}probe"
+    try:
+        insist(lambda: client(place).pipe_file(place.path, b""), place)
+    except (FileNotFoundError, PermissionError) as error:
+        raise UsageError(
+            f"{folder}: cannot be written: {error.strerror or error}; make the bucket, give the credentials in the "
+            "environment permission to write there, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}; {AGAIN}") from error
+    with suppress(OSError):  # who may write need not be allowed to delete
+        insist(lambda: client(place).rm_file(place.path), place)
 
 
 def start_writeback(file: IO[bytes]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import errno
 import importlib
+import importlib.util
 import logging
 import math
 import multiprocessing
@@ -34,6 +35,7 @@ from pipeline.storage import (
     location,
     locked,
     make_folder,
+    probe_writable,
     read_bytes,
     read_each,
     read_range,
@@ -45,6 +47,7 @@ from pipeline.storage import (
     stores,
     write_atomic,
 )
+from pipeline.storage import files as storage
 from pipeline.storage.stores import AHEAD, ATTEMPTS
 from schemas.errors import DataError, UsageError
 from tests.s3 import ACCESS_KEY, S3, SECRET_KEY, SECRETS, Kind, free_port
@@ -301,12 +304,11 @@ def test_a_local_copy_goes_away_and_the_file_stays(folder: Location) -> None:
     place = folder / "file.parquet"
     write_atomic(place, DATA)
     with local_copy(place) as path:
-        assert path.name == "file.parquet"
+        assert path.read_bytes() == DATA
     if isinstance(folder, Path):
         assert path == place
     else:
         assert not path.exists()
-        assert not path.parent.exists()
     assert read_bytes(place) == DATA
 
 
@@ -402,6 +404,31 @@ def test_a_url_that_leads_nowhere(text: str, reason: str) -> None:
 def test_an_at_sign_in_a_name_is_no_credential(text: str) -> None:
     pytest.importorskip("s3fs")
     assert str(location(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "package"),
+    [
+        ("hdfs://me@namenode:8020/a", None),
+        ("sftp://me@host/a", "paramiko"),
+        ("abfs://container@account.dfs.core.windows.net/a", "adlfs"),
+    ],
+)
+def test_a_name_before_the_at_sign_is_no_credential(text: str, package: str | None) -> None:
+    """And nothing is connected to yet."""
+    if package is None or importlib.util.find_spec(package) is not None:
+        place = location(text)
+        assert place.path.endswith("/a")  # type: ignore[union-attr]
+        return
+    with pytest.raises(UsageError, match="pip install"):
+        location(text)
+
+
+def test_a_password_before_the_at_sign_is_one() -> None:
+    for text in ("sftp://me:s3cr3t@host/a", "hdfs://me:s3cr3t@host/a", "abfs://c:s3cr3t@account/a"):
+        with pytest.raises(UsageError, match="has credentials in it") as caught:
+            location(text)
+        assert "s3cr3t" not in str(caught.value)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,6 +559,31 @@ def test_retries_do_not_multiply(s3: S3, there: Location, monkeypatch: pytest.Mo
     assert ATTEMPTS * most * stores.S3["config_kwargs"]["read_timeout"] + waits < 300
 
 
+@pytest.mark.parametrize("fault", [TypeError, AttributeError, KeyError, NameError, AssertionError])
+def test_a_fault_in_a_program_is_not_asked_again(there: Location, fault: type[Exception]) -> None:
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        raise fault("a slip")
+
+    with pytest.raises(fault, match="a slip"):
+        stores.insist(ask, there)
+    assert len(asked) == 1
+
+
+def test_whether_a_bucket_takes_files_is_found_out_at_once(s3: S3, tmp_path: Path) -> None:
+    probe_writable(location(f"{s3.url}/new/folder"))
+    assert s3.keys() == []
+    probe_writable(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="bucket does not exist; make the bucket"):
+        probe_writable(location(f"{s3.url}-absent/folder"))
+    s3.fault("denied", times=math.inf)
+    with pytest.raises(UsageError, match=r"new: cannot be written: .*; make the bucket"):
+        probe_writable(location(f"{s3.url}/new"))
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_refusal_is_not_asked_again(s3: S3, there: Location, operation: str) -> None:
     s3.fault("denied", times=math.inf)
@@ -621,6 +673,18 @@ def test_files_are_fetched_ahead_but_not_all(s3: S3) -> None:
     contents.close()  # type: ignore[attr-defined]
     time.sleep(0.05)
     assert s3.count() == AHEAD + 2
+
+
+def test_files_are_fetched_ahead_by_bytes(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [location(s3.url) / f"{number:03}" for number in range(20)]
+    for place in places:
+        s3.put(place.name, DATA)
+    monkeypatch.setattr(storage, "AHEAD_BYTES", 3 * len(DATA))
+    s3.clear()
+    contents = read_each(places)
+    assert next(contents) == DATA
+    _wait_for(lambda: s3.count() == 1 + 3)
+    assert list(contents) == [DATA] * 19
 
 
 def test_requests_ahead_wait_at_the_same_time(s3: S3) -> None:
@@ -736,6 +800,53 @@ def test_a_path_that_cannot_be_written(tmp_path: Path, obstacle: str) -> None:
     assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
 
 
+def test_a_full_temporary_folder_is_not_the_stores_fault(there: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
+    with pytest.raises(DataError, match="No space left on device, in the temporary folder .* Make room there") as put:
+        write_atomic(there, DATA)
+    assert "See to the store" not in str(put.value)
+    with pytest.raises(OSError, match="No space left on device, in .*: make room there"), local_copy(there):
+        pass
+    assert read_bytes(there) == DATA
+
+
+UNFINISHED = """
+import sys
+from pipeline.storage import atomic_file, local_copy, location, write_atomic
+write_atomic(location("memory://a/b"), b"x" * 100_000)
+with atomic_file(location("memory://a/c")) as file, local_copy(location("memory://a/b")):
+    file.write(b"x" * 10_000_000)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_process_leaves_no_temporary_file(tmp_path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", UNFINISHED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "held\n"
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folders_name_is_no_pattern(folder: Location) -> None:
+    odd = folder / "a[1] *?"
+    make_folder(odd)
+    write_atomic(odd / "chips-1.tar", DATA)
+    assert files_in(odd, "chips-*.tar") == [odd / "chips-1.tar"]
+    remove_files(odd, "chips-*.tar")
+    assert not is_folder(odd)
+
+
 def test_paths_are_read_one_by_one(tmp_path: Path) -> None:
     read: list[Path] = []
 
@@ -755,7 +866,7 @@ import sys
 from pathlib import Path
 from pipeline.storage import atomic_file, locked
 folder = Path(sys.argv[1])
-with locked(folder), atomic_file(folder / "positives" / "chips.tar") as file:
+with locked(folder, "sniper train"), atomic_file(folder / "positives" / "chips.tar") as file:
     file.write(b"x" * 10_000_000)
     print("held", flush=True)
     sys.stdin.read()
@@ -772,7 +883,7 @@ def test_a_lock_holds_until_its_process_ends_however(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="another build"), locked(folder):
+        with pytest.raises(UsageError, match="`sniper train`.* is writing here"), locked(folder):
             pass
         with locked(tmp_path / "other"):
             pass
