@@ -34,7 +34,7 @@ def decode(data: bytes) -> Any:
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """The batch that our loader makes, see trainer/batch.py."""
+    """The batch that our loader makes, see trainer/loading/batch.py."""
     images = torch.zeros(len(samples), SIDE, SIDE, 3, dtype=torch.uint8)
     boxes: list[dict[str, Any]] = []
     for slot, (pixels, row) in zip(images, samples, strict=True):
