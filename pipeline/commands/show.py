@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from pipeline.dataset.build_file import read_build
-from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, STATUS_COLORS, label_font
+from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, STATUS_COLORS, Font, draw_label, label_font
 from pipeline.planning.scales import box_sizes
 from pipeline.storage import (
     Location,
@@ -83,7 +83,7 @@ def show(
             left = GAP + column * (tile + GAP)
             if column == 0:
                 draw.text((left, top), _row_title(chip, counts[scale_index]), INK, font)
-            sheet.paste(_draw_chip(_read_chip(data, chip), chip, names, tile, font), (left, top + LINE))
+            sheet.paste(_draw_chip(_read_chip(data, chip), chip, names, tile), (left, top + LINE))
             draw.text((left, top + LINE + tile + 1), _caption(chip), FAINT, font)
     make_folder(out.parent)
     picture = io.BytesIO()
@@ -160,9 +160,7 @@ def _read_chip(data: Location, chip: dict[str, Any]) -> Image.Image:
         ) from error
 
 
-def _draw_chip(
-    image: Image.Image, chip: dict[str, Any], names: dict[int, str], tile: int, font: ImageFont.ImageFont
-) -> Image.Image:
+def _draw_chip(image: Image.Image, chip: dict[str, Any], names: dict[int, str], tile: int) -> Image.Image:
     """Draw the chip on a square of its full size, boxes on top, scaled to `tile` pixels."""
     side = max(chip["width"], chip["height"])
     zoom = tile / side
@@ -172,12 +170,15 @@ def _draw_chip(
     draw = ImageDraw.Draw(canvas)
     for proposal in chip.get("proposals", ()):
         draw.rectangle(_corners(proposal.tolist(), zoom), outline=PROPOSAL_COLOR)
+    labels = []
     for box in chip["boxes"]:
         corners = _corners([box[name] for name in ("x1", "y1", "x2", "y2")], zoom)
         color = STATUS_COLORS[box["status"]]
         draw.rectangle(corners, outline=color, width=2 if box["status"] in ("valid", "rescued") else 1)
         if box["status"] in ("valid", "rescued"):
-            draw.text((corners[0] + 3, corners[1] + 1), names.get(box["category_id"], "?"), color, font)
+            labels.append(((corners[0] + 2, corners[1] + 2), names.get(box["category_id"], "?"), color))
+    for corner, name, color in labels:  # last, so that no box crosses them
+        draw_label(draw, corner, name, color, 12)
     return canvas
 
 
@@ -187,7 +188,7 @@ def _corners(box: list[float], zoom: float) -> list[int]:
     return [x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)]
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, colors: dict[str, str], font: ImageFont.ImageFont) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, colors: dict[str, str], font: Font) -> None:
     left = float(GAP)
     for name, color in colors.items():
         draw.rectangle((left, 9, left + 11, 20), outline=color, width=2)

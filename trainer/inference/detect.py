@@ -158,21 +158,21 @@ def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], 
 
 
 def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
-    from pipeline.images.drawing import CLASS_COLORS, label_font  # for pictures alone
+    from pipeline.images.drawing import CLASS_COLORS, draw_label  # for pictures alone
 
     data = Path(result["file"]).read_bytes()
     picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 400)
     height = max(12, max(picture.size) // 80)
-    font = label_font(height)
     for found in reversed(result["detections"]):
         if found["score"] >= min_score:
             x, y, w, h = found["bbox"]
             color = CLASS_COLORS[found["category_id"] % len(CLASS_COLORS)]
             draw.rectangle((x, y, x + w, y + h), outline=color, width=line)
-            place = (x, max(0, y - 1.2 * height - line))  # above the box, since many are smaller than their label
-            draw.text(place, f"{found['category']} {found['score']:.2f}", color, font)
+            label = f"{found['category']} {found['score']:.2f}"
+            # above the box, since many are smaller than their label
+            draw_label(draw, (x, y - line), label, color, height, above=True)
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=90)
     write_atomic(path, encoded.getvalue())

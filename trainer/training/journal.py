@@ -4,13 +4,14 @@ import io
 import json
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline.images.drawing import DETECTION_COLOR, STATUS_COLORS
+from pipeline.images.drawing import DETECTION_COLOR, STATUS_COLORS, draw_label
 from pipeline.storage import Location, is_file, make_folder, read_bytes, write_atomic
 from schemas.codes import Status
 from schemas.errors import UsageError
@@ -127,15 +128,16 @@ def progress_line(epoch: int, step: int, values: dict[str, float]) -> str:
     )
 
 
-def draw_batch(path: Location, batch: Batch, found: list[RawDetections]) -> None:
+def draw_batch(path: Location, batch: Batch, found: list[RawDetections], names: Sequence[str]) -> None:
     """Draw the first chips of a batch side by side.
 
-    Boxes that are targets are green, other boxes grey, and detections orange with label and score.
+    Boxes that are targets are green, other boxes grey, and detections orange with class and score.
 
     Args:
         path: PNG file to write.
         batch: chips with their boxes, in chip pixels.
         found: what the network finds in each of the first PICTURED chips, in chip pixels.
+        names: the names of the classes, that of label 1 first.
     """
     count = min(PICTURED, len(batch))
     side = batch.images.shape[2]
@@ -151,7 +153,7 @@ def draw_batch(path: Location, batch: Batch, found: list[RawDetections]) -> None
         for box, score, label in zip(*(values.tolist() for values in found[i]), strict=True):
             if score >= SHOWN_SCORE:
                 draw.rectangle(box, outline=DETECTION_COLOR)
-                draw.text((box[0] + 2, box[1]), f"{label} {score:.2f}", fill=DETECTION_COLOR)
+                draw_label(draw, (box[0] + 2, box[1]), f"{names[label - 1]} {score:.2f}", DETECTION_COLOR, 12)
         sheet.paste(tile, (i % 4 * side, i // 4 * side))
     make_folder(path.parent)
     picture = io.BytesIO()

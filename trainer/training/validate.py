@@ -48,4 +48,4 @@ def picture(run: Run, batch: Batch) -> None:
     for boxes, scores, labels in found:
         keep = torchvision.ops.batched_nms(boxes, scores, labels, 0.5)
         distinct.append(RawDetections(boxes[keep], scores[keep], labels[keep]))
-    draw_batch(run.out / f"pictures/step-{run.step:08d}.png", batch, distinct)
+    draw_batch(run.out / f"pictures/step-{run.step:08d}.png", batch, distinct, [name for _, name in run.categories])
