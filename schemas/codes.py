@@ -20,15 +20,19 @@ STATUS_NAMES = [status.name.lower() for status in Status]
 class Fate(IntEnum):
     """What became of one source box; exactly one applies. The ledger stores the lower-case name."""
 
-    COVERED = 0  # whole inside a chip of a scale where it is in range
+    COVERED = 0  # a target (`valid`) in some chip
     RESCUED = 1  # covered at no scale; whole inside one chip of the nearest scale where it fits
-    UNCOVERED = 2  # fits a chip at no scale
+    FITS_NO_CHIP = 2  # uncovered: longer than a chip at every scale
     CROWD = 3
     IMAGE_REFUSED = 4
     REFUSED = 5
+    TOO_SMALL = 6  # uncovered: too small to be a target at every scale where a chip can hold it
 
 
-FATE_NAMES = [fate.name.lower() for fate in Fate]
+UNCOVERED = (Fate.TOO_SMALL, Fate.FITS_NO_CHIP)
+"""The fates that the ledger calls `uncovered`; its reason tells them apart."""
+
+FATE_NAMES = ["uncovered" if fate in UNCOVERED else fate.name.lower() for fate in Fate]
 
 
 class Reason(StrEnum):
@@ -57,3 +61,4 @@ class Reason(StrEnum):
     OUTSIDE_IMAGE = "outside_image"
     # boxes that are in order but in no chip
     FITS_NO_CHIP = "fits_no_chip"  # longer than a chip at every scale
+    TOO_SMALL = "too_small"  # its shorter side is under min_side at every scale where a chip can hold it

@@ -116,13 +116,15 @@ def candidate_starts(
     last = extent - side
     grid = np.arange(0.0, last, step)
     extra = [last]
-    for i in range(len(lows)):
+    latest = -1.0  # of the extra starts; boxes come by their low edges, so what it holds needs none of its own
+    for i in np.argsort(lows):
         nearest = grid[min(int(lows[i] / step), len(grid) - 1)]  # the last grid start not beyond the box
         if nearest > lows[i] and nearest > 0:  # lows / step was rounded up
             nearest -= step
-        held_by_last = last <= lows[i]
-        if window_end(nearest, extent, side) < highs[i] and not held_by_last:
-            extra.append(window_start(lows[i], extent, side))
+        is_held = window_end(nearest, extent, side) >= highs[i] or last <= lows[i]
+        if not is_held and (latest < 0 or window_end(latest, extent, side) < highs[i]):
+            latest = window_start(lows[i], extent, side)
+            extra.append(latest)
     both = np.concatenate((grid, np.array(extra)))
     both.sort()
     return _distinct(both)

@@ -25,10 +25,11 @@ MAX_STARTS = 512
 """Distinct box starts per axis above which the cover falls back to the stride grid; see cover.py."""
 
 _CROWD, _IGNORE, _RESCUED, _OUT_OF_RANGE, _CUT, _VALID = (int(status) for status in Status)
-_FATE_COVERED, _FATE_RESCUED, _FATE_UNCOVERED, _FATE_CROWD = (
+_FATE_COVERED, _FATE_RESCUED, _FATE_FITS_NO_CHIP, _FATE_TOO_SMALL, _FATE_CROWD = (
     int(Fate.COVERED),
     int(Fate.RESCUED),
-    int(Fate.UNCOVERED),
+    int(Fate.FITS_NO_CHIP),
+    int(Fate.TOO_SMALL),
     int(Fate.CROWD),
 )
 
@@ -76,7 +77,7 @@ class Planned(NamedTuple):
     Attributes:
         windows: the C windows.
         for_rescue: bool [C], made only for boxes that no regular window holds.
-        fate: uint8 [N] per box, schemas.codes.Fate: covered, rescued, uncovered or crowd.
+        fate: uint8 [N] per box, schemas.codes.Fate: covered, rescued, too small, fits no chip, or crowd.
         scale_mask: uint8 [N], bit i set when the box is covered (or rescued) at scale i.
         rescue_chip: int64 [N], the chip (0..C-1) that rescues the box, or -1.
     """
@@ -107,17 +108,18 @@ class ChipBoxes(NamedTuple):
 
 
 @kernel
-def plan_windows(span: SpanColumns, chip_size: int, stride: int, seed: int) -> Planned:
+def plan_windows(span: SpanColumns, chip_size: int, stride: int, min_side: float, seed: int) -> Planned:
     """Choose the positive windows of a span of images and decide the fate of every box (docs/method.md, 3).
 
     Args:
         span: the images and their boxes.
         chip_size, stride: chip pixels.
+        min_side: smallest shorter side of a target, chip pixels.
         seed: of the places that windows are moved to.
     """
     num_images, num_scales = span.factors.shape
     num_boxes = len(span.boxes)
-    fate = np.full(num_boxes, _FATE_UNCOVERED, np.uint8)
+    fate = np.full(num_boxes, _FATE_FITS_NO_CHIP, np.uint8)
     mask = np.zeros(num_boxes, np.uint8)
     rescue_scale = np.full(num_boxes, -1, np.int64)
     rescue_chip = np.full(num_boxes, -1, np.int64)
@@ -131,7 +133,7 @@ def plan_windows(span: SpanColumns, chip_size: int, stride: int, seed: int) -> P
         if first == last:
             continue
         width, height = float(span.widths[m]), float(span.heights[m])
-        num_rescued = _assign_scales(span, m, chip_size, fate, mask, rescue_scale)
+        num_rescued = _assign_scales(span, m, chip_size, min_side, fate, mask, rescue_scale)
         for s in range(num_scales):
             level, start = pyramid_level(width, height, span.factors[m, s], chip_size, stride), count
             boxes = _boxes_where(span.boxes, mask, 1 << s, first, last)
@@ -161,6 +163,7 @@ def _assign_scales(
     span: SpanColumns,
     m: int,
     chip_size: int,
+    min_side: float,
     fate: npt.NDArray[np.uint8],
     mask: npt.NDArray[np.uint8],
     rescue_scale: IntArray,
@@ -171,6 +174,7 @@ def _assign_scales(
         span: the span of the image.
         m: the image's position in it.
         chip_size: chip pixels.
+        min_side: smallest shorter side of a target, chip pixels; a smaller box asks for nothing.
         fate, mask, rescue_scale: of the span's boxes, those of the image are filled in; `mask` without rescues.
 
     Returns:
@@ -181,7 +185,12 @@ def _assign_scales(
     for s in range(len(span.ranges)):
         level = pyramid_level(width, height, span.factors[m, s], chip_size, chip_size)
         for b in range(first, last):
-            if not span.crowd[b] and _in_range(span.boxes, b, span.ranges[s]) and fits_window(span.boxes, b, level):
+            if (
+                not span.crowd[b]
+                and _in_range(span.boxes, b, span.ranges[s])
+                and fits_window(span.boxes, b, level)
+                and not _too_small(span.boxes, b, level, min_side)
+            ):
                 mask[b] |= 1 << s
     num_rescued = 0
     for b in range(first, last):
@@ -190,16 +199,20 @@ def _assign_scales(
         elif mask[b]:
             fate[b] = _FATE_COVERED
         else:
-            rescue_scale[b] = _rescue_scale(span, m, b, chip_size)
-            if rescue_scale[b] >= 0:
-                fate[b] = _FATE_RESCUED
-                num_rescued += 1
+            rescue_scale[b], fate[b] = _rescue_scale(span, m, b, chip_size, min_side)
+            num_rescued += fate[b] == _FATE_RESCUED
     return num_rescued
 
 
 @kernel
 def _in_range(boxes: FloatArray, b: int, bounds: FloatArray) -> bool:
     return bool(bounds[0] <= box_size(boxes, b) < bounds[1])
+
+
+@kernel
+def _too_small(boxes: FloatArray, b: int, level: Level, min_side: float) -> bool:
+    """Tell whether the whole box would be `ignore` in a chip, by the arithmetic of chip_boxes, so that they agree."""
+    return bool(min(boxes[b, 2] - boxes[b, 0], boxes[b, 3] - boxes[b, 1]) * level.factor < min_side)
 
 
 @kernel
@@ -217,11 +230,13 @@ def _boxes_where(boxes: FloatArray, mask: npt.NDArray[np.uint8], bit: int, first
 
 
 @kernel
-def _rescue_scale(span: SpanColumns, m: int, b: int, chip_size: int) -> int:
-    """Return the scale that takes a box covered nowhere: fewest steps from where it belongs, ties to the coarser.
+def _rescue_scale(span: SpanColumns, m: int, b: int, chip_size: int, min_side: float) -> tuple[int, int]:
+    """Find the scale that takes a box covered nowhere: fewest steps from where it belongs, ties to the coarser.
 
     It belongs to the scales whose range holds its size or, where none does, whose range is nearest in ratio.
-    Returns -1 when it fits at no scale.
+
+    Returns:
+        The scale, -1 for none, and the fate of the box: rescued, too small or fits no chip.
     """
     num_scales = len(span.ranges)
     width, height = float(span.widths[m]), float(span.heights[m])
@@ -235,10 +250,13 @@ def _rescue_scale(span: SpanColumns, m: int, b: int, chip_size: int) -> int:
         elif size >= hi:
             distance[s] = np.nextafter(size / hi, np.inf)  # hi itself is outside
     nearest = distance.min()
-    best, best_steps = -1, num_scales
+    best, best_steps, fate = -1, num_scales, _FATE_FITS_NO_CHIP
     for s in range(num_scales):
         level = pyramid_level(width, height, span.factors[m, s], chip_size, chip_size)
         if not fits_window(span.boxes, b, level):
+            continue
+        if _too_small(span.boxes, b, level, min_side):
+            fate = _FATE_TOO_SMALL
             continue
         steps = num_scales
         for home in range(num_scales):
@@ -246,7 +264,7 @@ def _rescue_scale(span: SpanColumns, m: int, b: int, chip_size: int) -> int:
                 steps = min(steps, abs(home - s))
         if steps <= best_steps:
             best, best_steps = s, steps
-    return best
+    return best, fate if best < 0 else _FATE_RESCUED
 
 
 @kernel

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
         chips: Arrow table, schema PLAN, ordered by image, scale index, then choice.
         image: int64 [C], position of each chip's image in the span.
         for_rescue: bool [C], chips made only for boxes covered at no scale.
-        fate: uint8 [N], schemas.codes.Fate of each box of the span: covered, rescued, uncovered or crowd.
+        fate: uint8 [N], schemas.codes.Fate of each box of the span: one of those that planning decides.
         scale_mask: uint8 [N], bit i set when the box is covered, or rescued, at scale index i.
     """
 
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 def plan_span(source: Source, start: int, stop: int, settings: ChipSettings) -> Plan:
     """Plan the positive chips of images [start, stop): a pure function of those images, their boxes and settings."""
     span = span_columns(source, start, stop, settings)
-    planned = plan_windows(span, settings.size, settings.stride, settings.seed)
+    planned = plan_windows(span, settings.size, settings.stride, settings.min_side, settings.seed)
     chips = chip_rows(source, span, "positive", planned.windows, planned.rescue_chip, settings)
     return Plan(chips, planned.windows.image, planned.for_rescue, planned.fate, planned.scale_mask)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 
+from pipeline.coco import Source
 from pipeline.coco.read import read_coco
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
@@ -23,6 +25,7 @@ BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale
 BYTES_PER_IMAGE, BYTES_PER_BOX = 200, 60
 """What a run may hold beyond what one of BASE images holds."""
 SAMPLE_SECONDS = 0.01
+DENSE_SIDE, DENSE_BOXES = 14_000, 100_000  # pixels, boxes
 
 
 def repeat_records(annotations: Path, num_images: int, out: Path, with_boxes: bool = True) -> int:
@@ -57,6 +60,22 @@ def repeat_records(annotations: Path, num_images: int, out: Path, with_boxes: bo
                     num_boxes += 1
         file.write("]}")
     return num_boxes
+
+
+def dense_image(folder: Path) -> Source:
+    """Return one image of DENSE_SIDE with DENSE_BOXES boxes of 6 to 40 pixels, evenly spread."""
+    rng = np.random.default_rng(0)
+    size = rng.uniform(6, 40, (DENSE_BOXES, 2))
+    low = rng.uniform(0, 1, (DENSE_BOXES, 2)) * (DENSE_SIDE - size)
+    boxes = np.concatenate([low, size], axis=1).tolist()
+    coco = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": DENSE_SIDE, "height": DENSE_SIDE}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    file = folder / "dense.json"
+    file.write_text(json.dumps(coco))
+    return read_coco(file)
 
 
 class Measured(NamedTuple):
@@ -182,6 +201,10 @@ def main(annotations: Path, rounds: int, with_scale: bool, json_file: Path | Non
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        dense = dense_image(folder)
+        started = time.perf_counter()
+        plan_span(dense, 0, 1, settings)
+        results["dense_image_seconds"] = time.perf_counter() - started
         small = sorted(plan_only(annotations, folder / f"small-{i}") for i in range(3))[1]
         repeat_records(annotations, TRAIN_SIZE, folder / "large.json")
         large = plan_only(folder / "large.json", folder / "large")

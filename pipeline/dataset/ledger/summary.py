@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.coco import Source
 from pipeline.planning.plan import Plan
 from pipeline.planning.scales import box_sizes, scale_factors, scale_name
-from schemas.codes import FATE_NAMES, Fate, Reason
+from schemas.codes import FATE_NAMES, UNCOVERED, Fate, Reason
 from schemas.settings import ChipSettings
 
 # Measured by scripts/bench/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
@@ -43,7 +43,7 @@ class Summary:
 
     def __init__(self, source: Source, settings: ChipSettings) -> None:
         self.source, self.settings = source, settings
-        self.fate = np.full(len(source.row), Fate.UNCOVERED, np.uint8)
+        self.fate = np.full(len(source.row), Fate.FITS_NO_CHIP, np.uint8)
         self.scale_mask = np.zeros(len(source.row), np.uint8)
         self.num_chips = np.zeros(source.num_images, np.int32)
         self.hash = np.zeros((source.num_images, 16), np.uint8)
@@ -52,7 +52,7 @@ class Summary:
         num_scales = len(settings.scales)
         self._chips = np.zeros(num_scales, np.int64)
         self._rescue_chips = np.zeros(num_scales, np.int64)
-        self._boxes = np.zeros((num_scales, 4), np.int64)  # in range, covered, too long, rescued
+        self._boxes = np.zeros((num_scales, 5), np.int64)  # in range, covered, too small, too long, rescued
         self._chip_pixels = 0
         self._without_targets = 0
         self._statuses: Counter[str] = Counter()
@@ -82,7 +82,7 @@ class Summary:
         lost = np.repeat(is_refused, np.diff(self.source.offsets[start : stop + 1]))
         self.fate[first:last] = np.where(lost, Fate.IMAGE_REFUSED, plan.fate)
         self.scale_mask[first:last] = np.where(lost, 0, plan.scale_mask)
-        self._count_boxes(slice(first, last))
+        self._count_boxes(start, stop)
 
         written = ~is_refused[plan.image]
         self.num_chips[start:stop] = np.bincount(plan.image[written], minlength=stop - start)
@@ -97,17 +97,25 @@ class Summary:
         for entry in chips["boxes"].combine_chunks().flatten().field("status").value_counts().to_pylist():
             self._statuses[entry["values"]] += entry["counts"]
 
-    def _count_boxes(self, boxes: slice) -> None:
-        """Count what became of some boxes at each scale."""
+    def _count_boxes(self, start: int, stop: int) -> None:
+        """Count what became of the boxes of images [start, stop) at each scale."""
+        offsets = self.source.offsets[start : stop + 1]
+        boxes = slice(offsets[0], offsets[-1])
         box, fate, mask = self.source.box[boxes], self.fate[boxes], self.scale_mask[boxes]
         size = box_sizes(box)
+        shorter = (box[:, 2:] - box[:, :2]).min(axis=1)
+        factors = scale_factors(self.settings, self.source.width[start:stop], self.source.height[start:stop])
+        factors = np.repeat(factors, np.diff(offsets), axis=0)
         plain = (fate != Fate.CROWD) & (fate != Fate.IMAGE_REFUSED)
         for index, (lo, hi) in enumerate(self.settings.bounds()):
             here = (mask >> index & 1).astype(bool)
             in_range = plain & (size >= lo) & (size < hi)
             covered = here & (fate == Fate.COVERED)
             rescued = here & (fate == Fate.RESCUED)
-            self._boxes[index] += [np.count_nonzero(k) for k in (in_range, covered, in_range & ~covered, rescued)]
+            left = in_range & ~covered
+            too_small = left & (shorter * factors[:, index] < self.settings.min_side)
+            kinds = (in_range, covered, too_small, left & ~too_small, rescued)
+            self._boxes[index] += [np.count_nonzero(kind) for kind in kinds]
 
     def counts(self) -> dict[str, Any]:
         """Return the counts that run.json holds; all of them are integers, but for the bounds of ranges."""
@@ -118,8 +126,9 @@ class Summary:
         images_refused.update(reason.value for reason in self.reason.values())
         boxes: dict[str, Any] = {"total": num_boxes}
         tally = [np.count_nonzero(self.fate == fate) for fate in Fate]
-        for fate in (Fate.COVERED, Fate.RESCUED, Fate.UNCOVERED, Fate.CROWD):
+        for fate in (Fate.COVERED, Fate.RESCUED, Fate.CROWD):
             boxes[FATE_NAMES[fate]] = int(tally[fate])
+        boxes["uncovered"] = {fate.name.lower(): int(tally[fate]) for fate in UNCOVERED if tally[fate]}
         boxes["image_refused"] = int(tally[Fate.IMAGE_REFUSED])
         boxes["image_refused"] += sum(box.fate == Fate.IMAGE_REFUSED for box in source.refused_boxes)
         boxes["refused"] = dict(
@@ -148,7 +157,7 @@ class Summary:
     def _scale_counts(self) -> list[dict[str, Any]]:
         rows = []
         for index, ((lo, hi), scale) in enumerate(zip(self.settings.bounds(), self.settings.scales, strict=True)):
-            in_range, covered, too_long, rescued = self._boxes[index].tolist()
+            in_range, covered, too_small, too_long, rescued = self._boxes[index].tolist()
             rows.append(
                 {
                     "scale": scale_name(scale),
@@ -157,6 +166,7 @@ class Summary:
                     "chips_for_rescue": int(self._rescue_chips[index]),
                     "boxes_in_range": in_range,
                     "boxes_covered": covered,
+                    "boxes_too_small": too_small,
                     "boxes_too_long": too_long,
                     "boxes_rescued": rescued,
                 }
@@ -199,12 +209,12 @@ def describe(counts: dict[str, Any], workers: int | None = None) -> str:
         + _listing(images["refused"])
         + f"; {images['without_boxes']:,} have no boxes, {images['without_chips']:,} give no positive chip",
         f"boxes    {boxes['total']:,} = {boxes['covered']:,} covered + {boxes['rescued']:,} rescued"
-        f" + {boxes['uncovered']:,} uncovered"
-        + _listing({Reason.FITS_NO_CHIP.value: boxes["uncovered"]} if boxes["uncovered"] else {})
+        f" + {sum(boxes['uncovered'].values()):,} uncovered"
+        + _listing(boxes["uncovered"])
         + f" + {boxes['crowd']:,} crowd + {boxes['image_refused']:,} in refused images"
         f" + {sum(boxes['refused'].values()):,} refused" + _listing(boxes["refused"]),
         "",
-        f"{'scale':<28}{'range':>12}{'chips':>10}{'in range':>10}{'covered':>10}{'too long':>10}"
+        f"{'scale':<28}{'range':>12}{'chips':>10}{'in range':>10}{'covered':>10}{'too small':>10}{'too long':>10}"
         f"{'rescued':>10}{'+ chips':>9}",
     ]
     for row in counts["scales"]:
@@ -212,8 +222,8 @@ def describe(counts: dict[str, Any], workers: int | None = None) -> str:
         bounds = f"[{lo:g}, {'inf' if hi is None else f'{hi:g}'})"
         lines.append(
             f"{row['scale']:<28}{bounds:>12}{row['chips']:>10,}{row['boxes_in_range']:>10,}"
-            f"{row['boxes_covered']:>10,}{row['boxes_too_long']:>10,}{row['boxes_rescued']:>10,}"
-            f"{row['chips_for_rescue']:>9,}"
+            f"{row['boxes_covered']:>10,}{row['boxes_too_small']:>10,}{row['boxes_too_long']:>10,}"
+            f"{row['boxes_rescued']:>10,}{row['chips_for_rescue']:>9,}"
         )
     kept = max(images["kept"], 1)
     regular = chips["total"] - chips["for_rescue"]

@@ -16,7 +16,7 @@ from pipeline.coco import RefusedBox, RefusedImage, Reject
 from pipeline.dataset.hashing import HashingFile
 from pipeline.dataset.ledger.summary import Summary, mask_to_scales
 from pipeline.storage import Location, atomic_file, is_file, remove
-from schemas.codes import FATE_NAMES, Fate, Reason
+from schemas.codes import FATE_NAMES, UNCOVERED, Fate
 from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
 
 ROWS = 1 << 14  # of a row group
@@ -136,7 +136,8 @@ def _refused_box(box: RefusedBox) -> tuple[Any, ...]:
 def _reasons(summary: Summary, image: npt.NDArray[np.int64], fate: npt.NDArray[np.uint8]) -> pa.Array:
     """Return why each of some boxes is in no chip, or null; `image` is the position of its image in the source."""
     reason = np.full(len(fate), None, object)
-    reason[fate == Fate.UNCOVERED] = Reason.FITS_NO_CHIP.value
+    for uncovered in UNCOVERED:
+        reason[fate == uncovered] = uncovered.name.lower()
     for i in np.flatnonzero(fate == Fate.IMAGE_REFUSED).tolist():
         reason[i] = summary.reason[int(image[i])].value
     return pa.array(reason, pa.string())

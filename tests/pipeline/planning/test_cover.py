@@ -122,3 +122,38 @@ def test_candidate_starts__many_boxes_fall_back_to_the_grid() -> None:
     lows = np.linspace(0, 900, 600)
     starts = candidate_starts(lows, lows + 5, 1000.0, 100.0, 20.0, 512)
     assert len(starts) < 60
+
+
+def test_candidate_starts__one_extra_start_serves_all_boxes_that_it_can() -> None:
+    """Boxes nearly as long as a window, which no grid start holds: 20,000 of them must not make 20,000 starts."""
+    rng = np.random.default_rng(0)
+    lows = rng.uniform(0, 900, 20_000)
+    highs = lows + rng.uniform(90, 99, len(lows))
+    starts = candidate_starts(lows, highs, 1000.0, 100.0, 10.0, 512)
+    assert len(starts) < 2_000
+    latest = starts[np.searchsorted(starts, lows, side="right") - 1]
+    assert (np.where(latest >= 900, 1000, latest + 100) >= highs).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_greedy_cover__of_many_boxes_chooses_as_by_looking_at_all_of_them(seed: int) -> None:
+    """More boxes than one bin takes, against the rule read aloud."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(rng.uniform(np.log(1), np.log(60), (400, 2)))
+    low = rng.uniform(0, 1, (400, 2)) * (np.array([500, 300]) - size)
+    boxes = np.concatenate([low, low + size], axis=1)
+    side, step = 64.0, 16.0
+    windows, new = greedy_cover(boxes, level(500, 300, side, step), 0, 1, False)
+    xs, ys = (candidate_starts(boxes[:, i], boxes[:, i + 2], e, side, step, 0) for i, e in ((0, 500.0), (1, 300.0)))
+    corners = np.array([(x, y) for y in ys for x in xs])
+    ends = np.where(corners >= [500 - side, 300 - side], [500, 300], corners + side)
+    held = holds(np.concatenate([corners, ends], axis=1), boxes)
+    left = np.ones(len(boxes), bool)
+    for window, gain in zip(windows, new, strict=True):
+        gains = held[left].sum(axis=0)
+        best = max(range(len(corners)), key=lambda k: (gains[k], held[:, k].sum(), -k))
+        assert gain == gains[best]
+        assert window[:2].tolist() == corners[best].tolist()
+        left &= ~held[:, best]
+    assert not left.any()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.planning.plan import plan_span
 from pipeline.planning.scales import content_size, scale_factors
+from schemas.codes import Fate
 from schemas.settings import ChipSettings, SideScale
 from tests.pipeline.sources import make_source
 
@@ -59,7 +60,7 @@ def test_plan__agrees_with_the_rules_read_aloud(seed: int, size: int, gap: bool)
                 assert (found[0]["status"] if found else None) == expected
                 statuses[chip["key"]] = expected
             if crowd:
-                assert fate == 3
+                assert fate == Fate.CROWD
                 continue
             wide, high, length = box[2] - box[0], box[3] - box[1], math.sqrt
             sides = [size / factor for factor in factors]
@@ -68,24 +69,26 @@ def test_plan__agrees_with_the_rules_read_aloud(seed: int, size: int, gap: bool)
                 for side in sides
             ]
             in_range = [lo <= length(wide * high) < hi for lo, hi in options.bounds()]
-            covered = [s for s in range(3) if fits[s] and in_range[s]]
+            is_target = [min(wide, high) * factor >= options.min_side for factor in factors]
+            covered = [s for s in range(3) if fits[s] and in_range[s] and is_target[s]]
             whole_at = {
                 chip["scale_index"]
                 for chip in mine
                 if chip["x1"] <= box[0] and chip["y1"] <= box[1] and box[2] <= chip["x2"] and box[3] <= chip["y2"]
             }
             if covered:
-                assert fate == 0
+                assert fate == Fate.COVERED
                 assert whole_at >= set(covered)
-            elif any(fits):
-                assert fate == 1
+                assert "valid" in statuses.values()
+            elif any(fit and large for fit, large in zip(fits, is_target, strict=True)):
+                assert fate == Fate.RESCUED
                 (scale,) = [s for s in range(3) if plan.scale_mask[b] >> s & 1]
                 assert fits[scale]
                 assert scale in whole_at
                 statuses_here = [status for status in statuses.values() if status == "rescued"]
-                assert len(statuses_here) <= 1  # zero when the chip shows it too small: ignore comes first
+                assert len(statuses_here) == 1
             else:
-                assert fate == 2
+                assert fate == (Fate.TOO_SMALL if any(fits) else Fate.FITS_NO_CHIP)
 
 
 def test_rescue__takes_the_nearest_scale_where_it_fits_ties_to_the_coarser() -> None:
