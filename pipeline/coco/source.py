@@ -40,6 +40,16 @@ class SourceImage(NamedTuple):
     width: int  # as annotated, pixels
     height: int
 
+    @property
+    def is_tiff(self) -> bool:
+        """Whether the name is that of a TIFF, which is read by windows where it is large."""
+        return is_tiff(self.file_name)
+
+
+def is_tiff(file_name: str) -> bool:
+    """Tell whether a file is a TIFF by its name."""
+    return file_name.lower().endswith((".tif", ".tiff"))
+
 
 @dataclass(frozen=True)
 class Source:

@@ -6,6 +6,7 @@ from pipeline.coco import SourceImage
 from pipeline.dataset.cutting import Target
 from pipeline.dataset.shards import read_record
 from pipeline.engines.tasks import DEFAULT_MEMORY
+from pipeline.images.sources import pixels_held
 from pipeline.storage import Location, files_in, make_folder, remove
 from schemas.errors import DataError, UsageError
 
@@ -59,4 +60,4 @@ def task_memory(images: Sequence[SourceImage]) -> int:
 
     They are those of the libraries and, of the largest image, of its pixels as decoded and as converted.
     """
-    return DEFAULT_MEMORY + 8 * max((image.width * image.height for image in images), default=0)
+    return DEFAULT_MEMORY + 8 * max(map(pixels_held, images), default=0)

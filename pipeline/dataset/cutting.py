@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
-from PIL import Image
 
 from pipeline.coco import SourceImage
 from pipeline.dataset.shards import ImageHash, Member, Record, TarWriter, commit_shard, read_record
-from pipeline.images.chip import Codec, codec, cut_chip, encode_jpeg
+from pipeline.images.chip import Codec, Picture, codec, cut_chip, encode_jpeg
 from pipeline.images.decode import decoders
 from pipeline.images.sources import Findings, image_place, open_sources
 from pipeline.storage import Location, ahead, atomic_file, remove, size_of
@@ -215,7 +214,7 @@ def _columns(rows: Iterator[tuple[Any, ...]], width: int) -> list[tuple[Any, ...
     return columns or [()] * width
 
 
-def _add_chip(tar: TarWriter, image: Image.Image, row: dict[str, Any], settings: ChipSettings) -> Member:
+def _add_chip(tar: TarWriter, image: Picture, row: dict[str, Any], settings: ChipSettings) -> Member:
     """Cut one chip and append its JPEG and its JSON; returns where the JPEG lies."""
     window = (row["x1"], row["y1"], row["x2"], row["y2"])
     pixels = cut_chip(image, window, row["scale"], row["width"], row["height"])

@@ -1,6 +1,7 @@
 """Cuts a chip out of an image: crop, resize and JPEG."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,8 +35,30 @@ def codec() -> Codec:
     return Codec(f"simplejpeg {simplejpeg.__version__}", resize, simd)
 
 
+class Large(NamedTuple):
+    """An image that is too large to hold, and is read by windows.
+
+    Attributes:
+        width: annotated width, pixels.
+        height: annotated height, pixels.
+        region: gives the window from whole-numbered x1, y1 to x2, y2 in the annotated frame, mode RGB; it may be
+            called from many threads, and raises ImageRefusedError where the file is damaged there.
+    """
+
+    width: int
+    height: int
+    region: Callable[[int, int, int, int], Image.Image]
+
+
+Picture = Image.Image | Large
+"""A source image in the annotated frame: decoded as a whole, or read by windows."""
+
+BAND_PIXELS = 24_000_000
+"""Source pixels of a large image that are held at once while it is resized."""
+
+
 def cut_chip(
-    image: Image.Image, window: tuple[float, float, float, float], scale: float, width: int, height: int
+    image: Picture, window: tuple[float, float, float, float], scale: float, width: int, height: int
 ) -> npt.NDArray[np.uint8]:
     """Resize a window of an image so that chip = (source - origin) * scale holds exactly.
 
@@ -44,7 +67,7 @@ def cut_chip(
     column or row, which the image fills only in part, repeats its neighbour.
 
     Args:
-        image: the whole source image, mode RGB or RGBX.
+        image: the source image; one that is decoded has mode RGB or RGBX.
         window: x1 y1 x2 y2 in source pixels, inside the image.
         scale: factor from source pixels to chip pixels.
         width: columns that the chip has, in chip pixels (planning.scales.content_size).
@@ -57,10 +80,44 @@ def cut_chip(
     full_w = min(width, max(1, math.floor((x2 - x1) * scale + PIXEL_EPSILON)))
     full_h = min(height, max(1, math.floor((y2 - y1) * scale + PIXEL_EPSILON)))
     box = (x1, y1, min(x1 + full_w / scale, image.width), min(y1 + full_h / scale, image.height))
-    pixels = _pixels(image.resize((full_w, full_h), Image.Resampling.BILINEAR, box=box))
+    if isinstance(image, Large):
+        pixels = _resize_in_bands(image, box, (full_w, full_h))
+    else:
+        pixels = _pixels(image.resize((full_w, full_h), Image.Resampling.BILINEAR, box=box))
     if (full_w, full_h) == (width, height):
         return pixels
     return np.pad(pixels, ((0, height - full_h), (0, width - full_w), (0, 0)), mode="edge")
+
+
+def _resize_in_bands(
+    image: Large, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """Resize a window of a large image, some rows of the result at a time.
+
+    The result is that of resizing the window in one piece, but for a level of some pixels where rounding differs.
+
+    Args:
+        image: the large image.
+        box: x1 y1 x2 y2 in source pixels, inside the image.
+        size: width and height of the result, pixels.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+    """
+    (x1, y1, x2, y2), (width, height) = box, size
+    step_x, step_y = (x2 - x1) / width, (y2 - y1) / height
+    reach_x, reach_y = max(step_x, 1) + 1, max(step_y, 1) + 1  # the support of the bilinear filter, and 1 for rounding
+    left, right = max(0, math.floor(x1 - reach_x)), min(image.width, math.ceil(x2 + reach_x))
+    rows = max(1, int((BAND_PIXELS / (right - left) - 2 * reach_y) / step_y))
+    bands = []
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        start, stop = y1 + first * step_y, y1 + last * step_y if last < height else y2
+        top, bottom = max(0, math.floor(start - reach_y)), min(image.height, math.ceil(stop + reach_y))
+        band_box = (x1 - left, start - top, x2 - left, stop - top)
+        band = image.region(left, top, right, bottom)
+        bands.append(np.asarray(band.resize((width, last - first), Image.Resampling.BILINEAR, box=band_box)))
+    return np.concatenate(bands)
 
 
 def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -196,7 +196,7 @@ def decode_image(opened: Opened, width: int, height: int, max_pixels: int) -> Im
         ImageRefusedError: the file cannot be used; its `reason` says why.
     """
     image, frames, _ = opened
-    raw, turned = frames.raw, frames.turned
+    raw = frames.raw
     if raw[0] * raw[1] > max_pixels:
         raise ImageRefusedError(
             Reason.TOO_MANY_PIXELS,
@@ -204,11 +204,16 @@ def decode_image(opened: Opened, width: int, height: int, max_pixels: int) -> Im
         )
     check_samples(image)
     if not frames.fits((width, height)):
-        also = f" or, turned by its metadata, {turned[0]}x{turned[1]}" if turned != raw else ""
-        raise ImageRefusedError(
-            Reason.SIZE_MISMATCH, f"annotated as {width}x{height}, the file is {raw[0]}x{raw[1]}{also}"
-        )
+        raise size_mismatch(frames, width, height)
     return frames.bring(_decode(image), (width, height))
+
+
+def size_mismatch(frames: Frames, width: int, height: int) -> ImageRefusedError:
+    """Return the refusal of an image of which no frame has the annotated width and height, pixels."""
+    (w, h), turned = frames.raw, frames.turned
+    also = f" or, turned by its metadata, {turned[0]}x{turned[1]}" if turned != frames.raw else ""
+    message = f"annotated as {width}x{height}, the file is {w}x{h}{also}"
+    return ImageRefusedError(Reason.SIZE_MISMATCH, message)
 
 
 def check_samples(image: ImageFile.ImageFile) -> None:

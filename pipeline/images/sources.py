@@ -6,13 +6,14 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, BinaryIO, NamedTuple, cast
 
 import xxhash
-from PIL import Image
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.images.chip import Picture
 from pipeline.images.decode import ImageRefusedError, decode_image, decoders, format_of, open_image
-from pipeline.storage import Location, is_folder, read_each
+from pipeline.storage import Location, is_folder, open_binary, read_each, read_range
 from schemas.codes import Reason
 from schemas.errors import AGAIN, DataError, UsageError
 
@@ -37,6 +38,10 @@ SUFFIXES = frozenset(
     ]
 )
 """Lower-case suffixes of the files in a folder that are taken for images."""
+LARGE_PIXELS = 64_000_000
+"""A TIFF that is annotated with more pixels is read by windows, where its tiles or strips are small."""
+HASH_BLOCK = 8 << 20  # bytes of a large file that are hashed at a time
+
 LITTER = frozenset(("@eadir", "__macosx", "$recycle.bin", "#recycle", "lost+found"))
 """Lower-case names of folders that systems leave beside images, with thumbnails and deleted files in them. So are all
 names that begin with a dot."""
@@ -135,41 +140,117 @@ def frame_notes(num_ambiguous: int, num_several: int) -> list[str]:
     return notes
 
 
+def is_large(source: SourceImage) -> bool:
+    """Tell whether an image is read by windows, if its file allows it."""
+    return source.is_tiff and source.width * source.height > LARGE_PIXELS
+
+
+def pixels_held(source: SourceImage) -> int:
+    """Return how many pixels of an image memory holds at a time, mostly all."""
+    return LARGE_PIXELS if is_large(source) else source.width * source.height
+
+
 def open_sources(
-    image_root: Location, sources: list[SourceImage], max_pixels: int, findings: Findings
-) -> Iterator[tuple[SourceImage, str | None, Image.Image | None]]:
-    """Read and decode images, one after the other.
+    image_root: Location,
+    sources: list[SourceImage],
+    max_pixels: int,
+    findings: Findings,
+    *,
+    thorough: bool = True,
+) -> Iterator[tuple[SourceImage, str | None, Picture | None]]:
+    """Read and decode images, one after the other. Large TIFFs are only opened, to be read by windows.
 
     Args:
         image_root: the image folder.
         sources: records of the images, with their annotated sizes.
-        max_pixels: a file with more pixels is refused.
+        max_pixels: a file that has to be decoded whole is refused if it has more pixels.
         findings: takes what is refused, and what is worth saying about images that are read.
+        thorough: hash large TIFFs, and decode each of their tiles once, so that a damaged one is refused as a whole.
 
     Yields:
         For each record, in order: the record; the XXH3-128 of the file's bytes in hex, None where the file cannot be
-        read; and the decoded image, None where it cannot be used.
+        read or was not; and the image, None where it cannot be used.
 
     Raises:
         DataError: a store does not answer, which is no fault of the image.
     """
-    contents = read_each([image_place(image_root, source.file_name) for source in sources])
-    here = decoders()
-    for source, content in zip(sources, contents, strict=True):
+    places = [image_place(image_root, source.file_name) for source in sources]
+    contents = read_each([place for source, place in zip(sources, places, strict=True) if not is_large(source)])
+    for source, place in zip(sources, places, strict=True):
         image_hash, image = None, None
         try:
-            data = _checked(content, image_root)
-            image_hash = xxhash.xxh3_128_hexdigest(data)
-            if (name := format_of(data[:16])) in here:
-                findings.decoders[name] = here[name]
-            opened = open_image(io.BytesIO(data))
-            image = decode_image(opened, source.width, source.height, max_pixels)
-            findings.num_ambiguous += opened.frames.is_ambiguous((source.width, source.height))
-            findings.num_several += opened.has_several
+            if is_large(source):
+                windows = _Windows(place, image_root, thorough)
+                with windows.open() as file:
+                    image_hash = _hash(file) if thorough else None
+                    image = _open(file, source, max_pixels, findings, windows)
+            else:
+                data = _checked(next(contents), image_root)
+                image_hash = xxhash.xxh3_128_hexdigest(data)
+                image = _open(io.BytesIO(data), source, max_pixels, findings, None)
         except ImageRefusedError as refused:
             message = f"{source.file_name}: {refused.message}"
             findings.rejects.append(Reject("image", source.image_id, source.file_name, refused.reason, message))
         yield source, image_hash, image
+
+
+class _Windows(NamedTuple):
+    """The file of a large image, whose windows are read when they are asked for."""
+
+    place: Location
+    image_root: Location
+    thorough: bool
+
+    def open(self) -> IO[bytes]:
+        """Open the file; raises what _checked raises."""
+        try:
+            return open_binary(self.place)
+        except OSError as error:
+            _checked(error, self.image_root)
+            raise
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read some bytes of the file; raises what _checked raises."""
+        try:
+            return read_range(self.place, offset, size)
+        except OSError as error:
+            return _checked(error, self.image_root)
+
+
+def _hash(file: IO[bytes]) -> str:
+    """Return the XXH3-128 of a file in hex, read from its start and brought back there."""
+    digest = xxhash.xxh3_128()
+    while block := file.read(HASH_BLOCK):
+        digest.update(block)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def _open(
+    file: IO[bytes], source: SourceImage, max_pixels: int, findings: Findings, windows: _Windows | None
+) -> Picture:
+    """Decode an image in the annotated frame, or prepare it to be read by windows.
+
+    Raises:
+        ImageRefusedError: it cannot be used.
+        DataError: a store does not answer.
+    """
+    name, here = format_of(file.read(16)), decoders()
+    file.seek(0)
+    if name in here:
+        findings.decoders[name] = here[name]
+    opened = open_image(cast(BinaryIO, file))
+    size = source.width, source.height
+    image: Picture | None = None
+    if windows is not None:
+        from pipeline.images.large import open_large  # loaded with the first large TIFF
+
+        image = open_large(opened, windows.read, *size, thorough=windows.thorough)
+    if image is None:
+        image = decode_image(opened, *size, max_pixels)
+    findings.num_ambiguous += opened.frames.is_ambiguous(size)
+    findings.num_several += opened.has_several
+    return image
 
 
 def _checked(content: bytes | OSError, image_root: Location) -> bytes:

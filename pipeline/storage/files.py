@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from upath import UPath
 
@@ -70,6 +70,19 @@ def read_range(place: Location, offset: int, size: int) -> bytes:
         return data
 
     return insist(ask, place)
+
+
+def open_binary(place: Location) -> IO[bytes]:
+    """Open a file to read parts of it one after the other, such as one that is too large to read whole.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be opened.
+    """
+    if isinstance(place, Path):
+        return place.open("rb")
+    file: IO[bytes] = insist(lambda: client(place).open(place.path, "rb", cache_type="readahead"), place)
+    return file
 
 
 def read_each(places: Sequence[Location]) -> Iterator[bytes | OSError]:

@@ -59,7 +59,7 @@ class ChipSettings(Section):
     """Consecutive images whose chips share a shard."""
 
     max_pixels: int = Field(200_000_000, gt=0)
-    """A source image with more pixels is refused."""
+    """A source image with more pixels is refused, unless it is a TIFF that is read by windows."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides where each window lies within its free play."""

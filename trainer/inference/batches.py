@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.engines.tasks import available_cores
-from pipeline.images.chip import cut_chip
+from pipeline.images.chip import Picture, cut_chip
+from pipeline.images.decode import ImageRefusedError
 from pipeline.images.sources import Findings, open_sources
 from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.views import Output, View, Viewed, compose, plan_views
@@ -153,18 +153,24 @@ def read_batches(
     refused: dict[int, list[Reject]] = {}
 
     @lru_cache(maxsize=2)  # the tiles of one image follow each other; more would cost memory where images are huge
-    def decoded(image: int) -> Image.Image | None:
+    def opened(image: int) -> Picture | None:
         found = Findings()
-        _, _, pixels = next(open_sources(root, [images[image]], max_pixels, found))
+        _, _, picture = next(open_sources(root, [images[image]], max_pixels, found, thorough=False))
         if found.rejects:
             refused[image] = found.rejects
-        return pixels
+        return picture
 
     def fill(view: View, target: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:
-        image = decoded(view.image)
-        if image is None:
+        picture = opened(view.image)
+        if picture is None:
             return False
-        pixels = cut_chip(image, view.window, view.scale, view.width, view.height)
+        try:
+            pixels = cut_chip(picture, view.window, view.scale, view.width, view.height)
+        except ImageRefusedError as error:  # a large image that is damaged here
+            source = images[view.image]
+            message = f"{source.file_name}: {error.message}"
+            refused[view.image] = [Reject("image", source.image_id, source.file_name, error.reason, message)]
+            return False
         target[: view.height, : view.width] = pixels[:, :, :3]
         return True
 

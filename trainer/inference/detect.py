@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 from upath import UPath
 
 from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress
-from pipeline.images.decode import ImageRefusedError, open_image, read_image
-from pipeline.images.sources import SUFFIXES, find_images, frame_notes
+from pipeline.images.chip import Large, cut_chip
+from pipeline.images.decode import ImageRefusedError, open_image
+from pipeline.images.sources import SUFFIXES, Findings, find_images, frame_notes, open_sources
 from pipeline.pyramid.merging import Detections, merge
 from pipeline.storage import Location, location, make_folder, write_atomic
 from schemas.codes import Reason
@@ -27,6 +28,7 @@ from trainer.model import predict
 
 LOG = logging.getLogger("sniper")
 SPAN = 8  # images whose views share batches; few, so that results come soon
+LARGEST_DRAWN = 4096  # pixels of the longer side of the picture of a large image
 STEM = 100  # characters of an image's name that its picture has
 
 
@@ -160,17 +162,27 @@ def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], 
 def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
     from pipeline.images.drawing import CLASS_COLORS, draw_label  # for pictures alone
 
-    data = Path(result["file"]).read_bytes()
-    picture = read_image(data, result["width"], result["height"], result["width"] * result["height"]).convert("RGB")
+    source = SourceImage(0, result["file"], result["width"], result["height"])
+    findings = Findings()
+    _, _, found = next(open_sources(Path(), [source], source.width * source.height, findings, thorough=False))
+    if found is None:
+        raise ValueError(findings.rejects[0].message)
+    zoom = 1.0
+    if isinstance(found, Large):
+        zoom = LARGEST_DRAWN / max(source.width, source.height)
+        size = max(1, int(source.width * zoom)), max(1, int(source.height * zoom))
+        picture = Image.fromarray(cut_chip(found, (0, 0, source.width, source.height), zoom, *size))
+    else:
+        picture = found.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 400)
     height = max(12, max(picture.size) // 80)
-    for found in reversed(result["detections"]):
-        if found["score"] >= min_score:
-            x, y, w, h = found["bbox"]
-            color = CLASS_COLORS[found["category_id"] % len(CLASS_COLORS)]
+    for detection in reversed(result["detections"]):
+        if detection["score"] >= min_score:
+            x, y, w, h = (zoom * side for side in detection["bbox"])
+            color = CLASS_COLORS[detection["category_id"] % len(CLASS_COLORS)]
             draw.rectangle((x, y, x + w, y + h), outline=color, width=line)
-            label = f"{found['category']} {found['score']:.2f}"
+            label = f"{detection['category']} {detection['score']:.2f}"
             # above the box, since many are smaller than their label
             draw_label(draw, (x, y - line), label, color, height, above=True)
     encoded = io.BytesIO()

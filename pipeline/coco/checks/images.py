@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.coco.checks.ids import StringIds, id_or_none, is_id, is_text, repeated_ids, shown
 from pipeline.coco.file import Image
-from pipeline.coco.source import RefusedImage, Reject
+from pipeline.coco.source import RefusedImage, Reject, is_tiff
 from schemas.arrays import IntArray
 from schemas.codes import Reason
 from schemas.errors import MORE_PIXELS
@@ -170,7 +170,8 @@ def _reason(r: Any, max_pixels: int | None) -> tuple[Reason, str] | None:
     if not (_is_side(r.width) and _is_side(r.height)):
         found = f"{shown(r.width)}, {shown(r.height)}"
         return Reason.BAD_RECORD, f"width, height are {found}; expected whole numbers of pixels"
-    if max_pixels is not None and r.width * r.height > max_pixels:
+    # a large TIFF may be one that is read by windows, which shows when it is opened
+    if max_pixels is not None and r.width * r.height > max_pixels and not is_tiff(r.file_name):
         return (
             Reason.TOO_MANY_PIXELS,
             f"is annotated as {r.width}x{r.height}, more than {max_pixels:,} pixels; {MORE_PIXELS}",

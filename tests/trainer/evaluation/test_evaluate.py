@@ -312,6 +312,24 @@ def test_detect__reads_each_image_as_a_viewer_shows_it_and_skips_litter(
     assert "1 image files hold several pages or frames" in caplog.text
 
 
+def test_detect__a_large_tiff_is_searched_by_windows(
+    demo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The boxes are those of the same pixels in a file that is decoded whole; the picture is drawn smaller."""
+    monkeypatch.setattr("pipeline.images.sources.LARGE_PIXELS", 1000)
+    monkeypatch.setattr("trainer.inference.detect.LARGEST_DRAWN", 100)
+    source = Image.open(sorted((demo / "val").iterdir())[0]).convert("RGB")
+    source.save(tmp_path / "a.png")
+    source.save(tmp_path / "b.tif", tiffinfo={278: 16})
+    settings = Settings(detect=DetectSettings(min_score=0.01))
+    by_whole, by_windows = detect(checkpoint, [tmp_path / "a.png", tmp_path / "b.tif"], settings, out=tmp_path / "out")
+    best = [[(round(d["score"], 2), d["category_id"]) for d in r["detections"][:5]] for r in (by_whole, by_windows)]
+    assert len(best[0]) == 5
+    assert best[0] == best[1]
+    [picture] = (tmp_path / "out").glob("*-b.jpg")
+    assert max(Image.open(picture).size) == 100
+
+
 def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second of five epochs; what the network scores is replaced, so that the best is not the last."""
     given = iter([0.1, 0.7])

@@ -1,0 +1,241 @@
+"""Large TIFFs read by windows: the pixels, frames and refusals of small files, in bounded memory."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image, features
+
+from pipeline.coco import SourceImage
+from pipeline.commands.check import check
+from pipeline.commands.chips import chips
+from pipeline.images import chip, sources
+from pipeline.images.chip import Large, cut_chip
+from pipeline.images.frames import TURNS
+from pipeline.images.sources import Findings, open_sources
+from schemas.codes import Reason
+from schemas.settings import ChipSettings
+from tests.builders import CocoSet, encoded, texture
+
+SIZE = (150, 120)
+PIXELS = texture(*SIZE)
+pytestmark = pytest.mark.skipif(not features.check("libtiff"), reason="Pillow was built without libtiff")
+
+
+def tiled(image: Image.Image, tile: int = 64, *, planar: bool = False, lost: int | None = None) -> bytes:
+    """A TIFF of deflated tiles; tile number `lost` was never written."""
+    pixels = np.asarray(image)
+    height, width = pixels.shape[:2]
+    down, across = -(-height // tile), -(-width // tile)
+    padded = np.zeros((down * tile, across * tile, 3), np.uint8)
+    padded[:height, :width] = pixels
+    corners = [(y * tile, x * tile) for y in range(down) for x in range(across)]
+    blocks = [padded[y : y + tile, x : x + tile] for y, x in corners]
+    parts = [block[..., band] for band in range(3) for block in blocks] if planar else blocks
+    data = [b"" if i == lost else zlib.compress(part.tobytes()) for i, part in enumerate(parts)]
+    return tiff_of(data, width, height, tile, planar=planar)
+
+
+def tiff_of(data: list[bytes], width: int, height: int, tile: int, *, planar: bool = False) -> bytes:
+    """A TIFF whose deflated tiles are these, in RGB; equal ones are written once."""
+    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8] * 3, 259: [8], 262: [2], 277: [3]}
+    tags |= {284: [2 if planar else 1], 322: [tile], 323: [tile], 324: [0] * len(data), 325: [len(d) for d in data]}
+    start = 8 + 2 + 12 * len(tags) + 4
+    end = start + sum(4 * len(values) for values in tags.values() if len(values) > 1)
+    place: dict[bytes, int] = {}
+    for part in data:
+        if part not in place:
+            place[part] = end
+            end += len(part)
+    tags[324] = [place[part] for part in data]
+    entries, extra = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        entries += struct.pack("<HHI", tag, 4, len(values))
+        entries += packed if len(packed) == 4 else struct.pack("<I", start + len(extra))
+        extra += b"" if len(packed) == 4 else packed
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + extra + b"".join(place)
+
+
+FILES: dict[str, bytes] = {
+    "tiles": tiled(PIXELS),
+    "tiles of planes": tiled(PIXELS, planar=True),
+    "strips": encoded(PIXELS, "TIFF", tiffinfo={278: 16}),
+    "LZW strips": encoded(PIXELS, "TIFF", compression="tiff_lzw", tiffinfo={278: 16}),
+    "LZW strips with a predictor": encoded(PIXELS, "TIFF", compression="tiff_lzw", tiffinfo={278: 16, 317: 2}),
+    "packed bits": encoded(PIXELS, "TIFF", compression="packbits", tiffinfo={278: 7}),
+    "JPEG": encoded(PIXELS, "TIFF", compression="jpeg", tiffinfo={278: 16}),
+    "grey": encoded(PIXELS.convert("L"), "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: 16}),
+    "palette": encoded(PIXELS.convert("P"), "TIFF", compression="tiff_lzw", tiffinfo={278: 16}),
+    "alpha": encoded(PIXELS.convert("RGBA"), "TIFF", compression="tiff_lzw", tiffinfo={278: 16}),
+    "black and white": encoded(PIXELS.convert("1"), "TIFF", compression="group4", tiffinfo={278: 16}),
+}
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every TIFF counts as large, and every resize takes several bands."""
+    monkeypatch.setattr(sources, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(chip, "BAND_PIXELS", 5_000)
+
+
+def opened(folder: Path, content: bytes, size: tuple[int, int] = SIZE, **options: Any) -> tuple[Any, Findings]:
+    (folder / "a.tif").write_bytes(content)
+    findings = Findings()
+    source = SourceImage(1, "a.tif", *size)
+    [(_, _, picture)] = open_sources(folder, [source], 200_000_000, findings, **options)
+    return picture, findings
+
+
+def whole(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content))
+    return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.usefixtures("all_large")
+def test_open_large__windows_have_the_pixels_of_the_whole(name: str, tmp_path: Path) -> None:
+    picture, _ = opened(tmp_path, FILES[name])
+    assert isinstance(picture, Large)
+    expected = np.asarray(whole(FILES[name]))
+    for x1, y1, x2, y2 in ((0, 0, *SIZE), (3, 5, 50, 47), (60, 70, *SIZE), (64, 64, 128, 120), (149, 119, *SIZE)):
+        assert (np.asarray(picture.region(x1, y1, x2, y2)) == expected[y1:y2, x1:x2]).all()
+
+
+@pytest.mark.usefixtures("all_large")
+def test_open_large__a_tile_that_was_never_written_is_black(tmp_path: Path) -> None:
+    picture, _ = opened(tmp_path, tiled(PIXELS, lost=1))
+    expected = np.asarray(PIXELS).copy()
+    expected[:64, 64:128] = 0
+    assert (np.asarray(picture.region(0, 0, *SIZE)) == expected).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.usefixtures("all_large")
+def test_open_large__windows_are_those_of_the_frame_that_is_annotated(orientation: int, tmp_path: Path) -> None:
+    content = encoded(PIXELS, "TIFF", compression="tiff_lzw", tiffinfo={278: 16, 274: orientation})
+    turned = PIXELS.transpose(TURNS[orientation]) if orientation > 1 else PIXELS
+    for expected in (turned, PIXELS) if orientation >= 5 else (turned,):
+        picture, _ = opened(tmp_path, content, expected.size)
+        for box in ((0, 0, *expected.size), (11, 23, 80, 101)):
+            assert (np.asarray(picture.region(*box)) == np.asarray(expected.crop(box))).all()
+
+
+@pytest.mark.usefixtures("all_large")
+def test_cut_chip__of_a_large_image_is_that_of_a_small_one(tmp_path: Path) -> None:
+    picture, _ = opened(tmp_path, FILES["tiles"])
+    for window, scale, size in (
+        ((0.0, 0.0, 150.0, 120.0), 64 / 150, (64, 52)),
+        ((10.3, 20.7, 60.9, 71.3), 3.0, (152, 152)),
+        ((100.25, 80.5, 150.0, 120.0), 1.667, (83, 66)),
+    ):
+        expected = cut_chip(PIXELS, window, scale, *size).astype(int)
+        found = cut_chip(picture, window, scale, *size).astype(int)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1
+        assert (found != expected).mean() < 0.02
+
+
+@pytest.mark.usefixtures("all_large")
+def test_open_large__a_damaged_tile_refuses_the_image_as_a_whole(tmp_path: Path) -> None:
+    data = bytearray(FILES["tiles"])
+    data[-200:] = bytes(200)
+    picture, findings = opened(tmp_path, bytes(data))
+    assert picture is None
+    assert findings.rejects[0].reason == Reason.UNDECODABLE
+    assert "the tile at 128,64 cannot be decoded" in findings.rejects[0].message
+    lazily, _ = opened(tmp_path, bytes(data), thorough=False)
+    assert lazily.region(0, 0, 64, 64).size == (64, 64)  # what is sound can be searched
+
+
+@pytest.mark.usefixtures("all_large")
+def test_open_large__has_the_refusals_of_small_files(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.zeros(SIZE[::-1], np.uint16))
+    for content, size, reason in (
+        (encoded(deep, "TIFF", tiffinfo={278: 16}), SIZE, Reason.UNSUPPORTED_DEPTH),
+        (FILES["tiles"], (151, 120), Reason.SIZE_MISMATCH),
+        (FILES["tiles"][:100], SIZE, Reason.UNDECODABLE),
+        (b"nothing", SIZE, Reason.NOT_AN_IMAGE),
+        (b"", SIZE, Reason.EMPTY_FILE),
+    ):
+        _, findings = opened(tmp_path, content, size)
+        assert [reject.reason for reject in findings.rejects] == [reason]
+    missing = Findings()
+    list(open_sources(tmp_path, [SourceImage(1, "none.tif", *SIZE)], 1, missing))
+    assert [reject.reason for reject in missing.rejects] == [Reason.MISSING_FILE]
+
+
+def test_open_sources__a_large_file_of_another_kind_is_refused_with_the_command_that_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LARGE_PIXELS", 100)
+    for name, content in (("a.jpg", encoded(PIXELS)), ("a.tif", encoded(PIXELS, "PNG"))):
+        (tmp_path / name).write_bytes(content)
+        findings = Findings()
+        list(open_sources(tmp_path, [SourceImage(1, name, *SIZE)], 1000, findings))
+        assert findings.rejects[0].reason == Reason.TOO_MANY_PIXELS
+        assert "gdal_translate -of COG" in findings.rejects[0].message
+
+
+def test_chips__of_a_tiled_tiff_above_max_pixels(tmp_path: Path) -> None:
+    """A picture of 9,000 x 9,000 px, annotated near two corners, is checked and cut in one piece of work."""
+    side, tile = 9_000, 512
+    object_tile = np.full((tile, tile, 3), 90, np.uint8)
+    object_tile[100:140, 100:140] = 255
+    blocks = [zlib.compress(np.full((tile, tile, 3), 90, np.uint8).tobytes()), zlib.compress(object_tile.tobytes())]
+    across = -(-side // tile)
+    data = [blocks[i in (0, 16 * across + 16)] for i in range(across**2)]
+    coco = CocoSet(tmp_path)
+    far = 16 * tile + 100
+    boxes = [[100, 100, 40, 40], [far, far, 40, 40]]
+    coco.add_image(1, tiff_of(data, side, side, tile), "a.tif", side, side, boxes=boxes)
+    settings = ChipSettings(max_pixels=1_000_000)
+    assert check(coco.write(), coco.image_root, max_pixels=1_000_000).rejects == []
+    report = chips(coco.path, coco.image_root, tmp_path / "out", settings)
+    assert report.rejects == []
+    found = 0
+    for row in pl.read_parquet(tmp_path / "out/positives/chips-*.parquet").to_dicts():
+        with (tmp_path / "out" / row["shard"]).open("rb") as tar:
+            tar.seek(row["offset"])
+            pixels = np.asarray(Image.open(io.BytesIO(tar.read(row["size"]))))
+        for box in row["boxes"]:
+            x, y = int((box["x1"] + box["x2"]) / 2), int((box["y1"] + box["y2"]) / 2)
+            if box["x2"] - box["x1"] > 30:
+                found += 1
+                assert pixels[y, x] == pytest.approx((255, 255, 255), abs=6)
+    assert found >= 2
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from pipeline.coco import SourceImage
+from pipeline.images.chip import cut_chip
+from pipeline.images.sources import Findings, open_sources
+import pipeline.images.large
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+findings = Findings()
+width, height = 30_000, 8_000
+[(_, _, picture)] = open_sources(Path(sys.argv[1]), [SourceImage(1, "a.tif", width, height)], 200_000_000, findings)
+assert not findings.rejects, findings.rejects
+cut_chip(picture, (0, 0, width, height), 512 / width, 512, 136)
+cut_chip(picture, (29_000, 7_000, 29_171, 7_171), 3.0, 512, 512)
+print((peak() - before) / (width * height))
+"""
+
+
+def test_open_large__takes_bounded_memory(tmp_path: Path) -> None:
+    """240 million pixels would take 960 MB as a whole; a third of that is left for the tiles and a band."""
+    block = zlib.compress(np.full((512, 512, 3), 90, np.uint8).tobytes())
+    (tmp_path / "a.tif").write_bytes(tiff_of([block] * (59 * 16), 30_000, 8_000, 512))
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4 / 3
