@@ -97,7 +97,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 @settings_options
 def check(annotations: Location, images: Location | None, workers: int, settings: Settings) -> None:
     """List everything that is wrong with the data, before any work."""
-    from pipeline.coco import describe_rejects
+    from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.check import check as run
 
     report = run(annotations, images, max_pixels=settings.chips.max_pixels, workers=workers)
@@ -107,9 +107,9 @@ def check(annotations: Location, images: Location | None, workers: int, settings
         f"{len(source.row) + len(source.refused_boxes):,} boxes, {len(source.categories)} categories; "
         f"{report.num_read:,} image files decoded; {source.num_clipped:,} boxes are clipped to their image"
     )
-    for line in (*source.notes, *report.notes, *describe_rejects(report.rejects, limit=None)):
+    for line in (*source.warnings, *source.notes, *report.notes, *describe_rejects(report.rejects)):
         click.echo(line)
-    if report.rejects or source.notes:
+    if report.rejects or source.warnings:
         sys.exit(1)
     click.echo("nothing wrong found")
 
@@ -143,7 +143,7 @@ def chips(
     settings: Settings,
 ) -> None:
     """Cut multi-scale chips out of a COCO data set, into tar shards with Parquet manifests."""
-    from pipeline.coco import describe_rejects
+    from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.chips import chips as run
     from pipeline.dataset.ledger.summary import describe
 

@@ -25,8 +25,6 @@ CONFIG: Any = numba.config
 ROOT = Path(__file__).resolve().parents[1]
 
 SOURCES = (
-    "pipeline/coco/checks/grouping.py",
-    "pipeline/coco/records.py",
     "pipeline/planning/bins.py",
     "pipeline/planning/cover.py",
     "pipeline/planning/geometry.py",

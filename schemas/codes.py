@@ -53,7 +53,6 @@ class Reason(StrEnum):
     SIZE_MISMATCH = "size_mismatch"  # neither the size as stored nor the turned one is the annotated one
     UNDECODABLE = "undecodable"  # truncated or damaged
     # boxes
-    DUPLICATE_ID = "duplicate_id"
     UNKNOWN_IMAGE = "unknown_image"
     UNKNOWN_CATEGORY = "unknown_category"
     BAD_NUMBERS = "bad_numbers"  # not four finite numbers

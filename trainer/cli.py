@@ -121,7 +121,7 @@ def evaluate(
     settings: Settings,
 ) -> None:
     """Score a checkpoint on whole, original images with COCO's AP and AR."""
-    from pipeline.coco import describe_rejects
+    from pipeline.coco.rejects import describe_rejects
 
     with needed("train"):
         from trainer.evaluation.evaluate import describe

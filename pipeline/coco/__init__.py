@@ -1,17 +1,9 @@
-"""The annotation file: read, checked, and turned into columns.
+"""Annotation files: read, checked, and turned into columns.
 
-In: a COCO JSON file (`pipeline.coco.read`). Out: a `Source` (columns of images, boxes and categories) and a row for
+In: COCO JSON files (`pipeline.coco.read`). Out: a `Source` (columns of images, boxes and categories) and a row for
 each record that was refused. It imports `storage` and `schemas`.
 """
 
-from pipeline.coco.source import RefusedBox, RefusedImage, Reject, Source, SourceImage, describe_rejects, find_ids
+from pipeline.coco.records import Reject, SourceImage
 
-__all__ = [
-    "RefusedBox",
-    "RefusedImage",
-    "Reject",
-    "Source",
-    "SourceImage",
-    "describe_rejects",
-    "find_ids",
-]
+__all__ = ["Reject", "SourceImage"]

@@ -1,88 +1,210 @@
-"""Reads a COCO annotation file of any size: a run of records at a time, into columns, each list checked to its end."""
+"""Reads COCO annotation files of any size into columns, in one pass, and checks every list to its end."""
 
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import Any, NamedTuple
 
-from pipeline.coco.source import Source
+import numpy as np
+import pyarrow as pa
+
+from pipeline.coco.checks import remarks
+from pipeline.coco.checks.annotations import Annotations
+from pipeline.coco.checks.boxes import FileRecords, Tally, check_boxes
+from pipeline.coco.checks.categories import Categories, check_categories, merged
+from pipeline.coco.checks.images import Images, check_images
+from pipeline.coco.checks.values import ABSENT, Seen
+from pipeline.coco.records import Reject
+from pipeline.coco.source import Source, no_refused_images, no_rejects
+from pipeline.coco.stream import JsonText, NotJsonError
+from pipeline.coco.text import blocks, encodings, opened
 from pipeline.storage import Location, local_copy
+from schemas.codes import Reason
 from schemas.errors import DataError
 
-if TYPE_CHECKING:
-    from pipeline.coco.file import CocoFile
+LISTS = ("images", "annotations", "categories")
+NOT_COCO = "expected a COCO object with the lists images, annotations and categories"
 
 
-def read_coco(place: Location, max_pixels: int | None = None) -> Source:
-    """Read and check a COCO annotation file, a run of records at a time.
+class _Lists(NamedTuple):
+    """What one file holds; its annotations are rows start to stop of those of all files."""
 
-    Single records that are wrong are refused with a reason and lose nothing else.
+    images: Images
+    categories: Categories
+    start: int
+    stop: int
 
-    Memory: 53 bytes per box and some 60 per image with its name, for the columns alone; several hundred for every
-    refused record; and several times the file's size where it is no plain JSON in UTF-8, which is parsed whole.
+
+def read_coco(
+    places: Location | Sequence[Location],
+    max_pixels: int | None = None,
+    ignore_categories: Collection[str] = (),
+    *,
+    as_written: bool = False,
+) -> Source:
+    """Read and check COCO annotation files as one data set.
+
+    Single records that are wrong are refused with a reason and lose nothing else. Files may be packed by gzip or zip,
+    in UTF-8, UTF-16, UTF-32 or GB18030.
+
+    Of several files, categories are joined by name, rows count through all files, and image ids are kept apart: those
+    of file k (from 0) have k times a power of ten added, the least that keeps them apart.
+
+    Memory: 57 bytes per box and some 100 per image with its name; some 150 for every refused record.
 
     Args:
+        places: annotation files.
         max_pixels: refuse images annotated with more; their files would be refused, and planning them costs memory.
+        ignore_categories: names of categories whose boxes are regions that nobody labelled; read as crowd.
+        as_written: keep the boxes as their records give them, with the field `area`: 80 more bytes per box.
 
     Raises:
-        DataError: when the file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images,
-            boxes but no categories, string ids, or an image or category id that occurs twice; all that is wrong
-            in the lists is named at once.
+        DataError: a file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images, boxes but no
+            categories, or an image or category id that occurs twice; all that is wrong in the lists is named at once.
     """
-    # Imported here: workers that cut chips use this module's types alone, and start faster without numba.
-    from pipeline.coco.file import NotPlainError, parse_whole, streamed
-
-    try:
-        with local_copy(place) as path:
-            with suppress(NotPlainError), streamed(path) as file:
-                return _check(file, place, max_pixels)
-            return _check(parse_whole(path, place), place, max_pixels)
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such annotation file") from error
-    except OSError as error:
-        raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
-
-
-def _check(file: "CocoFile", place: Location, max_pixels: int | None) -> Source:
-    """Check all lists, each to its end: whether the file is JSON at all is known only then."""
-    from pipeline.coco.checks.boxes import check_boxes
-    from pipeline.coco.checks.categories import check_categories
-    from pipeline.coco.checks.images import check_images
-
-    categories = check_categories(file.runs("categories"))
-    images = check_images(file.runs("images"), max_pixels)
-    faults = [*images.repeated_ids, *categories.repeated_ids, *categories.bad_records]
-    strings = [*images.string_ids.lines(), *categories.string_ids]
-    usable = not faults and not strings and images.num_records > 0 and categories.num_records > 0
-    boxes = check_boxes(file.runs("annotations"), file.num_annotations, images, categories, usable)
-    strings += boxes.string_ids
-    missing = [f"`{name}`" for name in ("images", "annotations", "categories") if name not in file.present]
-    if missing:
-        raise DataError(
-            f"{place}: has no {' and no '.join(missing)}; a COCO file needs images, annotations and categories"
-        )
-    if not images.num_records:
-        raise DataError(f"{place}: `images` is empty; expected one record per image file")
-    if boxes.num_records and not categories.num_records:
-        raise DataError(f"{place}: `categories` is empty but there are annotations; expected their categories")
-    if faults or strings:
-        # to drop single records would pair boxes with wrong images or classes
-        raise DataError(
-            f"{place}: cannot be used as a whole:\n" + "\n".join(f"  {fault}" for fault in [*strings, *faults])
-        )
+    places = places if isinstance(places, Sequence) else [places]
+    records, seen = Annotations(with_area=as_written), Seen()
+    found = [_read_file(place, records, max_pixels, seen) for place in places]
+    categories = merged([lists.categories for lists in found])
+    files = _files(found, places, categories)
+    rejects = no_rejects()
+    for file in files:
+        for fault in file.images.faults:
+            message = f"{file.name}images[{fault.row}]: {fault.message}"
+            rejects.append(Reject("image", fault.id, fault.file_name, Reason(fault.reason), message))
+    tally = Tally()
+    boxes = check_boxes(records, files, rejects, tally)
+    is_ignored = np.array([False, *(name in ignore_categories for _, name in categories)])
+    if is_ignored.any():
+        boxes.crowd[:] |= is_ignored[boxes.label]
+    unknown = records.category_ids.keys() - files[0].label_of_id.keys() - {ABSENT} if len(files) == 1 else ()
     return Source(
-        image_id=images.image_id,
-        file_name=images.file_name,
-        width=images.width,
-        height=images.height,
+        image_id=_joined([file.images.image_id + file.shift for file in files]),
+        file_name=pa.concat_arrays([file.images.file_name for file in files]),
+        width=_joined([file.images.width for file in files]),
+        height=_joined([file.images.height for file in files]),
         offsets=boxes.offsets,
         row=boxes.row,
         annotation_id=boxes.annotation_id,
         label=boxes.label,
         box=boxes.box,
         crowd=boxes.crowd,
-        categories=categories.known,
-        rejects=[*images.rejects, *boxes.rejects],
-        refused_images=images.refused,
+        categories=categories,
+        rejects=rejects,
+        refused_images=no_refused_images().plus(
+            fault.refused(file.shift) for file in files for fault in file.images.faults
+        ),
         refused_boxes=boxes.refused,
         num_clipped=boxes.num_clipped,
-        notes=boxes.notes,
+        notes=[*seen.lines(), *remarks.notes(categories, boxes)],
+        warnings=remarks.warnings(categories, unknown, ignore_categories, boxes, tally),
+        as_written=boxes.as_written,
     )
+
+
+def _joined(columns: list[Any]) -> Any:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def _files(found: list[_Lists], places: Sequence[Location], categories: list[tuple[int, str]]) -> list[FileRecords]:
+    """The files with what keeps them apart."""
+    label_of_name = {name: label for label, (_, name) in enumerate(categories, 1)}
+    label_of_id = {category_id: label for label, (category_id, _) in enumerate(categories, 1)}
+    ids = [abs(int(i)) for lists in found for i in _ends(lists.images.image_id)]
+    step = 10 ** (len(str(max(ids, default=0))) + 1)
+    if len(found) > 1 and step * len(found) > -ABSENT:
+        raise DataError(f"{places[0]} and others: image ids are too large to keep those of {len(found)} files apart")
+    files, first_image = [], 0
+    for k, (lists, place) in enumerate(zip(found, places, strict=True)):
+        name = f"{place}: " if len(found) > 1 else ""
+        labels = label_of_id if len(found) == 1 else {i: label_of_name[name] for i, name in lists.categories.known}
+        files.append(FileRecords(lists.start, lists.stop, lists.images, first_image, k * step, labels, name))
+        first_image += len(lists.images.image_id)
+    return files
+
+
+def _ends(ids: Any) -> Any:
+    return ids[[0, -1]] if len(ids) else ids
+
+
+def _read_file(place: Location, records: Annotations, max_pixels: int | None, seen: Seen) -> _Lists:
+    mark = records.mark()
+    try:
+        with local_copy(place) as path, opened(path) as file:
+            for encoding in encodings(file):
+                records.cut(mark)
+                of_file = Seen()
+                with suppress(UnicodeDecodeError):
+                    found = _read_lists(blocks(file, encoding), records, max_pixels, of_file)
+                    seen.update(of_file)
+                    break
+            else:
+                raise NotJsonError("it is no text in UTF-8 or GBK")
+            if encoding == "gb18030":
+                seen.add("{count} file is not in UTF-8; its text was read as GBK (GB18030)")
+            return found
+    except NotJsonError as error:
+        raise DataError(
+            f"{place}: is not valid JSON (truncated, or another format?): {error}. Expected a COCO annotation file."
+        ) from error
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: no such annotation file") from error
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_lists(text: Iterator[str], records: Annotations, max_pixels: int | None, seen: Seen) -> _Lists:
+    """Read the three lists, each to its end: whether the file is JSON at all is known only then."""
+    first = next(text)
+    if not first.strip():
+        raise DataError(f"is empty; {NOT_COCO}")
+    if first.startswith("version https://git-lfs"):
+        raise DataError("is a Git-LFS pointer, not the annotation file itself; fetch it with `git lfs pull`")
+    start = records.mark()
+    present: dict[str, Any] = {}
+    keys = []
+    for key, value in JsonText(chain([first], text)).members():
+        keys.append(key)
+        if key not in LISTS:
+            continue
+        present.pop(key, None)  # the last of repeated keys counts
+        if value is None:
+            continue
+        if not isinstance(value, Iterator):
+            raise DataError(f"{NOT_COCO}: {key} is no list")
+        if key == "images":
+            present[key] = check_images(value, max_pixels, seen)
+        elif key == "categories":
+            present[key] = check_categories(value, seen)
+        else:
+            records.cut(start)
+            records.extend(value, seen)
+            present[key] = None  # they are in the records
+    _check_lists(keys, present, len(records) - start[0])
+    return _Lists(present["images"], present["categories"], start[0], len(records))
+
+
+def _check_lists(keys: list[str], present: dict[str, Any], num_annotations: int) -> None:
+    """Raise DataError where the lists cannot be used as a whole."""
+    if keys == [""]:
+        raise DataError(
+            f"{NOT_COCO}, found something else, such as a list of detections. Convert other formats to COCO first."
+        )
+    if missing := [f"`{name}`" for name in LISTS if name not in present]:
+        raise DataError(
+            f"has no {' and no '.join(missing)}; a COCO file needs images, annotations and categories"
+            + ("; it looks like an image_info file, which names images alone" if missing == ["`annotations`"] else "")
+        )
+    images, categories = present["images"], present["categories"]
+    if not images.num_records:
+        raise DataError("`images` is empty; expected one record per image file")
+    if num_annotations and not categories.num_records:
+        raise DataError("`categories` is empty but there are annotations; expected their categories")
+    if faults := [*images.repeated, *categories.faults]:
+        # to drop single records would pair boxes with wrong images or classes
+        raise DataError("cannot be used as a whole:\n" + "\n".join(f"  {fault}" for fault in faults))
+    if not len(images.image_id) and all(fault.id is None for fault in images.faults):
+        fault = next(iter(images.faults))
+        raise DataError(f"none of its {images.num_records} images can be used; images[{fault.row}] {fault.message}")

@@ -1,6 +1,5 @@
-"""An annotation file as flat columns, with what is wrong in it sorted out. Polygons are never parsed."""
+"""Annotation files as flat columns, with what is wrong in them sorted out."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -9,18 +8,39 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.arrays import IntArray
+from pipeline.coco.records import Reject, SourceImage
+from pipeline.coco.rows import Rows
+from schemas.arrays import FloatArray, IntArray
 from schemas.codes import Fate, Reason
+from schemas.tables import REJECTS
 
 
-class Reject(NamedTuple):
-    """A refused image or box: one row of rejects.parquet."""
+class RefusedImage(NamedTuple):
+    """An image record that is not in order, for the ledger; None where the record gives no usable value."""
 
-    kind: str  # image or annotation
     id: int | None
-    file: str | None
+    file_name: str | None
+    width: int | None
+    height: int | None
     reason: Reason
-    message: str
+
+    @classmethod
+    def of(
+        cls, id_: int | None, file_name: str | None, width: int | None, height: int | None, reason: str
+    ) -> "RefusedImage":
+        """Make a row of plain values."""
+        return cls(id_, file_name, width, height, Reason(reason))
+
+
+REFUSED_IMAGES = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("file_name", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("reason", pa.string()),
+    ]
+)
 
 
 class RefusedBox(NamedTuple):
@@ -33,42 +53,82 @@ class RefusedBox(NamedTuple):
     fate: Fate  # refused itself, or its image was
     reason: Reason
 
+    @classmethod
+    def of(
+        cls,
+        row: int,
+        annotation_id: int | None,
+        image_id: int | None,
+        category_id: int | None,
+        fate: int,
+        reason: str,
+    ) -> "RefusedBox":
+        """Make a row of plain values."""
+        return cls(row, annotation_id, image_id, category_id, Fate(fate), Reason(reason))
 
-class SourceImage(NamedTuple):
-    image_id: int
-    file_name: str
-    width: int  # as annotated, pixels
-    height: int
 
-    @property
-    def is_tiff(self) -> bool:
-        """Whether the name is that of a TIFF, which is read by windows where it is large."""
-        return is_tiff(self.file_name)
+REFUSED_BOXES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("annotation_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("category_id", pa.int64()),
+        ("fate", pa.int8()),
+        ("reason", pa.string()),
+    ]
+)
 
 
-def is_tiff(file_name: str) -> bool:
-    """Tell whether a file is a TIFF by its name."""
-    return file_name.lower().endswith((".tif", ".tiff"))
+def no_rejects() -> Rows[Reject]:
+    """Return an empty list of rows for rejects.parquet."""
+    return Rows(Reject.of, REJECTS)
+
+
+def no_refused_images() -> Rows[RefusedImage]:
+    """Return an empty list of refused image records."""
+    return Rows(RefusedImage.of, REFUSED_IMAGES)
+
+
+def no_refused_boxes() -> Rows[RefusedBox]:
+    """Return an empty list of refused boxes."""
+    return Rows(RefusedBox.of, REFUSED_BOXES)
+
+
+class AsWritten(NamedTuple):
+    """Boxes as their records give them, for scoring, in the order of `Source.box`.
+
+    Attributes:
+        xywh: float64 [N, 4], x y width height, source pixels, not clipped.
+        area: float64 [N], the field `area`; NaN where it is no number.
+    """
+
+    xywh: FloatArray
+    area: FloatArray
 
 
 @dataclass(frozen=True)
 class Source:
-    """An annotation file as flat columns. Images are sorted by id, boxes by image and then by row.
+    """Annotation files as flat columns. Images are sorted by id, boxes by image and then by row.
 
-    Some 49 bytes per box, and 40 per image and its name.
+    Some 49 bytes per box, and 40 per image and its name. A box is known by its row; ids of annotations may repeat.
 
     Attributes:
         image_id: int64 [n]; file_name: Arrow large_string [n]; width, height: int64 [n], pixels as annotated.
         offsets: int64 [n + 1]; image i has boxes offsets[i] to offsets[i + 1].
-        row: uint32 [N], position in the file's list of annotations, from 0; int64 where that does not hold it.
-        annotation_id: int64 [N]; label: int32 [N], position of the category in `categories`, from 1.
-        box: float64 [N, 4], x1 y1 x2 y2, source pixels, clipped to the image; crowd: bool [N].
+        row: uint32 [N] (int64 when read back from a ledger), position in the list of annotations, from 0; of several
+            files the rows of the second follow those of the first.
+        annotation_id: int64 [N]; the row within the file where the record has no id that is an integer.
+        label: int32 [N], position of the category in `categories`, from 1.
+        box: float64 [N, 4], x1 y1 x2 y2, source pixels, clipped to the image; as read from a file it is stored by
+            columns. crowd: bool [N].
         categories: (id, name) sorted by id.
-        rejects: rows for rejects.parquet found while reading, in file order, images first.
-        refused_images: (id, file_name, width, height, reason) of image records that are not in order.
+        rejects: rows for rejects.parquet found while reading, images first, then in file order.
+        refused_images: image records that are not in order.
         refused_boxes: boxes that are not in order, or belong to a refused image record.
         num_clipped: boxes that reached beyond the image and were clipped.
-        notes: remarks a user should see that refuse nothing.
+        notes: what was read otherwise than it is written, one line each; nothing is wrong with the result.
+        warnings: lines about what is probably a mistake of the file although it can be read.
+        as_written: the boxes as their records give them, where that was asked for.
     """
 
     image_id: npt.NDArray[np.int64]
@@ -82,14 +142,17 @@ class Source:
     box: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
     categories: list[tuple[int, str]]
-    rejects: list[Reject] = field(default_factory=list)
-    refused_images: list["RefusedImage"] = field(default_factory=list)
-    refused_boxes: list[RefusedBox] = field(default_factory=list)
+    rejects: Rows[Reject] = field(default_factory=no_rejects)
+    refused_images: Rows[RefusedImage] = field(default_factory=no_refused_images)
+    refused_boxes: Rows[RefusedBox] = field(default_factory=no_refused_boxes)
     num_clipped: int = 0
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    as_written: AsWritten | None = None
 
     @property
     def num_images(self) -> int:
+        """Images in order."""
         return len(self.image_id)
 
     @cached_property
@@ -98,7 +161,7 @@ class Source:
         return np.array([0, *(category_id for category_id, _ in self.categories)], np.int64)
 
     def images(self, start: int, stop: int) -> list[SourceImage]:
-        """The records of images [start, stop)."""
+        """Return the records of images [start, stop)."""
         columns = (self.image_id, self.width, self.height)
         ids, widths, heights = (column[start:stop].tolist() for column in columns)
         names = self.file_name[start:stop].to_pylist()
@@ -123,30 +186,8 @@ class Source:
         )
 
 
-class RefusedImage(NamedTuple):
-    id: int | None
-    file_name: str | None
-    width: int | None
-    height: int | None
-    reason: Reason
-
-
-def describe_rejects(rejects: Iterable[Reject], limit: int | None = 5) -> list[str]:
-    """Lines for a person: each reason with its count and up to `limit` examples; None: all."""
-    groups: dict[tuple[str, str], list[Reject]] = {}
-    for reject in rejects:
-        groups.setdefault((reject.kind, reject.reason), []).append(reject)
-    lines = []
-    for (kind, reason), group in sorted(groups.items(), key=lambda item: (item[0][0] != "image", -len(item[1]))):
-        lines.append(f"{len(group)} {kind}{'s' if len(group) > 1 else ''}: {reason}")
-        lines += [f"    {reject.message}" for reject in group[:limit]]
-        if limit is not None and len(group) > limit:
-            lines.append(f"    ... and {len(group) - limit} more")
-    return lines
-
-
 def find_ids(among: IntArray, ids: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """Where int64 ids [m] stand in a sorted array, and whether they do."""
+    """Return where int64 ids [m] stand in a sorted array, int64 [m], and whether they do, bool [m]."""
     if not len(among):
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
     positions = np.minimum(np.searchsorted(among, ids), len(among) - 1)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.coco import Reject, Source, SourceImage
+from pipeline.coco import Reject, SourceImage
 from pipeline.coco.read import read_coco
+from pipeline.coco.rows import Rows
+from pipeline.coco.source import Source, no_rejects
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
@@ -16,7 +18,7 @@ BATCH = 64  # images per work item
 
 class CheckReport(NamedTuple):
     source: Source
-    rejects: list[Reject]
+    rejects: Rows[Reject]
     num_read: int  # image files decoded, in full
     notes: list[str]  # what is worth saying about the images that were read
 
@@ -41,13 +43,19 @@ def check(annotations: Location, images: Location | None, *, max_pixels: int, wo
         return CheckReport(source, source.rejects, 0, [])
     jobs = _jobs(source, images, max_pixels)
     with Progress("check", source.num_images, "images") as progress:
-        found: dict[int, Findings] = {}
+        found: dict[int, Rows[Reject]] = {}
+        num_ambiguous = num_several = 0
         for first_id, count, findings in run(_check_images, jobs, Engine(workers=workers)):
-            found[first_id] = findings
+            if findings.rejects:
+                found[first_id] = no_rejects().plus(findings.rejects)
+                found[first_id].pack()
+            num_ambiguous += findings.num_ambiguous
+            num_several += findings.num_several
             progress.add(count)
-    in_order = [reject for first_id in sorted(found) for reject in found[first_id].rejects]  # one per image refused
-    notes = frame_notes(sum(f.num_ambiguous for f in found.values()), sum(f.num_several for f in found.values()))
-    return CheckReport(source, [*source.rejects, *in_order], source.num_images - len(in_order), notes)
+    num_bad = sum(map(len, found.values()))  # one reject per image that was not decoded
+    in_order = (reject for first_id in sorted(found) for reject in found[first_id])
+    notes = frame_notes(num_ambiguous, num_several)
+    return CheckReport(source, source.rejects.plus(in_order), source.num_images - num_bad, notes)
 
 
 def _jobs(source: Source, images: Location, max_pixels: int) -> Iterator[Task[_Job]]:

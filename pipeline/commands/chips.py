@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.coco import Reject, Source
+from pipeline.coco import Reject
 from pipeline.coco.read import read_coco
+from pipeline.coco.rows import Rows
+from pipeline.coco.source import Source, no_rejects
 from pipeline.dataset.build import prepare, task_memory
 from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, read_build, write_build
 from pipeline.dataset.cutting import ShardJob, Target, make_shard
@@ -49,7 +51,7 @@ class Report(NamedTuple):
     """
 
     counts: dict[str, Any]
-    rejects: list[Reject]
+    rejects: Rows[Reject]
     notes: list[str]
     num_shards: int
     num_made: int
@@ -129,7 +131,7 @@ def _build(
     prepare(target, spans.keys(), "chips")
     ledgers = _recorded_ledgers(out)
     summary = Summary(source, settings)
-    made: dict[str, tuple[str, list[Reject]]] = {}  # of each finished shard: fingerprint and rejects
+    made: dict[str, tuple[str, Rows[Reject]]] = {}  # of each finished shard: fingerprint and rejects
     plans: dict[str, Plan] = {}
 
     num_made = num_ambiguous = num_several = 0
@@ -145,13 +147,14 @@ def _build(
             refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
             start, stop = spans[name]
             summary.add(plans.pop(name), start, stop, refused, [image.hash for image in record.images])
-            made[name] = record.fingerprint, record.rejects
+            made[name] = record.fingerprint, no_rejects().plus(record.rejects)
+            made[name][1].pack()
             num_made += not was_there
             num_ambiguous += record.num_ambiguous
             num_several += record.num_several
             progress.add(stop - start)
 
-    rejects = [reject for name in spans for reject in made[name][1]]
+    rejects = no_rejects().plus(reject for name in spans for reject in made[name][1])
     ledgers = write_ledger(out, summary, rejects, ledgers)
     counts = summary.counts()
     fingerprints = [made[name][0] for name in spans]
@@ -159,8 +162,8 @@ def _build(
     write_build(target.build_file, fingerprints, settings_said, ledgers, counts, images=str(image_root))
     return Report(
         counts,
-        [*source.rejects, *rejects],
-        [*source.notes, *frame_notes(num_ambiguous, num_several)],
+        source.rejects.plus(rejects),
+        [*source.warnings, *source.notes, *frame_notes(num_ambiguous, num_several)],
         len(spans),
         num_made,
         _shortfall(counts, max_bad, "Everything good was written; rejects.parquet names the others"),
@@ -197,7 +200,7 @@ def _write_plan(
         write_plan_files(folder, planned(progress))
     counts = summary.counts()
     shortfall = _shortfall(counts, max_bad, "`sniper check` names them")
-    return Report(counts, source.rejects, source.notes, len(spans), 0, shortfall)
+    return Report(counts, source.rejects, [*source.warnings, *source.notes], len(spans), 0, shortfall)
 
 
 def _shortfall(counts: dict[str, Any], max_bad: float, remark: str) -> str | None:

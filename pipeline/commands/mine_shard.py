@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.coco import Source
+from pipeline.coco.source import Source
 from pipeline.dataset.build_file import POSITIVES
 from pipeline.dataset.cutting import ShardJob, Target, make_shard
 from pipeline.dataset.proposals import Extents, read_parts

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.coco import find_ids
+from pipeline.coco.source import find_ids
 from pipeline.planning.mine import PooledProposals
 from pipeline.storage import Location, files_in, is_file, is_folder, local_copy, read_bytes
 from pipeline.storage.parquet import read_metadata

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.coco import Source
+from pipeline.coco.source import Source
 from pipeline.kernels import writable
 from pipeline.planning.geometry import ChipBoxes, SpanColumns, Windows, chip_boxes, plan_windows
 from pipeline.planning.scales import content_size, scale_factors

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import click
 
-from pipeline.coco import Source
 from pipeline.coco.read import read_coco
+from pipeline.coco.source import Source
 from pipeline.dataset.cutting import ShardJob, Target, cut_shard
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from bench_train import plausible_batch
 
-from pipeline.coco import Source
 from pipeline.coco.read import read_coco
+from pipeline.coco.source import Source
 from pipeline.planning.geometry import Windows
 from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
 from pipeline.planning.plan import plan_span, span_columns

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from pipeline.coco import Source
 from pipeline.coco.read import read_coco
+from pipeline.coco.source import Source
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.planning.plan import plan_span

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.coco import Source
 from pipeline.coco.read import read_coco
+from pipeline.coco.source import Source
 
 
 def make_source(

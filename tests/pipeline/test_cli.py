@@ -78,13 +78,12 @@ def test_check_of_bad_set_lists_every_kind_and_fails(tmp_path: Path, sniper: Run
     assert "5 images, 8 boxes, 1 categories; 2 image files decoded" in result.out
 
 
-def test_check_names_everything_it_refuses(tmp_path: Path, sniper: RunSniper) -> None:
-    """It writes no file, so what it does not print is told nowhere."""
+def test_check_groups_what_it_refuses_by_cause(tmp_path: Path, sniper: RunSniper) -> None:
     result = sniper("check", *options(with_bad_images(tmp_path, 1, 12)))
     assert result.status == 1
-    assert [name for name in (f"{i}.jpg" for i in range(13)) if f"    {name}: " in result.out] == [
-        f"{i}.jpg" for i in range(1, 13)
-    ]
+    assert "12 images: " in result.out
+    assert [i for i in range(13) if f"    {i}.jpg: " in result.out] == [1, 2, 3]
+    assert "... and 9 more" in result.out
 
 
 def test_check_of_boxes_that_read_as_corners_fails(tmp_path: Path, sniper: RunSniper) -> None:

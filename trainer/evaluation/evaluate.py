@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from pipeline.coco import Reject, Source, SourceImage
+from pipeline.coco import Reject, SourceImage
 from pipeline.coco.read import read_coco
+from pipeline.coco.source import Source
 from pipeline.engines.progress import Progress
 from pipeline.images.sources import image_folder
 from pipeline.pyramid.merging import Detections
@@ -104,7 +105,7 @@ def open_ground_truth(
     """
     image_folder(images)
     source = read_coco(annotations, max_pixels)
-    notes = list(source.notes)
+    notes = [*source.warnings, *source.notes]
     if categories is not None:
         there, known = dict(source.categories), dict(categories)
         if there.keys().isdisjoint(known):

@@ -1,5 +1,5 @@
 """The checks of an annotation file's records, and the columns that are made of the sound ones.
 
-In: decoded records. Out: columns for `Source`, and what was refused. They import `pipeline.coco.source`, `storage`
-and `schemas`.
+In: parsed records, list by list. Out: columns for `Source`, what was refused, and remarks on the whole. They import
+`pipeline.coco.source`, `pipeline.coco.rows` and `schemas`.
 """

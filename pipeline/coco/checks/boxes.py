@@ -1,305 +1,217 @@
-"""Checks the annotation records of a COCO file and turns those in order into columns, sorted by image."""
+"""From annotation records in file order to boxes in order, sorted by image, and the refused ones with their reasons.
 
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import Any, NamedTuple, Self
+The columns are large, so that nothing here makes more than one of them again at a time: a sort key is written over the
+image ids, and numpy sorts it in place.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.coco.checks.categories import Categories
-from pipeline.coco.checks.grouping import group
-from pipeline.coco.checks.ids import StringIds, id_or_none, is_id, shown
+from pipeline.coco.checks.annotations import CROWD, ODD, Annotations, Odd
 from pipeline.coco.checks.images import Images
-from pipeline.coco.file import Annotation
-from pipeline.coco.source import RefusedBox, Reject, find_ids
+from pipeline.coco.checks.values import ABSENT, id_or_none
+from pipeline.coco.records import Reject
+from pipeline.coco.rows import Rows
+from pipeline.coco.source import AsWritten, RefusedBox, find_ids, no_refused_boxes
 from schemas.arrays import BoolArray, FloatArray, IntArray
 from schemas.codes import Fate, Reason
+from schemas.errors import DataError
 
-LARGEST = 1e12  # a bbox's number beyond this is none that pixels have
-PARTS = 8  # of the ids, searched one after the other for those that occur twice
-CHUNK = 1 << 16  # boxes
+BLOCK = 1 << 14  # boxes that are looked at together
 
-_CROWD, _CLIPPED, _AS_CORNERS = 1, 2, 4
-"""Flags of a box: its crowd mark; it reached beyond its image; its w, h would also do as x2, y2."""
+_LAST = np.uint64(2**64 - 1)  # sorts behind all boxes in order
+_ROW = np.uint64(2**32 - 1)
+
+
+class FileRecords(NamedTuple):
+    """Which of all records are those of one file, and what they refer to.
+
+    Attributes:
+        start, stop: the file's rows among those of all files.
+        images: its images; first_image: the position of the first among those of all files; shift: added to its ids.
+        label_of_id: category id -> label.
+        name: the file's name for messages, empty where there is but one.
+    """
+
+    start: int
+    stop: int
+    images: Images
+    first_image: int
+    shift: int
+    label_of_id: dict[int, int]
+    name: str
+
+
+@dataclass
+class Tally:
+    """What was counted while boxes were checked, for remarks.
+
+    Attributes:
+        sound: boxes with a known image, a known category and four numbers.
+        clipped: those that reach beyond their image.
+        as_corners: those whose width and height would also do as x2 and y2.
+        within_one: those that lie between 0 and 1.
+    """
+
+    sound: int = 0
+    clipped: int = 0
+    as_corners: int = 0
+    within_one: int = 0
 
 
 class Boxes(NamedTuple):
-    """The annotation records of a file.
+    """The boxes in order and the refused ones.
 
     Attributes:
-        offsets: int64 [n + 1]; image i has boxes offsets[i] to offsets[i + 1].
-        row, annotation_id, label, box, crowd: as in Source, those in order, by image and then by row.
-        refused: the others, by row; rejects: for those that are refused themselves.
-        num_clipped: of those in order.
-        notes: remarks a user should see that refuse nothing.
-        string_ids: lines about them. Where there are any, the file cannot be used, and the columns are empty.
-        num_records: all of them.
+        offsets, row, annotation_id, label, box, crowd, as_written: as in Source.
+        refused: the other records, by row.
+        num_clipped: of the boxes in order, those that were clipped.
     """
 
     offsets: IntArray
-    row: npt.NDArray[Any]
+    row: npt.NDArray[np.uint32]
     annotation_id: IntArray
     label: npt.NDArray[np.int32]
     box: FloatArray
     crowd: BoolArray
-    refused: list[RefusedBox]
-    rejects: list[Reject]
+    refused: Rows[RefusedBox]
     num_clipped: int
-    notes: list[str]
-    string_ids: list[str]
-    num_records: int
+    as_written: AsWritten | None
 
 
-class _Fault(NamedTuple):
-    """Why a box is not in order."""
+def check_boxes(records: Annotations, files: list[FileRecords], rejects: Rows[Reject], tally: Tally) -> Boxes:
+    """Check all records against their files' images and categories, and sort those in order.
 
-    fate: Fate  # refused itself, or its image was
-    reason: Reason
-    message: str
-    annotation_id: int | None  # as far as the record gives integers
-    image_id: int | None
-    category_id: int | None
-    flags: int | None = None  # of a box whose bbox is four numbers, beside a known image and category
-
-
-class _Known(NamedTuple):
-    """What annotations may refer to."""
-
-    images: Images
-    refused: dict[int, Reason]  # images
-    category_id: IntArray  # sorted
+    Args:
+        records: of all files; their columns are used up.
+        files: each with its rows, which follow each other.
+        rejects: takes a row for each record that is refused itself.
+        tally: is counted up.
+    """
+    if len(records) > _ROW:
+        raise DataError(f"has {len(records):,} annotations, more than {int(_ROW):,}")
+    refused = no_refused_boxes()
+    columns = _Columns(records)
+    category_ids, odd = list(records.category_ids), iter(records.odd)
+    num_clipped = 0
+    for file in files:
+        label_of = np.array([file.label_of_id.get(i, 0) for i in category_ids], np.int32)
+        reasons = {fault.id: Reason(fault.reason) for fault in file.images.faults if fault.id is not None}
+        for start in range(file.start, file.stop, BLOCK):
+            here = slice(start, min(start + BLOCK, file.stop))
+            block = _check_block(columns, here, file.images, label_of, tally)
+            num_clipped += int(np.count_nonzero(block.clipped & block.kept))
+            for i in np.flatnonzero(~block.kept).tolist():
+                place = start + i
+                record = _Record(
+                    place,
+                    id_or_none(int(columns.annotation_id[place])),
+                    id_or_none(int(columns.image_id[place])),
+                    id_or_none(category_ids[columns.category[place]]),
+                    next(odd) if columns.flags[place] & ODD else None,
+                )
+                _refuse(record, i, block, file, reasons, refused, rejects)
+            _write_keys(columns, here, block, file)
+    num_images = sum(len(file.images.image_id) for file in files)
+    return columns.sorted(num_images, refused, num_clipped)
 
 
 class _Columns:
-    """Boxes in order so far, in file order; room for all is taken at once, and used only as far as it is filled.
+    """The records' columns as arrays over the same memory; what is taken from here is gone there."""
 
-    Attributes:
-        row: uint32 or int64 [N]; image: the same, position of the box's image.
-        annotation_id: int64 [N]; label: int32 [N], position of the category from 1; flags: uint8 [N].
-        box: float64 [N, 4], clipped to the image.
-    """
+    def __init__(self, records: Annotations) -> None:
+        self.image_id = np.frombuffer(records.image_id, np.int64)
+        self.key = np.frombuffer(records.image_id, np.uint64)  # written over the ids
+        self.annotation_id = np.frombuffer(records.annotation_id, np.int64)
+        self.category = np.frombuffer(records.category, np.int32)  # then labels
+        self.flags = np.frombuffer(records.flags, np.uint8)
+        self.box = [np.frombuffer(column, np.float64) for column in records.box]  # x y w h, then corners
+        self.written: list[FloatArray] = []  # x y w h and area, where the area was asked for
+        if len(records.area):
+            self.written = [*(column.copy() for column in self.box), np.frombuffer(records.area, np.float64)]
+        records.forget()
 
-    def __init__(self, capacity: int) -> None:
-        place = np.uint32 if capacity < 2**32 else np.int64
-        self.size = 0
-        self.row, self.image = np.empty(capacity, place), np.empty(capacity, place)
-        self.annotation_id = np.empty(capacity, np.int64)
-        self.label = np.empty(capacity, np.int32)
-        self.flags = np.empty(capacity, np.uint8)
-        self.box = np.empty((capacity, 4), np.float64)
-
-    def add(self, *parts: npt.NDArray[Any], where: BoolArray) -> None:
-        """Append row, image, annotation_id, label, flags and box of those boxes that `where` marks."""
-        here = slice(self.size, self.size + int(np.count_nonzero(where)))
-        columns: list[npt.NDArray[Any]] = [self.row, self.image, self.annotation_id, self.label, self.flags, self.box]
-        for column, part in zip(columns, parts, strict=True):
-            column[here] = part if where.all() else part[where]
-        self.size = here.stop
-
-    def shrink(self, size: int) -> None:
-        """Keep the first `size`."""
-        self.size = size
-        for name in ("row", "image", "annotation_id", "label", "flags", "box"):
-            setattr(self, name, getattr(self, name)[:size])
-
-
-def check_boxes(runs: Iterable[list[Any]], most: int, images: Images, categories: Categories, usable: bool) -> Boxes:
-    """Check annotation records, given in runs.
-
-    Args:
-        most: at least as many as there are.
-        usable: False where the file cannot be used anyway: then only string ids are looked for.
-    """
-    refused_images = {image.id: image.reason for image in images.refused if image.id is not None}
-    known = _Known(images, refused_images, np.array([category_id for category_id, _ in categories.known], np.int64))
-    string_ids = [StringIds("annotations", key) for key in ("id", "image_id", "category_id")]
-    columns = _Columns(most if usable else 0)
-    faults: dict[int, _Fault] = {}
-    num_records = 0
-    for run in runs:
-        numbers = _numbers(run)
-        if numbers is None:  # some records are not in order
-            for ids in string_ids:
-                ids.look(run, num_records)
-            usable = usable and not any(ids.count for ids in string_ids)
-        if usable:
-            _check_run(run, num_records, numbers, known, columns, faults)
-        num_records += len(run)
-    columns.shrink(columns.size if usable else 0)
-    num_repeats = _refuse_repeats(columns, faults, known)
-    num_images = len(images.image_id)
-    # those that repeat an id go behind all images
-    offsets = group(
-        columns.image,
-        num_images + 1,
-        columns.row,
-        columns.annotation_id,
-        columns.label,
-        columns.flags,
-        columns.box,
-    )
-    columns.shrink(columns.size - num_repeats)
-    refused, rejects = _refused(faults, known) if usable else ([], [])
-    num_clipped = _count(columns.flags, _CLIPPED)
-    notes = _notes(columns, num_clipped, faults)
-    columns.flags &= _CROWD
-    return Boxes(
-        offsets[: num_images + 1],
-        columns.row,
-        columns.annotation_id,
-        columns.label,
-        columns.box,
-        columns.flags.view(np.bool_),
-        refused,
-        rejects,
-        num_clipped,
-        notes,
-        [line for ids in string_ids for line in ids.lines()],
-        num_records,
-    )
+    def sorted(self, num_images: int, refused: Rows[RefusedBox], num_clipped: int) -> Boxes:
+        """Sort the boxes in order by their keys; each column goes as the sorted one comes."""
+        key = self.key
+        key.sort()
+        size = len(key) - len(refused)
+        starts = np.arange(num_images + 1, dtype=np.uint64) << np.uint64(32)
+        offsets = np.searchsorted(key[:size], starts)
+        del starts
+        key &= _ROW
+        row = key[:size].astype(np.uint32)
+        del key, self.key, self.image_id
+        annotation_id, self.annotation_id = _taken(self.annotation_id, row), np.empty(0, np.int64)
+        label, self.category = _taken(self.category, row), np.empty(0, np.int32)
+        crowd, self.flags = _taken(self.flags, row), np.empty(0, np.uint8)
+        crowd &= CROWD
+        written = None
+        if self.written:
+            xywh = _taken_all(self.written[:4], row)
+            written = AsWritten(xywh, _taken(self.written.pop(), row))
+        box = _taken_all(self.box, row)
+        crowds = crowd.view(np.bool_)
+        return Boxes(offsets, row, annotation_id, label, box, crowds, refused, num_clipped, written)
 
 
-class _Numbers(NamedTuple):
-    """Annotation records whose fields are as they should be: ids int64 [m], xywh float64 [m, 4], crowd bool [m]."""
-
-    annotation_id: IntArray
-    image_id: IntArray
-    category_id: IntArray
-    xywh: FloatArray
-    crowd: BoolArray
-
-    def where(self, mask: BoolArray) -> Self:
-        return self._replace(**{name: column[mask] for name, column in self._asdict().items()})
+def _taken_all(columns: list[FloatArray], row: npt.NDArray[np.uint32]) -> FloatArray:
+    """Four columns as [N, 4], stored by columns, so that each old one goes as the new one is filled."""
+    taken = np.empty((4, len(row)), np.float64)
+    for i in range(4):
+        _taken(columns.pop(0), row, taken[i])
+    return taken.T
 
 
-def _numbers(records: list[Any]) -> _Numbers | None:
-    """The records in columns; None where any is not as it should be, but for what its ids refer to."""
-    if not set(map(type, records)) <= {Annotation}:
-        return None
-    ids = [[r.id for r in records], [r.image_id for r in records], [r.category_id for r in records]]
-    if not set(map(type, chain.from_iterable(ids))) <= {int}:
-        return None
-    bboxes, crowds = [r.bbox for r in records], [r.iscrowd for r in records]
-    if not (set(map(type, bboxes)) <= {list} and set(map(len, bboxes)) <= {4}):
-        return None
-    flat = list(chain.from_iterable(bboxes))
-    if not set(map(type, flat)) <= {int, float}:
-        return None
-    try:
-        if not set(crowds) <= {0, 1, None}:
-            return None
-        annotation_id, image_id, category_id = (np.array(values, np.int64) for values in ids)
-        xywh = np.array(flat, np.float64).reshape(-1, 4)
-    except (TypeError, OverflowError):  # a list for a crowd mark; beyond 64 bits
-        return None
-    if not (np.abs(xywh) < LARGEST).all():
-        return None
-    return _Numbers(annotation_id, image_id, category_id, xywh, np.array(crowds, np.bool_))
+def _taken(
+    column: npt.NDArray[Any], row: npt.NDArray[np.uint32], out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
+    """column[row], block by block: numpy makes 8 bytes of every index."""
+    out = np.empty(len(row), column.dtype) if out is None else out
+    for start in range(0, len(row), BLOCK):
+        np.take(column, row[start : start + BLOCK], out=out[start : start + BLOCK], mode="clip")
+    return out
 
 
-def _is_in_order(r: Any) -> bool:
-    """Whether a record is as it should be, but for what its ids refer to."""
-    return (
-        isinstance(r, Annotation)
-        and is_id(r.id)
-        and is_id(r.image_id)
-        and is_id(r.category_id)
-        and r.iscrowd in (0, 1, None)
-        and _is_bbox(r.bbox)
-    )
+class _Block(NamedTuple):
+    """What was found of some records; arrays [m]. image: position of the image in its file."""
+
+    image: IntArray
+    label: npt.NDArray[np.int32]
+    has_image: BoolArray
+    empty: BoolArray
+    kept: BoolArray
+    clipped: BoolArray
+    given: FloatArray  # [m, 4] x y w h
 
 
-def _is_bbox(value: Any) -> bool:
-    """Four finite numbers of a size that pixels have."""
-    if type(value) is not list or len(value) != 4:
-        return False
-    return all((type(number) is float or type(number) is int) and -LARGEST < number < LARGEST for number in value)
-
-
-def _check_run(
-    run: list[Any],
-    first_row: int,
-    numbers: _Numbers | None,
-    known: _Known,
-    columns: _Columns,
-    faults: dict[int, _Fault],
-) -> None:
-    """Sort the records of a run, whose first is row `first_row`, into columns and faults by row.
-
-    Args:
-        numbers: of all its records, where they are as they should be.
-    """
-    place = np.arange(len(run))
-    if numbers is None:
-        is_in_order = np.array([_is_in_order(r) for r in run], np.bool_)
-        for i in np.flatnonzero(~is_in_order).tolist():
-            faults[first_row + i] = _fault(run[i], known)
-        place = np.flatnonzero(is_in_order)
-        numbers = _numbers([run[i] for i in place])
-        assert numbers is not None
-    image, has_image = find_ids(known.images.image_id, numbers.image_id)
-    category, has_category = find_ids(known.category_id, numbers.category_id)
-    is_known = has_image & has_category
-    if not is_known.all():
-        for i in place[~is_known].tolist():
-            faults[first_row + i] = _fault(run[i], known)
-        place, image, category = place[is_known], image[is_known], category[is_known]
-        numbers = numbers.where(is_known)
-    width, height = known.images.width[image], known.images.height[image]
-    box, empty, outside, clipped = _clip(numbers.xywh, np.stack([width, height], axis=1).astype(np.float64))
-    as_corners = (numbers.xywh[:, 2:] > numbers.xywh[:, :2]).all(1)
-    flags = numbers.crowd * np.uint8(_CROWD) | clipped * np.uint8(_CLIPPED) | as_corners * np.uint8(_AS_CORNERS)
-    in_order = ~(empty | outside)
-    for j in np.flatnonzero(~in_order).tolist():
-        r = run[place[j]]
-        if empty[j]:
-            reason, what = Reason.NO_AREA, "has no area; expected [x, y, width, height]"
-        else:
-            reason, what = Reason.OUTSIDE_IMAGE, f"lies outside its {width[j]}x{height[j]} image"
-        faults[first_row + int(place[j])] = _Fault(
-            Fate.REFUSED, reason, f"bbox {shown(r.bbox)} {what}", r.id, r.image_id, r.category_id, int(flags[j])
-        )
-    columns.add(first_row + place, image, numbers.annotation_id, category + 1, flags, box, where=in_order)
-
-
-def _fault(r: Any, known: _Known) -> _Fault:
-    """What is wrong with an annotation record, but for where its bbox lies, and an id that occurs before."""
-    if not isinstance(r, Annotation):
-        return _Fault(Fate.REFUSED, Reason.BAD_RECORD, f"is {shown(r)}; expected an object", None, None, None)
-    ids = id_or_none(r.id), id_or_none(r.image_id), id_or_none(r.category_id)
-    if ids[0] is None:
-        reason, message = Reason.BAD_RECORD, f"id is {shown(r.id)}; expected an integer"
-    elif ids[1] is not None and ids[1] in known.refused:
-        return _Fault(Fate.IMAGE_REFUSED, known.refused[ids[1]], "", *ids)
-    elif not _is_among(known.images.image_id, ids[1]):
-        reason, message = Reason.UNKNOWN_IMAGE, f"image_id {shown(r.image_id)} is not among images"
-    elif not _is_among(known.category_id, ids[2]):
-        reason, message = Reason.UNKNOWN_CATEGORY, f"category_id {shown(r.category_id)} is not among categories"
-    elif r.iscrowd not in (0, 1, None):
-        reason, message = Reason.BAD_RECORD, f"iscrowd is {shown(r.iscrowd)}; expected 0 or 1"
-    else:
-        reason = Reason.BAD_NUMBERS
-        message = f"bbox is {shown(r.bbox)}; expected four finite numbers [x, y, w, h]"
-    return _Fault(Fate.REFUSED, reason, message, *ids)
-
-
-def _is_among(ids: IntArray, value: int | None) -> bool:
-    return value is not None and bool(find_ids(ids, np.array([value]))[1][0])
-
-
-def _clip(xywh: FloatArray, size: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray, BoolArray]:
-    """Turn x y w h [N, 4] into x1 y1 x2 y2 inside images of `size` [N, 2] (width, height).
-
-    Returns:
-        boxes float64 [N, 4]; bool [N] each: no area as given, no area left inside the image, clipped.
-    """
+def _check_block(
+    columns: _Columns, here: slice, images: Images, label_of: npt.NDArray[np.int32], tally: Tally
+) -> _Block:
+    """Check some records and write their boxes' corners, clipped to the image, over x y w h."""
+    image, has_image = find_ids(images.image_id, columns.image_id[here])
+    label = label_of[columns.category[here]]
+    xywh = np.stack([column[here] for column in columns.box], axis=1)
+    sound = has_image & (label > 0) & (columns.flags[here] & ODD == 0)
+    image = np.where(has_image, image, 0)
+    size = np.zeros((len(image), 2))
+    if len(images.image_id):
+        size = np.stack([images.width[image], images.height[image]], axis=1).astype(np.float64)
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     inner_low, inner_high = np.clip(low, 0, size), np.clip(high, 0, size)
     empty = ~_has_area(low, high)
-    outside = ~empty & ~_has_area(inner_low, inner_high)
-    clipped = np.any((inner_low != low) | (inner_high != high), axis=1)
-    return np.concatenate([inner_low, inner_high], axis=1), empty, outside, clipped
+    clipped = ((inner_low != low) | (inner_high != high)).any(1)
+    for i in range(2):
+        columns.box[i][here], columns.box[i + 2][here] = inner_low[:, i], inner_high[:, i]
+    tally.sound += int(np.count_nonzero(sound))
+    tally.clipped += int(np.count_nonzero(sound & clipped))
+    tally.as_corners += int(np.count_nonzero(sound & (xywh[:, 2:] > xywh[:, :2]).all(1)))
+    tally.within_one += int(np.count_nonzero(sound & (xywh >= 0).all(1) & (high <= 1.001).all(1)))
+    kept = sound & ~empty & _has_area(inner_low, inner_high)
+    return _Block(image, label, has_image, empty, kept, clipped, xywh)
 
 
 def _has_area(low: FloatArray, high: FloatArray) -> BoolArray:
@@ -309,83 +221,85 @@ def _has_area(low: FloatArray, high: FloatArray) -> BoolArray:
     return has_area
 
 
-def _refuse_repeats(columns: _Columns, faults: dict[int, _Fault], known: _Known) -> int:
-    """Refuse every box in columns whose id is that of one in an earlier row, by giving it the image behind the last.
+def _write_keys(columns: _Columns, here: slice, block: _Block, file: FileRecords) -> None:
+    """Write labels over categories, rows over missing ids, and over image ids what sorts by image and then by row."""
+    columns.category[here] = block.label
+    rows = np.arange(here.start, here.stop)
+    nameless = columns.annotation_id[here] == ABSENT
+    columns.annotation_id[here][nameless] = rows[nameless] - file.start
+    image = (block.image + file.first_image).astype(np.uint64) << np.uint64(32)
+    columns.key[here] = np.where(block.kept, image | rows.astype(np.uint64), _LAST)
 
-    What is refused for another reason claims no id: it is in no chip.
 
-    Returns:
-        How many there are.
+class _Record(NamedTuple):
+    """A refused record; place: its row among those of all files; odd: its own fault, if it has one."""
+
+    place: int
+    annotation_id: int | None
+    image_id: int | None
+    category_id: int | None
+    odd: Odd | None
+
+
+def _refuse(
+    record: _Record,
+    i: int,
+    block: _Block,
+    file: FileRecords,
+    reasons: dict[int, Reason],
+    refused: Rows[RefusedBox],
+    rejects: Rows[Reject],
+) -> None:
+    """Write down record i of a block, with the reason, and a line where it is refused itself."""
+    fate, reason, message = _fault(record, i, block, file.images, reasons)
+    image_id = None if record.image_id is None else record.image_id + file.shift
+    refused.append(RefusedBox(record.place, record.annotation_id, image_id, record.category_id, fate, reason))
+    if fate == Fate.REFUSED:
+        file_name = file.images.file_name[block.image[i]].as_py() if block.has_image[i] else None
+        message = f"{file.name}annotations[{record.place - file.start}]: {message}"
+        rejects.append(Reject("annotation", record.annotation_id, file_name, reason, message))
+
+
+def _fault(
+    record: _Record, i: int, block: _Block, images: Images, reasons: dict[int, Reason]
+) -> tuple[Fate, Reason, str]:
+    """Why record i of a block is refused: for its image, else the first of its own faults.
+
+    Args:
+        reasons: refused image id -> why.
     """
-    doubtful = _repeated_values(columns.annotation_id)
-    if not len(doubtful):
-        return 0
-    starts = range(0, columns.size, CHUNK)
-    found = [np.flatnonzero(np.isin(columns.annotation_id[s : s + CHUNK], doubtful)) + s for s in starts]
-    place = np.concatenate([np.empty(0, np.int64), *found])
-    ids = columns.annotation_id[place]
-    order = np.argsort(ids, kind="stable")  # columns are in file order
-    again = place[order[1:][ids[order[1:]] == ids[order[:-1]]]]
-    for i in again.tolist():
-        of_record = int(known.images.image_id[columns.image[i]]), int(known.category_id[columns.label[i] - 1])
-        columns.image[i] = len(known.images.image_id)
-        annotation_id = int(columns.annotation_id[i])
-        message = f"id {annotation_id} occurs before; the first is kept"
-        faults[int(columns.row[i])] = _Fault(Fate.REFUSED, Reason.DUPLICATE_ID, message, annotation_id, *of_record)
-    return len(again)
+    image_id, category_id = record.image_id, record.category_id
+    if image_id is not None and image_id in reasons:
+        return Fate.IMAGE_REFUSED, reasons[image_id], ""
+    if image_id is not None and not block.has_image[i]:
+        return Fate.REFUSED, Reason.UNKNOWN_IMAGE, f"image_id {image_id} is not among images"
+    if image_id is not None and category_id is not None and not block.label[i]:
+        return Fate.REFUSED, Reason.UNKNOWN_CATEGORY, f"category_id {category_id} is not among categories"
+    if record.odd is not None:
+        return Fate.REFUSED, Reason(record.odd.reason), record.odd.message
+    bbox = "[" + ", ".join(f"{value:.15g}" for value in block.given[i]) + "]"
+    if block.empty[i]:
+        return Fate.REFUSED, Reason.NO_AREA, f"bbox {bbox} has no area; expected [x, y, width, height]"
+    size = f"{images.width[block.image[i]]}x{images.height[block.image[i]]}"
+    return Fate.REFUSED, Reason.OUTSIDE_IMAGE, f"bbox {bbox} lies outside its {size} image"
 
 
-def _repeated_values(ids: IntArray) -> IntArray:
-    """The values that occur more than once in int64 ids [N], part by part, so that no second array of N is made."""
-    if (ids[1:] > ids[:-1]).all():
-        return np.empty(0, np.int64)
-    values = []
-    for part in range(PARTS):
-        some = np.concatenate([chunk[_part_of(chunk) == part] for chunk in _chunks(ids)])
-        some.sort()
-        values.append(np.unique(some[1:][some[1:] == some[:-1]]))
-    return np.concatenate(values)
-
-
-def _part_of(ids: IntArray) -> npt.NDArray[np.uint64]:
-    """0 to PARTS - 1; ids at any regular distance are spread over all."""
-    return (ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) % np.uint64(PARTS)
-
-
-def _chunks(column: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    return (column[start : start + CHUNK] for start in range(0, len(column), CHUNK))
-
-
-def _count(flags: npt.NDArray[np.uint8], flag: int) -> int:
-    return sum(int(np.count_nonzero(chunk & flag)) for chunk in _chunks(flags))
-
-
-def _refused(faults: dict[int, _Fault], known: _Known) -> tuple[list[RefusedBox], list[Reject]]:
-    """All that are not in order, by row; and rejects for those that are refused themselves."""
-    refused: list[RefusedBox] = []
-    rejects: list[Reject] = []
-    for row, fault in sorted(faults.items()):
-        ids = fault.annotation_id, fault.image_id, fault.category_id
-        refused.append(RefusedBox(row, *ids, fault.fate, fault.reason))
-        if fault.fate == Fate.REFUSED:
-            file = None
-            if fault.image_id is not None:
-                position, is_kept = find_ids(known.images.image_id, np.array([fault.image_id]))
-                file = known.images.file_name[position[0]].as_py() if is_kept[0] else None
-            message = f"annotations[{row}]: {fault.message}"
-            rejects.append(Reject("annotation", fault.annotation_id, file, fault.reason, message))
-    return refused, rejects
-
-
-def _notes(columns: _Columns, num_clipped: int, faults: dict[int, _Fault]) -> list[str]:
-    """A remark when the boxes read better as corners than as x y w h, a frequent conversion mistake."""
-    refused = [fault.flags for fault in faults.values() if fault.flags is not None]
-    total = columns.size + len(refused)
-    clipped = num_clipped + sum(flags & _CLIPPED != 0 for flags in refused)
-    as_corners = _count(columns.flags, _AS_CORNERS) + sum(flags & _AS_CORNERS != 0 for flags in refused)
-    if total and clipped / total > 0.2 and as_corners / total > 0.95:
-        return [
-            f"{clipped / total:.0%} of the boxes reach beyond their image and nearly all have width > x and "
-            "height > y: the file seems to hold x1 y1 x2 y2 where COCO has x y width height"
-        ]
-    return []
+def count_twins(boxes: Boxes) -> tuple[int, int]:
+    """Return how many boxes have the image, label and corners of one before, and the row of the first of them."""
+    count, first = 0, -1
+    starts = boxes.offsets
+    i = 0
+    while i < len(starts) - 1:
+        j = max(i + 1, int(np.searchsorted(starts, starts[i] + BLOCK, "right")) - 1)
+        here = slice(int(starts[i]), int(starts[j]))
+        image = np.repeat(np.arange(j - i), np.diff(starts[i : j + 1]))
+        keys = [*boxes.box[here].T, boxes.label[here], image]
+        order = np.lexsort(keys)
+        same = np.ones(max(len(order) - 1, 0), np.bool_)
+        for key in keys:
+            same &= key[order[1:]] == key[order[:-1]]
+        if same.any() and not count:
+            first = int(boxes.row[here][order[1:][same]].min())
+        count += int(np.count_nonzero(same))
+        i = j
+    return count, first

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.coco import Source, SourceImage, find_ids
+from pipeline.coco import SourceImage
+from pipeline.coco.source import Source, find_ids
 from pipeline.storage import Location, local_copy
 from pipeline.storage.parquet import read_frame, read_table
 from schemas.arrays import IntArray

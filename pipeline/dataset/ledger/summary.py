@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.coco import Source
+from pipeline.coco.source import Source
 from pipeline.planning.plan import Plan
 from pipeline.planning.scales import box_sizes, scale_factors, scale_name
 from schemas.codes import FATE_NAMES, UNCOVERED, Fate, Reason
@@ -130,10 +130,9 @@ class Summary:
             boxes[FATE_NAMES[fate]] = int(tally[fate])
         boxes["uncovered"] = {fate.name.lower(): int(tally[fate]) for fate in UNCOVERED if tally[fate]}
         boxes["image_refused"] = int(tally[Fate.IMAGE_REFUSED])
-        boxes["image_refused"] += sum(box.fate == Fate.IMAGE_REFUSED for box in source.refused_boxes)
-        boxes["refused"] = dict(
-            sorted(Counter(b.reason.value for b in source.refused_boxes if b.fate == Fate.REFUSED).items())
-        )
+        refused = Counter((box.fate, box.reason.value) for box in source.refused_boxes)
+        boxes["image_refused"] += sum(count for (fate, _), count in refused.items() if fate == Fate.IMAGE_REFUSED)
+        boxes["refused"] = {reason: n for (fate, reason), n in sorted(refused.items()) if fate == Fate.REFUSED}
         boxes["clipped_to_image"] = source.num_clipped
         return {
             "images": {

@@ -5,6 +5,7 @@ They are written some thousand rows at a time, so that memory holds no whole tab
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.coco import RefusedBox, RefusedImage, Reject
+from pipeline.coco import Reject
+from pipeline.coco.source import RefusedBox, RefusedImage
 from pipeline.dataset.hashing import HashingFile
 from pipeline.dataset.ledger.summary import Summary, mask_to_scales
 from pipeline.storage import Location, atomic_file, is_file, remove
@@ -22,7 +24,9 @@ from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
 ROWS = 1 << 14  # of a row group
 
 
-def write_ledger(folder: Location, summary: Summary, rejects: list[Reject], known: dict[str, str]) -> dict[str, str]:
+def write_ledger(
+    folder: Location, summary: Summary, rejects: Iterable[Reject], known: dict[str, str]
+) -> dict[str, str]:
     """Write the four files. Their bytes are a function of the summary and the rejects alone.
 
     Args:
@@ -46,7 +50,7 @@ def write_ledger(folder: Location, summary: Summary, rejects: list[Reject], know
         "images.parquet": (IMAGES, _images(summary)),
         "annotations.parquet": (ANNOTATIONS, _annotations(summary)),
         "categories.parquet": (CATEGORIES, [categories]),
-        "rejects.parquet": (REJECTS, _rejects([*summary.source.rejects, *rejects])),
+        "rejects.parquet": (REJECTS, _rejects(chain(summary.source.rejects, rejects))),
     }
     return {
         name: _write(folder / name, schema, tables, known.get(name), folder / "run.json")
@@ -147,13 +151,15 @@ def _scales(mask: npt.NDArray[np.uint8], num_scales: int) -> pa.Array:
     return pa.ListArray.from_arrays(*map(pa.array, mask_to_scales(mask, num_scales)))
 
 
-def _rejects(rejects: list[Reject]) -> Iterator[pa.Table]:
+def _rejects(rejects: Iterable[Reject]) -> Iterator[pa.Table]:
     for some in _batches(rejects):
         yield _table(list(zip(*some, strict=True)), REJECTS)
 
 
-def _batches(rows: list[Any]) -> Iterator[list[Any]]:
-    return (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    waiting = iter(rows)
+    while some := list(islice(waiting, ROWS)):
+        yield some
 
 
 def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.coco import Source
 from pipeline.coco.read import read_coco
+from pipeline.coco.source import Source
 from pipeline.planning.plan import Plan, plan_span
 from schemas.codes import Fate
 from schemas.settings import ChipSettings, SideScale

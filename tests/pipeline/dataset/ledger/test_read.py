@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.coco import Source
+from pipeline.coco.source import Source
 from pipeline.dataset.ledger import write as ledger
 from pipeline.dataset.ledger.read import read_kept
 from pipeline.dataset.ledger.summary import Summary

@@ -9,7 +9,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.coco import Reject, Source
+from pipeline.coco import Reject
+from pipeline.coco.source import Source
 from pipeline.dataset.ledger import write as ledger
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger

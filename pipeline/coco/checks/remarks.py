@@ -1,0 +1,91 @@
+"""Remarks on a whole data set that could be read: what was read how, and what is probably a mistake of the file."""
+
+import re
+from collections.abc import Collection
+
+import numpy as np
+
+from pipeline.coco.checks.boxes import Boxes, Tally, count_twins
+from pipeline.coco.checks.categories import doubles
+from pipeline.coco.checks.values import repeats
+
+_means_ignore = re.compile(r"ignor|don.?t.?care|difficult|crowd|unlabel|void", re.IGNORECASE).search
+
+
+def notes(known: list[tuple[int, str]], boxes: Boxes) -> list[str]:
+    """Return lines about what may look odd and is kept as it is.
+
+    Args:
+        known: (id, name) of the categories, in the order of the labels.
+        boxes: those of all files.
+    """
+    lines = [f"{line}: they stay two classes" for line in doubles(known)]
+    used = set(np.unique(boxes.label).tolist())
+    if empty := [f"{name!r} ({i})" for label, (i, name) in enumerate(known, 1) if label not in used]:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        lines.append(f"{len(empty)} of {len(known)} categories have no box: {', '.join(empty[:5])}{more}")
+    if again := len(repeats(boxes.annotation_id)):
+        lines.append(f"{again:,} annotation ids occur more than once; no box is lost, for its row says which it is")
+    twins, row = count_twins(boxes)
+    if twins:
+        lines.append(
+            f"{twins:,} boxes are the same as another of their image and category (first annotations[{row}]); "
+            "all are kept"
+        )
+    return lines
+
+
+def warnings(
+    known: list[tuple[int, str]], unknown: Collection[int], ignored: Collection[str], boxes: Boxes, tally: Tally
+) -> list[str]:
+    """Return lines about what is probably a mistake.
+
+    Args:
+        known: (id, name) of the categories, in the order of the labels.
+        unknown: ids that boxes have and no category.
+        ignored: names given as ignore categories.
+        boxes: those of all files.
+        tally: what was counted while they were checked.
+    """
+    return [*_of_categories(known, unknown, ignored), *_of_coordinates(tally), *_of_crowds(boxes)]
+
+
+def _of_categories(known: list[tuple[int, str]], unknown: Collection[int], ignored: Collection[str]) -> list[str]:
+    lines = []
+    ids = [i for i, _ in known]
+    if ids and unknown and (set(unknown) <= {ids[0] - 1} or set(unknown) <= {ids[-1] + 1}):
+        lines.append(
+            f"boxes have the category_id {min(unknown)}, the categories {ids[0]} to {ids[-1]}: one may count from 0 "
+            "and the other from 1, and then all boxes have a wrong class"
+        )
+    if alike := [repr(name) for _, name in known if name not in ignored and _means_ignore(name)]:
+        lines.append(
+            f"category {', '.join(alike)} looks like regions that nobody labelled; if so, name it in "
+            "chips.ignore_categories, for now its boxes are targets"
+        )
+    if strange := sorted(set(ignored) - {name for _, name in known}):
+        lines.append(f"chips.ignore_categories names {', '.join(map(repr, strange))}, which no category is called")
+    return lines
+
+
+def _of_coordinates(tally: Tally) -> list[str]:
+    if tally.sound and tally.within_one > 0.99 * tally.sound:
+        return [
+            f"{tally.within_one:,} of {tally.sound:,} boxes lie between 0 and 1: they are shares of the image, where "
+            "COCO has pixels; multiply them by width and height"
+        ]
+    if tally.sound and tally.clipped > 0.2 * tally.sound and tally.as_corners > 0.95 * tally.sound:
+        return [
+            f"{tally.clipped / tally.sound:.0%} of the boxes reach beyond their image and nearly all have width > x "
+            "and height > y: the file seems to hold x1 y1 x2 y2 where COCO has x y width height"
+        ]
+    return []
+
+
+def _of_crowds(boxes: Boxes) -> list[str]:
+    if len(boxes.crowd) and boxes.crowd.all():
+        return [
+            f"all {len(boxes.crowd):,} boxes are crowd (iscrowd or ignore is 1), so that none is a target; where they "
+            "are single objects (CVAT writes iscrowd: 1 for masks drawn with a brush), write iscrowd: 0"
+        ]
+    return []

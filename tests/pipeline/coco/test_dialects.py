@@ -1,0 +1,217 @@
+"""Odd but common annotation files: what has one meaning is read, and it is said how; the rest is refused by cause."""
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.coco.read import read_coco
+from schemas.errors import DataError
+
+IMAGES = [
+    {"id": 5, "file_name": "b.jpg", "width": 40, "height": 30},
+    {"id": 2, "file_name": "a.jpg", "width": 20, "height": 10},
+]
+BOXES: list[dict[str, Any]] = [
+    {"id": 11, "image_id": 5, "category_id": 9, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+    {"id": 12, "image_id": 2, "category_id": 4, "bbox": [0.5, 0, 2, 2.25], "iscrowd": 1},
+    {"id": 10, "image_id": 5, "category_id": 4, "bbox": [30, 20, 100, 5]},
+]
+CATEGORIES = [{"id": 9, "name": "nine"}, {"id": 4, "name": "four"}]
+
+
+def content(**lists: Any) -> dict[str, Any]:
+    return {"images": IMAGES, "annotations": BOXES, "categories": CATEGORIES} | lists
+
+
+def read(value: Any, folder: Path, **options: Any) -> Any:
+    path = folder / "a.json"
+    path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+    return read_coco(path, **options)
+
+
+def changed(records: list[dict[str, Any]], **change: Any) -> list[dict[str, Any]]:
+    return [{**record, **{key: make(record.get(key, 0)) for key, make in change.items()}} for record in records]
+
+
+@pytest.mark.parametrize("write", [float, str, lambda v: f" {v}.0"])
+def test_read_coco__numbers_written_otherwise(write: Any, tmp_path: Path) -> None:
+    source = read(
+        content(
+            images=changed(IMAGES, id=write, width=write, height=write),
+            annotations=changed(BOXES, id=write, image_id=write, category_id=write, iscrowd=write),
+            categories=changed(CATEGORIES, id=write),
+        ),
+        tmp_path,
+    )
+    assert source.row.tolist() == [1, 0, 2]
+    assert source.annotation_id.tolist() == [12, 11, 10]
+    assert source.crowd.tolist() == [True, False, False]
+    assert not source.rejects
+    assert len(source.notes) == 7  # ids of images, sizes, 3 ids of annotations, crowd marks, ids of categories
+
+
+def test_read_coco__category_names(tmp_path: Path) -> None:
+    names: list[Any] = [0, 7.5, None, "x", "x", True]
+    source = read(content(categories=[{"id": 4 + i, "name": name} for i, name in enumerate(names)]), tmp_path)
+    assert [name for _, name in source.categories] == ["0", "7.5", "6", "x", "x", "9"]
+    text = "\n".join(source.notes)
+    assert "7, 8 are all called 'x'" in text
+    assert "have no box" in text
+
+
+def test_read_coco__ids_beyond_64_bits_are_refused_by_their_cause(tmp_path: Path) -> None:
+    source = read(content(images=[*IMAGES, {**IMAGES[0], "id": 2**70, "file_name": "c"}]), tmp_path)
+    assert "beyond 64 bits" in next(iter(source.rejects)).message
+    with pytest.raises(DataError, match="none of its 2 images can be used.*beyond 64 bits"):
+        read(content(images=changed(IMAGES, id=lambda v: v + 2**70)), tmp_path)
+
+
+@pytest.mark.parametrize("value", [2**70, "a1f3", None, 0])
+def test_read_coco__annotation_ids_are_only_names(value: Any, tmp_path: Path) -> None:
+    source = read(content(annotations=changed(BOXES, id=lambda v: value)), tmp_path)
+    assert source.row.tolist() == [1, 0, 2]
+    assert source.annotation_id.tolist() == ([0, 0, 0] if value == 0 else [1, 0, 2])
+    assert len(source.notes) == 1
+
+
+def test_read_coco__twins_are_kept_and_told(tmp_path: Path) -> None:
+    source = read(content(annotations=[*BOXES, {**BOXES[0], "id": 99}]), tmp_path)
+    assert source.row.tolist() == [1, 0, 2, 3]
+    assert "1 boxes are the same as another" in source.notes[0]
+    assert "annotations[3]" in source.notes[0]
+
+
+@pytest.mark.parametrize("mark", [1, True, "1", 1.0])
+def test_read_coco__ignore_is_crowd(mark: Any, tmp_path: Path) -> None:
+    source = read(content(annotations=changed(BOXES, ignore=lambda v: mark)), tmp_path)
+    assert source.crowd.all()
+    assert "3 boxes are marked by `ignore`" in source.notes[0]
+
+
+def test_read_coco__ignore_categories(tmp_path: Path) -> None:
+    categories = [{"id": 9, "name": "ignored regions"}, CATEGORIES[1]]
+    assert "looks like regions that nobody labelled" in read(content(categories=categories), tmp_path).warnings[0]
+    source = read(content(categories=categories), tmp_path, ignore_categories=["ignored regions"])
+    assert source.crowd.tolist() == [True, True, False]
+    assert source.warnings == []
+    assert "no category is called" in read(content(), tmp_path, ignore_categories=["nein"]).warnings[0]
+
+
+def test_read_coco__coco_url(tmp_path: Path) -> None:
+    def urls(*paths: str) -> list[dict[str, Any]]:
+        sizes = [{k: v for k, v in image.items() if k != "file_name"} for image in IMAGES]
+        return [{**s, "coco_url": f"http://x.org/{path}"} for s, path in zip(sizes, paths, strict=True)]
+
+    one = read(content(images=urls("c/val2017/b.jpg", "c/val2017/a%20b.jpg")), tmp_path)
+    assert one.file_name.to_pylist() == ["a b.jpg", "b.jpg"]
+    two = read(content(images=urls("c/val2017/b.jpg", "c/train2017/a.jpg")), tmp_path)
+    assert two.file_name.to_pylist() == ["train2017/a.jpg", "val2017/b.jpg"]
+    assert "2 images have no file_name but a coco_url" in two.notes[0]
+
+
+def test_read_coco__rotated_boxes(tmp_path: Path) -> None:
+    boxes = [{**BOXES[0], "bbox": [10, 10, 8, 4], "attributes": {"rotation": 90.0}}]
+    source = read(content(annotations=boxes), tmp_path)
+    assert np.allclose(source.box, [[12, 8, 16, 16]])
+    assert "rotated" in source.notes[0]
+    boxes = [{**BOXES[0], "bbox": [10, 10, 8, 4, 30]}]
+    assert "rotated" in next(iter(read(content(annotations=boxes), tmp_path).rejects)).message
+
+
+def test_read_coco__other_coco_files(tmp_path: Path) -> None:
+    panoptic = {
+        "image_id": 5,
+        "file_name": "x.png",
+        "segments_info": [{"id": 1, "category_id": 4, "bbox": [1, 1, 2, 2]}],
+    }
+    with pytest.raises(DataError, match="panoptic"):
+        read(content(annotations=[panoptic]), tmp_path)
+    with pytest.raises(DataError, match="image_info"):
+        read({"images": IMAGES, "categories": CATEGORIES}, tmp_path)
+    keypoints = changed(BOXES, keypoints=lambda v: [1] * 51, num_keypoints=lambda v: 17)
+    assert len(read(content(annotations=keypoints), tmp_path).row) == 3
+    with pytest.raises(DataError, match="list of detections"):
+        read([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], tmp_path)
+
+
+def test_read_coco__categories_counted_from_zero_are_told(tmp_path: Path) -> None:
+    boxes = [{**box, "category_id": i} for i, box in enumerate(BOXES)]
+    categories = [{"id": i, "name": str(i)} for i in (1, 2, 3)]
+    warnings = read(content(annotations=boxes, categories=categories), tmp_path).warnings
+    assert any("may count from 0" in line for line in warnings)
+
+
+def test_read_coco__packed_files(tmp_path: Path) -> None:
+    data = json.dumps(content()).encode()
+    assert len(read(gzip.compress(data), tmp_path).row) == 3
+    with pytest.raises(DataError, match="damaged archive"):
+        read(gzip.compress(data)[:-30], tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("annotations/instances.json", data)
+        archive.writestr("__MACOSX/annotations/instances.json", "x")
+    assert len(read_coco(tmp_path / "a.zip").row) == 3
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("val.json", data)
+        archive.writestr("train.json", data)
+    with pytest.raises(DataError, match="2 JSON files"):
+        read_coco(tmp_path / "b.zip")
+
+
+def test_read_coco__gbk(tmp_path: Path) -> None:
+    text = json.dumps(content(categories=[{"id": 9, "name": "汽车"}, {"id": 4, "name": "人"}]), ensure_ascii=False)
+    source = read(text.encode("gbk"), tmp_path)
+    assert source.categories == [(4, "人"), (9, "汽车")]
+    assert "GBK" in source.notes[0]
+    assert len(source.row) == 3
+
+
+def test_read_coco__second_reading_starts_afresh(tmp_path: Path) -> None:
+    """GBK is found out at the end, and the last of repeated keys counts; what was read before leaves no trace."""
+    bad = [{"id": 1}, *changed(BOXES, id=str), {"id": 2, "image_id": 5, "category_id": 4, "bbox": "x"}]
+    text = json.dumps(
+        content(annotations=bad, categories=[{"id": 9, "name": "汽"}, CATEGORIES[1]]), ensure_ascii=False
+    )
+    source = read(text.encode("gbk"), tmp_path)
+    assert [reject.reason for reject in source.rejects] == ["unknown_image", "bad_numbers"]
+    assert sum("3 ids of annotations" in note for note in source.notes) == 1
+    text = json.dumps(content())
+    twice = '{"annotations": [5, {"id": "x"}], "images": [{"id": 1}], ' + text[1:]
+    assert not read(twice.encode(), tmp_path).rejects
+
+
+def test_read_coco__shares_instead_of_pixels_are_told(tmp_path: Path) -> None:
+    boxes = changed(BOXES, bbox=lambda v: [0.1, 0.2, 0.3, 0.4])
+    assert any("between 0 and 1" in line for line in read(content(annotations=boxes), tmp_path).warnings)
+
+
+def test_read_coco__all_crowd_is_told(tmp_path: Path) -> None:
+    boxes = changed(BOXES, iscrowd=lambda v: 1)
+    assert any("all 3 boxes are crowd" in line for line in read(content(annotations=boxes), tmp_path).warnings)
+    assert read(content(annotations=[]), tmp_path).warnings == []
+
+
+def test_read_coco__several_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    first.write_text(json.dumps(content()))
+    other = content(
+        categories=[{"id": 1, "name": "four"}, {"id": 4, "name": "five"}],
+        annotations=[
+            {"id": 11, "image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4]},
+            {"id": 12, "image_id": 77, "category_id": 4, "bbox": [1, 2, 3, 4]},
+            {"id": 13, "image_id": 2, "category_id": 4, "bbox": [1, 2, 3, 4]},
+        ],
+    )
+    second.write_text(json.dumps(other))
+    source = read_coco([first, second])
+    assert source.image_id.tolist() == [2, 5, 102, 105]
+    assert source.file_name.to_pylist() == ["a.jpg", "b.jpg"] * 2
+    assert source.categories == [(4, "four"), (9, "nine"), (10, "five")]
+    assert source.row.tolist() == [1, 0, 2, 5, 3]
+    assert source.category_of_label[source.label].tolist() == [4, 9, 4, 10, 4]
+    assert [tuple(box)[:4] for box in source.refused_boxes] == [(4, 12, 177, 4)]
+    assert next(iter(source.rejects)).message == f"{second}: annotations[1]: image_id 77 is not among images"
