@@ -208,6 +208,7 @@ def _boxes_reconcile(
     reported.pop("clipped_to_image")
     refused = boxes.filter(pl.col("fate") == "refused")
     assert dict(Counter(refused["reason"])) == reported.pop("refused")
+    reported["uncovered"] = sum(reported["uncovered"].values())  # by reason
     assert {fate: tally[fate] for fate in reported} == reported
     assert sum(reported.values()) + len(refused) == expected
     in_rejects = rejects.filter(pl.col("kind") == "annotation").select("id", "reason")
