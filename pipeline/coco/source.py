@@ -99,7 +99,7 @@ class AsWritten(NamedTuple):
 
     Attributes:
         xywh: float64 [N, 4], x y width height, source pixels, not clipped.
-        area: float64 [N], the field `area`; NaN where it is no number.
+        area: float64 [N], the field `area`; NaN where there is none, -1 where it is no finite number.
     """
 
     xywh: FloatArray

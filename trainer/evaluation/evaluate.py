@@ -5,15 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch.distributed as dist
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.coco.read import read_coco
-from pipeline.coco.source import Source
+from pipeline.coco.source import AsWritten, Source
 from pipeline.engines.progress import Progress
 from pipeline.images.sources import image_folder
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, is_folder, make_folder, read_bytes, write_atomic
+from pipeline.storage import Location, is_folder, make_folder, write_atomic
+from schemas.arrays import FloatArray
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
 from trainer.evaluation.coco_scores import CocoResults, Summary, score
@@ -22,18 +24,18 @@ from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference, open_detector
 from trainer.runtime.ranks import Rank, joined
 
+LEAST_SHARE, MOST_SHARE = 0.001, 1.01  # of a box that an object's area can be
+
 
 class GroundTruth(NamedTuple):
     """What is scored against.
 
     Attributes:
-        annotations: the annotation file.
-        images: folder that its file names are relative to.
-        source: the annotation file as it was read.
+        images: folder that the file names are relative to.
+        source: the annotation file as it was read, with the boxes as they were written.
         notes: what a reader of the scores should know.
     """
 
-    annotations: Location
     images: Location
     source: Source
     notes: list[str]
@@ -104,8 +106,14 @@ def open_ground_truth(
         UsageError: there is no such image folder.
     """
     image_folder(images)
-    source = read_coco(annotations, max_pixels)
+    source = read_coco(annotations, max_pixels, as_written=True)
+    assert source.as_written is not None
     notes = [*source.warnings, *source.notes]
+    if num_wrong := trusted_areas(source.as_written)[1]:
+        notes.append(
+            f"the field area of {num_wrong:,} of {len(source.row):,} boxes cannot be true (not positive and finite, "
+            "or not between 0.001 and 1.01 of width * height); width * height stands in for it"
+        )
     if categories is not None:
         there, known = dict(source.categories), dict(categories)
         if there.keys().isdisjoint(known):
@@ -119,7 +127,7 @@ def open_ground_truth(
             f"{i}: {known[i]!r} learnt, {there[i]!r} here" for i in there if known.get(i, there[i]) != there[i]
         ]:
             notes.append(f"categories have other names than in training, {'; '.join(renamed)}: are they the same?")
-    return GroundTruth(annotations, images, source, notes)
+    return GroundTruth(images, source, notes)
 
 
 def score_model(
@@ -197,7 +205,7 @@ def score_source(
     if not rank.is_first:
         return None
     results.sort(key=lambda result: result["image_id"])  # stable: best first within an image
-    objects = load_ground_truth(truth.annotations, set(truth.source.row.tolist()), {reject.id for reject in rejects})
+    objects = coco_content(truth.source, {reject.id for reject in rejects})
     summary = summarise(objects, results)
     if out is not None:
         write_atomic(out, json.dumps(results).encode())
@@ -239,24 +247,41 @@ def _gather(found: CocoResults, rejects: list[Reject], rank: Rank) -> tuple[Coco
     return [r for results, _ in parts for r in results], [r for _, refused in parts for r in refused]
 
 
-def load_ground_truth(annotations: Location, rows: set[int], refused: set[int | None]) -> dict[str, Any]:
-    """Read an annotation file as pycocotools wants it: with the boxes that are in order, of images that could be read.
+def coco_content(source: Source, refused: set[int | None]) -> dict[str, Any]:
+    """Return a data set as the content of a COCO annotation file, with the boxes in order as they were written.
 
     Args:
-        annotations: COCO JSON file.
-        rows: positions in its list of annotations of the boxes that are in order.
+        source: read with `as_written`.
         refused: ids of images to leave out, with their boxes.
     """
-    raw = json.loads(read_bytes(annotations))
-    boxes = []
-    for row, box in enumerate(raw["annotations"]):
-        if row in rows and box["image_id"] not in refused:
-            area = box.get("area")
-            plain = {name: box[name] for name in ("id", "image_id", "category_id", "bbox")}
-            plain["area"] = area if isinstance(area, int | float) else box["bbox"][2] * box["bbox"][3]
-            boxes.append({**plain, "iscrowd": int(box.get("iscrowd") or 0)})
-    with_boxes = [image for image in raw["images"] if isinstance(image, dict) and image.get("id") not in refused]
-    return {"images": with_boxes, "annotations": boxes, "categories": raw["categories"]}
+    assert source.as_written is not None
+    areas, _ = trusted_areas(source.as_written)
+    image_id = np.repeat(source.image_id, np.diff(source.offsets)).tolist()
+    category_id = source.category_of_label[source.label].tolist()
+    columns = image_id, category_id, source.as_written.xywh.tolist(), areas.tolist(), source.crowd.tolist()
+    return {
+        "images": [{"id": i} for i in source.image_id.tolist() if i not in refused],
+        "annotations": [
+            {"id": id_, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for id_, (image, category, box, area, crowd) in enumerate(zip(*columns, strict=True), 1)
+            if image not in refused
+        ],
+        "categories": [{"id": i, "name": name} for i, name in source.categories],
+    }
+
+
+def trusted_areas(written: AsWritten) -> tuple[FloatArray, int]:
+    """Return the area of each object, float64 [N], and how many of the file's are not believed.
+
+    COCO's small, medium and large go by the field `area`, the area of the object's outline. Where there is none,
+    width times height of the box stands in; also where the field cannot be true: it is not positive and finite, or
+    not between 0.001 and 1.01 of width times height.
+    """
+    box_area = written.xywh[:, 2] * written.xywh[:, 3]
+    share = written.area / box_area
+    believed = np.isfinite(written.area) & (share >= LEAST_SHARE) & (share <= MOST_SHARE)
+    wrong = ~(believed | np.isnan(written.area))
+    return np.where(believed, written.area, box_area), int(np.count_nonzero(wrong))
 
 
 def crowded(truth: dict[str, Any], max_dets: int) -> int:

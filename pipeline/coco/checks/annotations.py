@@ -40,7 +40,8 @@ class Annotations:
         image_id: 64 bits, ABSENT where there is none; annotation_id: the same.
         category: position in `category_ids`; flags: 8 bits, CROWD and ODD.
         box: four columns, x y w h, zeros where the record is odd.
-        area: the field `area`, NaN where it is no number; empty where it was not asked for.
+        area: the field `area`, NaN where there is none and -1 where it is no finite number; empty where it was not
+            asked for.
         category_ids: id -> its position, in the order in which they were met.
         odd: one row per record with the flag ODD, in order.
     """
@@ -51,7 +52,7 @@ class Annotations:
         Args:
             with_area: read the field `area`, too.
         """
-        self._with_area = with_area
+        self.with_area = with_area
         self.category_ids: dict[int, int] = {}
         self.odd: Rows[Odd] = Rows(Odd, ODD_SCHEMA)
         self.forget()
@@ -103,7 +104,7 @@ class Annotations:
             ys(y)
             ws(w)
             hs(h)
-            if self._with_area:
+            if self.with_area:
                 self.area.append(_area(record))
 
     def mark(self) -> tuple[int, int]:
@@ -132,8 +133,11 @@ def _crowd(record: dict[str, Any], seen: Seen) -> int:
 
 
 def _area(record: Any) -> float:
+    """The field `area`: NaN where there is none, -1 where it is no finite number."""
     area = record.get("area") if type(record) is dict else None
-    return area if type(area) is float or (type(area) is int and abs(area) < LARGEST) else math.nan
+    if area is None:
+        return math.nan
+    return area if type(area) in (int, float) and abs(area) < LARGEST else -1.0
 
 
 def _odd(record: Any, image_id: int, category_id: int, flag: int) -> Odd:

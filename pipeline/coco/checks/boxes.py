@@ -130,7 +130,7 @@ class _Columns:
         self.flags = np.frombuffer(records.flags, np.uint8)
         self.box = [np.frombuffer(column, np.float64) for column in records.box]  # x y w h, then corners
         self.written: list[FloatArray] = []  # x y w h and area, where the area was asked for
-        if len(records.area):
+        if records.with_area:
             self.written = [*(column.copy() for column in self.box), np.frombuffer(records.area, np.float64)]
         records.forget()
 

@@ -27,7 +27,7 @@ from tests.builders import exif
 from tests.pipeline.sources import make_source
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.evaluation.coco_scores import run_coco, score
-from trainer.evaluation.evaluate import Evaluation, as_results, describe, evaluate, load_ground_truth
+from trainer.evaluation.evaluate import Evaluation, as_results, coco_content, describe, evaluate, trusted_areas
 from trainer.inference.detect import detect
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.training.train import train
@@ -251,19 +251,44 @@ def test_evaluate__refuses_data_of_other_categories(demo: Path, checkpoint: Path
         evaluate(checkpoint, demo / "val.json", tmp_path / "nowhere")
 
 
-def test_load_truth__keeps_what_is_in_order(tmp_path: Path) -> None:
+def content_of(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    path.write_text(json.dumps(content))
+    return coco_content(read_coco(path, as_written=True), {2})
+
+
+def test_coco_content__keeps_what_is_in_order(tmp_path: Path) -> None:
+    """Numbers written as floats or text, `ignore` and ids that repeat mean the same as to `sniper chips`."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 50, "height": 50} for i in (1, 2)]
+    boxes: list[dict[str, Any]] = [
+        {"id": 1, "image_id": 1.0, "category_id": "1", "bbox": [1, 1, 5, 5]},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 5]},
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [-2, 1, 5, 5], "area": 20, "ignore": 1},
+        {"id": 3, "image_id": 2, "category_id": 1, "bbox": [1, 1, 5, 5]},
+    ]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    truth = content_of(tmp_path / "coco.json", content)
+    assert truth["images"] == [{"id": 1}]
+    assert truth["categories"] == content["categories"]
+    assert truth["annotations"] == [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [-2, 1, 5, 5], "area": 20, "iscrowd": 1},
+    ]
+
+
+@pytest.mark.parametrize("area", [0, -1, 0.01, 41, 1e999, "12", [1], True, 10**400])
+def test_trusted_areas__that_cannot_be_true_are_those_of_the_box(area: Any, tmp_path: Path) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 8]}
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 50}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]},
-            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 5]},
-        ],
+        "annotations": [{**box, "area": area}, {**box, "area": 20}, {**box, "area": 0.04}, {**box, "area": None}, box],
         "categories": [{"id": 1, "name": "a"}],
     }
-    path = tmp_path / "coco.json"
-    path.write_text(json.dumps(content))
-    truth = load_ground_truth(path, set(read_coco(path).row.tolist()), set())
-    assert [(box["id"], box["area"], box["iscrowd"]) for box in truth["annotations"]] == [(1, 25, 0)]
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    written = read_coco(tmp_path / "coco.json", as_written=True).as_written
+    assert written is not None
+    areas, num_wrong = trusted_areas(written)
+    assert areas.tolist() == [40, 20, 0.04, 40, 40]
+    assert num_wrong == 1
 
 
 def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_path: Path) -> None:
