@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import xxhash
 from PIL import Image, features
 
 from pipeline.coco import SourceImage
@@ -20,6 +21,7 @@ from pipeline.images import chip, sources
 from pipeline.images.chip import Large, cut_chip
 from pipeline.images.frames import TURNS
 from pipeline.images.sources import Findings, open_sources
+from pipeline.storage import Location, location, read_range
 from schemas.codes import Reason
 from schemas.settings import ChipSettings
 from tests.builders import CocoSet, encoded, texture
@@ -126,6 +128,27 @@ def test_open_large__windows_are_those_of_the_frame_that_is_annotated(orientatio
         picture, _ = opened(tmp_path, content, expected.size)
         for box in ((0, 0, *expected.size), (11, 23, 80, 101)):
             assert (np.asarray(picture.region(*box)) == np.asarray(expected.crop(box))).all()
+
+
+@pytest.mark.usefixtures("all_large")
+def test_open_large__reads_windows_from_a_store_and_never_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = location("memory://large-images")
+    (root / "a.tif").write_bytes(FILES["tiles"])
+    asked: list[tuple[int, int]] = []
+
+    def watched(place: Location, offset: int, size: int) -> bytes:
+        asked.append((offset, size))
+        return read_range(place, offset, size)
+
+    monkeypatch.setattr(sources, "read_range", watched)
+    options: dict[str, Any] = {"thorough": False}
+    [(_, image_hash, picture)] = open_sources(root, [SourceImage(1, "a.tif", *SIZE)], 1, Findings(), **options)
+    assert image_hash is None
+    assert asked == []
+    assert (np.asarray(picture.region(70, 70, 100, 100)) == np.asarray(PIXELS)[70:100, 70:100]).all()
+    assert len(asked) == 1  # the one tile that holds the window
+    [(_, image_hash, _)] = open_sources(root, [SourceImage(1, "a.tif", *SIZE)], 1, Findings())
+    assert image_hash == xxhash.xxh3_128_hexdigest(FILES["tiles"])
 
 
 @pytest.mark.usefixtures("all_large")
