@@ -103,7 +103,7 @@ def seconds_per_chip(model: Detector, batch: Batch) -> float:
     times = []
     for epoch in range(4):
         started = time.perf_counter()
-        losses = Objective(model)(batch, seed=0, epoch=epoch, global_chips=len(batch))
+        losses = Objective(model)(batch, seed=0, epoch=epoch, batch_size=len(batch))
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         optimizer.step()
         optimizer.zero_grad()

@@ -158,7 +158,7 @@ def measure(folder: Path) -> None:
 
     steps = {
         "ours_fixed_batch": stepper(
-            ours, lambda: Objective(ours)(batch, seed=0, epoch=0, global_chips=len(batch)), args.precision
+            ours, lambda: Objective(ours)(batch, seed=0, epoch=0, batch_size=len(batch)), args.precision
         ),
         "torchvision": stepper(theirs, lambda: theirs(floats, targets), args.precision),
         "torchvision_same_rois": stepper(same, lambda: same(floats, targets), args.precision),
@@ -167,7 +167,7 @@ def measure(folder: Path) -> None:
         batches = loaded_batches(args.batch_size, folder, device)
         steps["ours"] = stepper(
             ours,
-            lambda: Objective(ours)(next(batches), seed=0, epoch=0, global_chips=args.batch_size),
+            lambda: Objective(ours)(next(batches), seed=0, epoch=0, batch_size=args.batch_size),
             args.precision,
         )
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -1,7 +1,8 @@
-"""The four losses: sums divided by constants times the chips of the global batch (docs/method.md, 8).
+"""The four losses: sums divided by constants times the batch size (docs/method.md, 8).
 
-So neither ranks nor accumulation change a gradient. All take and give float32. What gives no loss is multiplied out of
-the sum and never cut out of the graph, so every parameter that learns has a gradient, even from an empty batch.
+So neither ranks nor accumulation nor a short step change what a chip adds to the gradient. All take and give float32.
+What gives no loss is multiplied out of the sum and never cut out of the graph, so every parameter that learns has a
+gradient, even from an empty batch.
 """
 
 import torch
@@ -16,28 +17,30 @@ ROI_BOX_SHARE = 188 / 300
 """The box head's box loss is divided by this share of the proposals (docs/method.md, 8.2)."""
 
 
-def rpn_losses(logits: Tensor, deltas: Tensor, sample: AnchorSample, chips: int) -> tuple[Tensor, Tensor]:
+def rpn_losses(logits: Tensor, deltas: Tensor, sample: AnchorSample, batch_size: int) -> tuple[Tensor, Tensor]:
     """Compute the class loss and the box loss of the RPN.
 
     Args:
         logits: float32 [B, S], objectness of the drawn anchors.
         deltas: float32 [B, S, 4], theirs.
         sample: what was drawn.
-        chips: of the global batch.
+        batch_size: chips of a whole optimiser step, `train.batch_size`.
 
     Returns:
         Two float32 scalars.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, sample.positive.to(logits.dtype), reduction="none")
     distance = F.smooth_l1_loss(deltas, sample.deltas, reduction="none", beta=1.0)
-    constant = RPN_SAMPLES * chips
+    constant = RPN_SAMPLES * batch_size
     return (
         torch.where(sample.used, entropy, 0).sum() / constant,
         torch.where(sample.positive[:, :, None], distance, 0).sum() * (RPN_BOX_WEIGHT / constant),
     )
 
 
-def roi_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, chips: int) -> tuple[Tensor, Tensor]:
+def roi_losses(
+    logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
     """Compute the class loss and the box loss of the box head.
 
     Args:
@@ -45,12 +48,12 @@ def roi_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, 
         deltas: float32 [B, P, 1 or K, 4], of one box for all classes or one for each, times ROI_WEIGHTS.
         labels: int64 [B, P], 0 background, 1..K, -1 gives no loss.
         targets: float32 [B, P, 4], the deltas to learn, times ROI_WEIGHTS.
-        chips: of the global batch.
+        batch_size: chips of a whole optimiser step, `train.batch_size`.
 
     Returns:
         Two float32 scalars.
     """
-    constant = labels.shape[1] * chips
+    constant = labels.shape[1] * batch_size
     entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
     column = (labels - 1).clamp(0, deltas.shape[2] - 1)
     own = deltas.gather(2, column[:, :, None, None].expand(-1, -1, 1, 4)).squeeze(2)

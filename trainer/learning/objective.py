@@ -22,14 +22,15 @@ class Objective(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, batch: Batch, *, seed: int, epoch: int, global_chips: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, *, seed: int, epoch: int, batch_size: int) -> dict[str, Tensor]:
         """Compute the losses of one batch.
 
         Args:
             batch: on the detector's device; chips of the side that the detector was built for; may be empty.
             seed, epoch: with a chip's key they decide which anchors are drawn.
-            global_chips: chips of the whole optimiser step, over all ranks and accumulation steps. DDP averages
-                gradients over ranks: multiply the losses by their number.
+            batch_size: what the sums are divided by, `train.batch_size`: the chips of a whole optimiser step, over all
+                ranks and accumulation steps, and the same in a last, short step, so that a chip weighs the same in
+                every step. DDP averages gradients over ranks: multiply the losses by their number.
 
         Returns:
             rpn_class, rpn_box, roi_class, roi_box (the first two after `keep_rpn_only`): float32 scalars to be added
@@ -44,7 +45,7 @@ class Objective(nn.Module):
             raise ValueError(
                 f"expected chips [B, 3, {side}, {side}], found {list(images.shape)}; nothing resizes them"
             )
-        settings, device, chips = detector.settings, images.device, max(1, global_chips)
+        settings, device = detector.settings, images.device
         features = detector(images, sizes)
         logits, deltas = detector.rpn.everywhere(features.maps)
         with torch.no_grad(), full_precision(images):
@@ -55,7 +56,7 @@ class Objective(nn.Module):
             sample = sample_anchors(anchors, labels, match, truth, draw)
         rpn_logits, rpn_deltas = detector.rpn.at(features.rows, features.shapes(), sample.slots)
         with full_precision(images):
-            rpn = rpn_losses(rpn_logits, rpn_deltas, sample, chips)
+            rpn = rpn_losses(rpn_logits, rpn_deltas, sample, batch_size)
         if detector.rpn_only:
             return dict(zip(("rpn_class", "rpn_box"), rpn, strict=True))
         with torch.no_grad(), full_precision(images):
@@ -66,5 +67,5 @@ class Objective(nn.Module):
             roi_labels, roi_targets = label_rois(rois, used, truth)
         roi_logits, roi_deltas = detector.detect(features, rois)
         with full_precision(images):
-            roi = roi_losses(roi_logits, roi_deltas, roi_labels, roi_targets, chips)
+            roi = roi_losses(roi_logits, roi_deltas, roi_labels, roi_targets, batch_size)
         return dict(zip(("rpn_class", "rpn_box", "roi_class", "roi_box"), (*rpn, *roi), strict=True))

@@ -100,12 +100,14 @@ def _conv_norm(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> Tensor:
     """Compute norm(conv(x)).
 
     Stored statistics are folded into the convolution's weights, which saves a pass over the map in both directions.
-    An empty batch has no statistics of its own, so it uses the stored ones, except that synchronised batch norm takes
-    those of the other ranks.
+    Where a channel has one value or none, as in an empty batch, it has no statistics of its own, so the stored ones
+    are used, except that synchronised batch norm takes those of the other ranks.
     """
-    if norm.training and (len(x) or isinstance(norm, nn.SyncBatchNorm)):
-        out: Tensor = norm(conv(x))
-        return out
+    if norm.training:
+        out: Tensor = conv(x)
+        if len(out) * out.shape[2] * out.shape[3] > 1 or isinstance(norm, nn.SyncBatchNorm):
+            normed: Tensor = norm(out)
+            return normed
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

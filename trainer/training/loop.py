@@ -37,7 +37,7 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
         step: what this rank contributes to the global batch.
 
     Returns:
-        The value of each loss term for the global batch, by its name.
+        The mean of each loss term per chip of the global batch, by its name.
 
     Raises:
         DataError: a loss is not finite on some rank; no weight has been changed.
@@ -60,13 +60,14 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
         with alone:
             with run.autocast():
                 losses: dict[str, Tensor] = run.objective(
-                    batch, seed=run.state.seed, epoch=run.state.epoch, global_chips=step.num_chips
+                    batch, seed=run.state.seed, epoch=run.state.epoch, batch_size=run.loader.batch_size
                 )
             # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are terms of one sum
             torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))
         sums[:-1] += torch.stack([losses[name].detach() for name in names])
     *values, stop = sum_over_ranks(sums).tolist()  # the step's one wait for the device, before anything is changed
-    losses_now = dict(zip(names, values, strict=True))
+    short = run.loader.batch_size / step.num_chips  # above 1 in an epoch's last, short step: report its mean per chip
+    losses_now = {name: value * short for name, value in zip(names, values, strict=True)}
     if not all(map(math.isfinite, values)):
         _report_non_finite(run, batches, losses_now)
     run.stopping = stop > 0

@@ -34,7 +34,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 
 def losses_of(model: Detector, batch: Batch, chips: int | None = None) -> dict[str, Tensor]:
     losses: dict[str, Tensor] = Objective(model)(
-        batch, seed=0, epoch=0, global_chips=len(batch) if chips is None else chips
+        batch, seed=0, epoch=0, batch_size=max(1, len(batch)) if chips is None else chips
     )
     return losses
 
@@ -153,6 +153,23 @@ def test_backbone__equals_torchvision_whatever_the_norms_do():
             assert torch.allclose(ours, out, rtol=1e-3, atol=1e-4 * out.abs().max().item())
 
 
+def test_backbone__one_value_per_channel_has_no_statistics():
+    """A chip of one cell at the coarsest level, alone in its batch: torch's own batch norm refuses to train on it."""
+    model = slim_detector()
+    set_norm_policy(model, "train", momentum=0.5)
+    for buffer in model.backbone.buffers():
+        if buffer.dtype == torch.float32:
+            buffer.fill_(2.0)
+    x = torch.randn(1, 3, 32, 32)
+    maps = model.backbone(x)
+    assert maps[-1].shape[2:] == (1, 1)
+    assert all(level.isfinite().all() for level in maps)
+    sum(level.sum() for level in maps).backward()
+    statistics = {name: value for name, value in model.backbone.body.named_buffers() if "running" in name}
+    assert (statistics["layer4.0.bn1.running_mean"] == 2.0).all()  # of one value: stays
+    assert (statistics["layer2.0.bn1.running_mean"] != 2.0).any()  # of sixteen values: learns
+
+
 def test_normalise__padding_is_the_mean_colour():
     images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     sizes = torch.tensor([[20, 12], [5, 20]])
@@ -235,7 +252,7 @@ def test_detector__overfits_a_few_chips():
     assert ap50(model, batch) < 0.1
     model.train()
     for step in range(steps):
-        losses = Objective(model)(batch, seed=0, epoch=step, global_chips=4)
+        losses = Objective(model)(batch, seed=0, epoch=step, batch_size=4)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

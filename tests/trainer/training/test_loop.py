@@ -1,0 +1,44 @@
+"""The training step: what a chip weighs in it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.trainer.runs import tiny_settings
+from trainer.loading.dataset import ChipDataset
+from trainer.runtime.ranks import Rank
+from trainer.training.loop import train_step
+from trainer.training.run import make_run
+
+
+def gradients_of_epoch(dataset: ChipDataset, out: Path, batch_size: int) -> tuple[list[dict[str, Tensor]], list[int]]:
+    """The gradient of every step of an epoch, of weights that stay as they are, and the steps' numbers of chips."""
+    settings = tiny_settings(
+        f"train.batch_size={batch_size}", f"train.chips_per_rank={batch_size}", "train.learning_rate=1e-30"
+    )
+    torch.manual_seed(0)
+    run = make_run(dataset, out, settings, Rank(0, 1, torch.device("cpu")), last=None, rpn_only=False)
+    gradients: list[dict[str, Tensor]] = []
+
+    def keep(*_: object) -> None:
+        learnt = {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+        gradients.append({name: gradient.clone() for name, gradient in learnt.items()})
+
+    run.optimizer.register_step_pre_hook(keep)
+    steps = list(run.loader.epoch(run.state))
+    for step in steps:
+        losses = train_step(run, step)
+        assert 0.1 < sum(losses.values()) < 20  # the mean per chip, in a short step too
+    return gradients, [step.num_chips for step in steps]
+
+
+def test_train_step__a_chip_weighs_the_same_in_a_short_step(chip_folder: Path, tmp_path: Path) -> None:
+    dataset = ChipDataset(chip_folder)
+    batch_size = next(size for size in (8, 7, 9) if len(dataset) % size == 1 or len(dataset) % size == 2)
+    steps, chips = gradients_of_epoch(dataset, tmp_path, batch_size)
+    assert chips[-1] < batch_size // 2
+    (whole,), _ = gradients_of_epoch(dataset, tmp_path, len(dataset))
+    for name, gradient in whole.items():
+        summed = torch.stack([step[name] for step in steps]).sum(0) * batch_size / len(dataset)
+        torch.testing.assert_close(summed, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item(), msg=name)
