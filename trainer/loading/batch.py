@@ -14,7 +14,8 @@ class Batch:
     """B chips and their M boxes. B and M may be 0, and a chip may have any number of boxes.
 
     Attributes:
-        keys: the chips' keys, B of them.
+        keys: the chips' keys, B of them. What `repeat_threshold` takes once more has the number of the copy behind it,
+            such as KEY~1, so that each copy has draws of its own.
         images: uint8 [B, 3, S, S], RGB, channels_last memory; content top left, the rest padding of any value.
         sizes: int64 [B, 2], height and width of the content, chip pixels.
         scales: float32 [B], factor from source to chip pixels.

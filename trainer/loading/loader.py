@@ -27,7 +27,17 @@ from trainer.loading.batch import Batch, flip
 from trainer.loading.cache import gigabytes
 from trainer.loading.dataset import ChipDataset, Pixels
 from trainer.loading.fetch import Fetcher
-from trainer.loading.order import Purpose, State, epoch_order, mix, ragged_rows, rank_slice, repeat_factors
+from trainer.loading.order import (
+    Purpose,
+    State,
+    copy_hashes,
+    copy_numbers,
+    epoch_order,
+    mix,
+    ragged_rows,
+    rank_slice,
+    repeat_factors,
+)
 
 
 class Micro(NamedTuple):
@@ -102,6 +112,7 @@ class BatchLoader:
         self.threads = settings.threads or available_cores()
         self._buffers = _Buffers(-(-batch_size // (ranks * accumulation)), m.chip_size, pin)
         self._factors = None
+        self.repeats = settings.repeat_threshold is not None
         if settings.repeat_threshold is not None:
             offsets = m.box_offsets[: m.num_positives + 1]
             boxes = slice(offsets[-1])
@@ -176,17 +187,18 @@ class BatchLoader:
 
         return Fetcher(dataset.remote, shards, past, max(2 * window, at_once), dataset.max_files, beginning)
 
-    def begin(self, rows: IntArray, flips: BoolArray, pool: Executor) -> "_Making":
+    def begin(self, rows: IntArray, copies: IntArray, flips: BoolArray, pool: Executor) -> "_Making":
         """Queue the work for one micro-batch.
 
         Args:
             rows: int64 [B], chips as rows of the data set.
+            copies: int64 [B], their numbers among the copies of their rows in this epoch.
             flips: bool [B], those to be mirrored.
             pool: the threads that do it.
         """
         pixels = self._buffers.take(len(rows))
         slots = pixels.numpy()
-        micro = pool.submit(self._describe, rows, flips, pixels)
+        micro = pool.submit(self._describe, rows, copies, flips, pixels)
         step = self.threads
         decoded = [pool.submit(self._decode, rows[k::step], slots[k::step]) for k in range(min(step, len(rows)))]
         return _Making(micro, decoded)
@@ -195,15 +207,16 @@ class BatchLoader:
         for row, slot in zip(rows.tolist(), slots, strict=True):
             self.dataset.decode(row, slot)
 
-    def _describe(self, rows: IntArray, flips: BoolArray, pixels: Tensor) -> Micro:
+    def _describe(self, rows: IntArray, copies: IntArray, flips: BoolArray, pixels: Tensor) -> Micro:
         """Make a micro-batch; the contents of its `pixels` may still be in the making."""
         m = self.dataset.manifest
         starts = m.box_offsets[rows]
         counts = m.box_offsets[rows + 1] - starts
         boxes = ragged_rows(starts, counts)
+        keys = m.keys.take(pa.array(rows)).to_pylist()
         pin = self._buffers.pinned
         batch = Batch(
-            keys=m.keys.take(pa.array(rows)).to_pylist(),
+            keys=[f"{k}~{n}" if n else k for k, n in zip(keys, copies.tolist(), strict=True)],
             images=pixels.permute(0, 3, 1, 2),
             sizes=pin(m.contents[rows].astype(np.int64)),
             scales=pin(m.scales[rows]),
@@ -223,7 +236,9 @@ class Epoch:
         """Prepare to go on from a state; `order`, int64 [T], is the whole epoch's chips as rows of the data set."""
         self.loader, self.state = loader, state
         self.order = order  # int64 [T]: rows of the data set, all ranks together
-        hashes = mix(loader.dataset.manifest.key_hashes[order], state.seed, state.epoch, Purpose.FLIP)
+        self._copies = copy_numbers(order) if loader.repeats else np.broadcast_to(np.int64(0), len(order))  # [T]
+        hashes = copy_hashes(loader.dataset.manifest.key_hashes[order], self._copies)
+        hashes = mix(hashes, state.seed, state.epoch, Purpose.FLIP)
         self._flips = hashes < np.uint64(loader.settings.flip * 2**63)  # bool [T]: every other chip, or none
         self._starts = range(state.position, len(order), loader.batch_size)
 
@@ -247,7 +262,8 @@ class Epoch:
                 micros = []
                 for _ in range(loader.accumulation):
                     for places in islice(slices, loader.settings.prefetch + 1 - len(ahead)):
-                        ahead.append(loader.begin(self.order[places], self._flips[places].copy(), pool))
+                        flips = self._flips[places].copy()
+                        ahead.append(loader.begin(self.order[places], self._copies[places], flips, pool))
                     micros.append(ahead.popleft().wait())
                     if fetcher:
                         fetcher.passed(next(numbers))

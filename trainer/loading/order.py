@@ -135,9 +135,8 @@ def epoch_order(
         rows = np.repeat(rows, round_by_hash(factors, mix(hashes[:num_positives], seed, epoch, Purpose.REPEAT)))
     drawn = draw_pool(pool_images, mix(hashes[num_positives:], seed, epoch, Purpose.POOL), per_image)
     rows = np.concatenate([rows, num_positives + drawn])
-    copy = np.arange(len(rows)) - np.searchsorted(rows, rows)  # rows ascend, so the copies of a chip are neighbours
-    copy_hashes = hashes[rows] + copy.astype(np.uint64) * np.uint64(GOLDEN)
-    places = mix(copy_hashes, seed, epoch, Purpose.POSITION)
+    copies = np.arange(len(rows)) - np.searchsorted(rows, rows)  # rows ascend, so the copies of a chip are neighbours
+    places = mix(copy_hashes(hashes[rows], copies), seed, epoch, Purpose.POSITION)
     groups = np.zeros(len(rows), np.int64)
     if window is not None:
         assert shards is not None
@@ -146,6 +145,20 @@ def epoch_order(
         groups = group_shards(rows[first] >= num_positives, shard_hashes, window)[shard]
     order: IntArray = rows[np.lexsort((places, groups))]  # stable
     return order
+
+
+def copy_numbers(order: IntArray) -> IntArray:
+    """Number the copies of each row in an epoch's order, from 0 in the order in which they come; int64 [T]."""
+    by_row = np.argsort(order, kind="stable")  # copies of a row become neighbours, in their order
+    ascending = order[by_row]
+    copies = np.empty(len(order), np.int64)
+    copies[by_row] = np.arange(len(order)) - np.searchsorted(ascending, ascending)
+    return copies
+
+
+def copy_hashes(hashes: Uint64Array, copies: IntArray) -> Uint64Array:
+    """Return the hash of each copy, uint64 [T], from the hash of its key and its number; copy 0 has the key's."""
+    return hashes + copies.astype(np.uint64) * np.uint64(GOLDEN)
 
 
 def group_shards(is_pool: npt.NDArray[np.bool_], hashes: Uint64Array, window: int) -> IntArray:

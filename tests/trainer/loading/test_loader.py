@@ -24,6 +24,7 @@ from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, LoaderSettings
 from tests.trainer.manifests import reference_pixels, rows_of
 from tests.trainer.remote import downloads, num_open, open_shards, remote, reshard
+from trainer.learning.ground_truth import key_states
 from trainer.loading.batch import Batch
 from trainer.loading.cache import Cache
 from trainer.loading.dataset import ChipDataset
@@ -193,6 +194,30 @@ def test_repeat_threshold__rare_classes_come_again(dataset: ChipDataset) -> None
     assert set(steps.order.tolist()) == set(plain.order.tolist())
     assert len(steps.order) > len(plain.order)
     assert sum(step.num_chips for step in steps) == len(steps.order)
+
+
+def test_repeat_threshold__each_copy_has_draws_of_its_own(dataset: ChipDataset) -> None:
+    """Copies of a chip are mirrored, and draw their anchors, each for itself; without copies nothing changes."""
+    loader = BatchLoader(dataset, LoaderSettings(negatives_per_image=0, repeat_threshold=30), 8)
+    plain = BatchLoader(dataset, LoaderSettings(negatives_per_image=0), 8)
+    mirrored, alone = (
+        {
+            key: bool(flag)
+            for epoch in range(3)
+            for step in each.epoch(State(0, epoch))
+            for micro in step.micros
+            for key, flag in zip([f"{epoch}/{key}" for key in micro.batch.keys], micro.flips, strict=True)
+        }
+        for each in (loader, plain)
+    )
+    assert alone.items() <= mirrored.items()
+    copies = [key for key in mirrored if "~" in key]
+    assert len(copies) > 20
+    different = sum(mirrored[key] != mirrored[key.split("~")[0]] for key in copies)
+    assert 0.2 < different / len(copies) < 0.8
+    device = torch.device("cpu")
+    keys = [key.split("/")[1] for key in mirrored if key.startswith("0/")]
+    assert len(set(key_states(keys, 0, 0, device).tolist())) == len(keys)
 
 
 def test_buffers__never_overwritten_while_held_then_reused(dataset: ChipDataset) -> None:
@@ -416,6 +441,7 @@ def test_processes__each_a_rank(dataset: ChipDataset, method: str) -> None:
 INTERRUPTED = """
 import sys, time
 from schemas.settings import LoaderSettings
+from trainer.learning.ground_truth import key_states
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
 from trainer.loading.order import State
