@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -53,8 +54,15 @@ class Shard(NamedTuple):
 
 
 def user_folder() -> Path:
-    """Return the folder below the user's cache folder (XDG_CACHE_HOME, or else ~/.cache) that is used by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sniper-chips"
+    """Return the folder that is used by default: below XDG_CACHE_HOME, or else below ~/.cache.
+
+    A user whom the machine does not know, without HOME, gets a folder of its own below the folder of temporary files.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "sniper-chips"
+    except RuntimeError:  # there is no home
+        return Path(tempfile.gettempdir()) / f"sniper-chips-{os.getuid()}"
 
 
 def cache_of(settings: LoaderSettings) -> Cache:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
         if not isinstance(self.data, Path):
             self.remote = OpenShards(self.cache, self.data, m.shards, m.shard_bytes, m.shard_sha256)
         self._files: dict[int, int] = {}  # shard -> descriptor
+        self._checked = np.zeros(len(m.key_hashes), bool)  # chips whose bytes were compared, by this process
         self.max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,6 +130,11 @@ class ChipDataset(Dataset[tuple[Tensor, Target]]):
             raise self._damaged(row, error.strerror or str(error)) from error
         if len(data) != size:
             raise self._damaged(row, f"{size} bytes expected at byte {offset}, {len(data)} found")
+        if not self._checked[row]:  # damage comes to a disk, seldom to a page that has been read soundly
+            if (found := zlib.crc32(data)) != m.jpeg_crc32s[row]:
+                expected = f"CRC-32 {m.jpeg_crc32s[row]:08x} expected, {found:08x} found"
+                raise self._damaged(row, f"the JPEG is damaged ({expected})")
+            self._checked[row] = True
         return data
 
     @contextmanager

@@ -25,7 +25,7 @@ from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from trainer.loading.cache import user_folder
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Part of the file's name, to be raised whenever the columns change."""
 
 CACHE_BOX = pa.struct(
@@ -47,6 +47,7 @@ CACHE = pa.schema(
         ("shard", pa.int32()),  # position in Manifest.shards
         ("offset", pa.int64()),
         ("size", pa.int32()),
+        ("crc32", pa.uint32()),
         ("boxes", pa.large_list(CACHE_BOX)),
     ]
 )
@@ -70,6 +71,7 @@ class Manifest:
     shard_indices: npt.NDArray[np.int32]  # [N], into `shards`
     jpeg_offsets: npt.NDArray[np.int64]  # [N], bytes from the shard's start
     jpeg_sizes: npt.NDArray[np.int32]  # [N], bytes
+    jpeg_crc32s: npt.NDArray[np.uint32]  # [N], CRC-32 of the JPEG's bytes
     box_offsets: npt.NDArray[np.int64]  # [N + 1]; chip i owns the boxes box_offsets[i]:box_offsets[i + 1]
     corners: npt.NDArray[np.float32]  # [M, 4], x1 y1 x2 y2, chip pixels
     labels: npt.NDArray[np.int32]  # [M], 1..K
@@ -195,6 +197,7 @@ def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
         np.full(rows.num_rows, shard, np.int32),
         rows["offset"],
         rows["size"],
+        rows["crc32"],
         pa.LargeListArray.from_arrays(
             np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
             pa.StructArray.from_arrays(flat, fields=list(CACHE_BOX)),
@@ -243,6 +246,7 @@ def _map(path: Path) -> Manifest | None:
         shard_indices=numbers("shard"),
         jpeg_offsets=numbers("offset"),
         jpeg_sizes=numbers("size"),
+        jpeg_crc32s=numbers("crc32"),
         box_offsets=boxes.offsets.to_numpy(),
         corners=boxes.values.field("corners").values.to_numpy().reshape(-1, 4),
         labels=boxes.values.field("label").to_numpy(),

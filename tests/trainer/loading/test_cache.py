@@ -4,8 +4,10 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import pwd
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ import trainer.loading.cache
 from schemas.errors import DataError
 from schemas.settings import LoaderSettings
 from tests.trainer.remote import PROTOCOL, RemoteFiles, downloads, num_open, remote
-from trainer.loading.cache import Cache, Shard, cache_of, open_shard
+from trainer.loading.cache import Cache, Shard, cache_of, open_shard, user_folder
 from trainer.loading.fetch import FETCHERS, RECENT, Fetcher, OpenShards
 
 SIZE, NUM = 10_000, 6
@@ -432,3 +434,15 @@ def test_fetcher__closed_while_fetching(store: Store) -> None:
     assert set(threading.enumerate()) <= before
     assert num_open(store.cache.folder) == 0
     assert len(store.cached()) <= FETCHERS
+
+
+def test_user_folder__of_a_user_whom_the_machine_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run as any number, without HOME."""
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert user_folder() == Path(tempfile.gettempdir()) / f"sniper-chips-{os.getuid()}"

@@ -181,6 +181,23 @@ def test_damage__names_shard_and_chip(own_folder: Path) -> None:
     dataset[row - 1]
 
 
+def test_damage__every_flipped_bit_is_noticed_at_the_first_reading(own_folder: Path) -> None:
+    """Most of them would decode to other pixels without an error."""
+    shard = "positives/chips-00001.tar"
+    path, draw = own_folder / shard, np.random.default_rng(0)
+    manifest = ChipDataset(own_folder).manifest
+    row = row_of(ChipDataset(own_folder), shard)
+    whole = path.read_bytes()
+    for bit in draw.integers(8 * int(manifest.jpeg_sizes[row]), size=40).tolist():
+        content = bytearray(whole)
+        content[int(manifest.jpeg_offsets[row]) + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"the JPEG is damaged \(CRC-32 .* expected, .* found\)"):
+            ChipDataset(own_folder)[row]
+    path.write_bytes(whole)
+    ChipDataset(own_folder)[row]
+
+
 def test_missing_shard__names_shard_and_chip(own_folder: Path) -> None:
     (own_folder / "negatives/chips-00000.tar").unlink()
     dataset = ChipDataset(own_folder)
