@@ -33,6 +33,8 @@ COLUMNS = [name for name in PROPOSALS.names if name != "scale_index"]
 OVERHANG = 1.0
 """A box may reach beyond its image by this many source pixels, and is clipped: float32 and files that round to
 whole pixels bring that about. More means coordinates of another frame."""
+EXACT = 2.0**53
+"""Up to here every whole number is a float of its own."""
 LARGEST = float(np.finfo(np.float32).max)  # NaN is not below it
 
 
@@ -239,8 +241,16 @@ def _parquet_batches(reader: Any, file: Location) -> Iterator[_Batch]:
             columns = [batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False) for name in COLUMNS[1:]]
             ids = batch.column("image_id")
             nulls = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False)).tolist()
-            image_id = ids.fill_null(0).cast(pa.int64()).to_numpy()
             faults = {row + i: "image_id is null" for i in nulls}
+            if pa.types.is_floating(ids.type):
+                values = ids.cast(pa.float64()).fill_null(0).to_numpy()
+                is_id = (values == np.floor(values)) & (np.abs(values) <= EXACT)
+                faults |= {
+                    row + i: f"image_id is {values[i]:g}; expected an integer" for i in np.flatnonzero(~is_id).tolist()
+                }
+                image_id = np.where(is_id, values, 0).astype(np.int64)
+            else:
+                image_id = ids.fill_null(0).cast(pa.int64()).to_numpy()
             yield _Batch(row, image_id, np.stack(columns[:4], axis=1), columns[4], faults)
             row += len(batch)
     except (OSError, pa.ArrowInvalid) as error:
@@ -254,7 +264,7 @@ def _check_columns(file: Location, schema: pa.Schema) -> None:
         expected = "integers" if name == "image_id" else "numbers"
         if kind is None:
             faults.append(f"column {name} is missing")
-        elif not (pa.types.is_integer(kind) or (pa.types.is_floating(kind) and name != "image_id")):
+        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             faults.append(f"column {name} is {kind}; expected {expected}")
     if faults:
         raise DataError(
@@ -279,16 +289,23 @@ def _json_batch(file: Location) -> _Batch:
     for row, record in enumerate(records):
         if not isinstance(record, _Result):
             faults[row] = f"is {record!r:.80}; expected an object"
-        elif type(record.image_id) is not int or not -(2**63) <= record.image_id < 2**63:
+        elif (number := _as_id(record.image_id)) is None:
             faults[row] = f"image_id is {record.image_id!r:.80}; expected an integer"
         elif type(record.bbox) is not list or len(record.bbox) != 4 or not all(map(_is_number, record.bbox)):
             faults[row] = f"bbox is {record.bbox!r:.80}; expected four numbers [x, y, width, height]"
         elif not _is_number(record.score):
             faults[row] = f"score is {record.score!r:.80}; expected a number"
         else:
-            image_id[row], numbers[row] = record.image_id, [*record.bbox, record.score]
+            image_id[row], numbers[row] = number, [*record.bbox, record.score]
     box = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], axis=1)
     return _Batch(0, image_id, box, numbers[:, 4], faults)
+
+
+def _as_id(value: Any) -> int | None:
+    """Return a value as an id. Some programs write whole numbers as floats, such as 1.0; None where it is no id."""
+    if type(value) is float and value.is_integer() and abs(value) <= EXACT:
+        return int(value)
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 
 def _is_number(value: Any) -> bool:

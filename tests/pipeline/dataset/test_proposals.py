@@ -122,6 +122,8 @@ def test_read__null_is_named(tmp_path: Path) -> None:
         ("text", "is 'text'; expected an object"),
         ({"image_id": "3", "bbox": [1, 1, 2, 2], "score": 1}, "image_id is '3'"),
         ({"image_id": True, "bbox": [1, 1, 2, 2], "score": 1}, "image_id is True"),
+        ({"image_id": 3.5, "bbox": [1, 1, 2, 2], "score": 1}, "image_id is 3.5"),
+        ({"image_id": 1e300, "bbox": [1, 1, 2, 2], "score": 1}, "image_id is 1e.300"),
         ({"image_id": 3, "bbox": [1, 1, 2], "score": 1}, "expected four numbers"),
         ({"image_id": 3, "bbox": [1, 1, 2, "2"], "score": 1}, "expected four numbers"),
         ({"image_id": 3, "score": 1}, "bbox is None"),
@@ -132,6 +134,19 @@ def test_read__json_records_that_are_none(tmp_path: Path, record: Any, said: str
     path = tmp_path / "results.json"
     path.write_text(json.dumps([{"image_id": 3, "bbox": [1, 1, 2, 2], "score": 1}, record]))
     with pytest.raises(DataError, match=f"row 1: {said}" if record == "text" else f"row 1: .*{said}"):
+        read_proposals(path, EXTENTS)
+
+
+def test_read__whole_floats_are_ids(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"image_id": 3.0, "bbox": [1, 1, 2, 2], "score": 1}]))
+    assert len(read_proposals(path, EXTENTS).boxes) == 1
+    path = tmp_path / "proposals.parquet"
+    columns = {"image_id": [3.0, 3.0], "x1": [1.0, 2.0], "y1": [1.0, 1.0], "x2": [3.0, 3.0], "y2": [3.0, 3.0]}
+    pq.write_table(pa.table({**columns, "score": [0.5, 0.6]}), path)
+    assert len(read_proposals(path, EXTENTS).boxes) == 2
+    pq.write_table(pa.table({**columns, "image_id": [3.0, 3.5], "score": [0.5, 0.6]}), path)
+    with pytest.raises(DataError, match=r"row 1: image_id is 3\.5; expected an integer"):
         read_proposals(path, EXTENTS)
 
 
