@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from schemas.errors import SniperError, UsageError
+from trainer.runtime.launch import check_launch
 
 Made = TypeVar("Made")
 
@@ -45,8 +46,9 @@ def joined() -> Iterator[Rank]:
     Inside another `joined` block the processes are joined already, and nothing happens.
 
     Raises:
-        UsageError: more processes than GPUs on this machine.
+        UsageError: more processes than GPUs on this machine, or several processes that do not know of each other.
     """
+    check_launch(os.environ)
     count = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
