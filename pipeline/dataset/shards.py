@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
 from pipeline.dataset.build_file import command_for
-from pipeline.dataset.hashing import HashingFile
-from pipeline.storage import Location, atomic_file, read_bytes, start_writeback
+from pipeline.storage import HashingFile, Location, atomic_file, read_bytes, start_writeback
 from schemas.errors import DataError
 from schemas.tables import MANIFEST
 

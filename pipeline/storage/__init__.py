@@ -24,9 +24,10 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.locks import locked, remove_temporary
 from pipeline.storage.stores import Location, location
-from pipeline.storage.writing import TEMPORARY, atomic_file, probe_writable, start_writeback, write_atomic
+from pipeline.storage.writing import TEMPORARY, HashingFile, atomic_file, probe_writable, start_writeback, write_atomic
 
 __all__ = [
+    "HashingFile",
     "Location",
     "TEMPORARY",
     "ahead",

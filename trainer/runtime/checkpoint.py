@@ -1,12 +1,14 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped. Whole, or not there."""
 
+import hashlib
 import io
 import re
 from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.storage import Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
+from pipeline.engines.progress import log
+from pipeline.storage import HashingFile, Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
 from schemas.errors import DataError, UsageError
 from schemas.settings import ModelSettings, Norm, Precision
 from trainer.model import Detector
@@ -31,6 +33,14 @@ MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no
     "loader.cache",
     "loader.cache_gb",
 }
+
+
+SEAL = b"\nsniper-sha256 "
+"""Stands behind the bytes that torch wrote, before their SHA-256 in hex. torch and zip readers do not mind it."""
+
+
+class DamagedError(DataError):
+    """A file is not as it was written."""
 
 
 class Checkpoint(NamedTuple):
@@ -75,13 +85,23 @@ def checkpoint_path(folder: Location, step: int) -> Location:
 
 
 def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint whole or not at all, with the SHA-256 of its bytes behind them."""
     with atomic_file(path) as file:
-        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
+        hashing = HashingFile(file)
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, hashing)
+        file.write(SEAL + hashing.hexdigest().encode())
 
 
 def find_checkpoints(folder: Location) -> list[Location]:
     """A run's checkpoints, oldest first."""
     return [path for path in files_in(folder, "step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name)]
+
+
+def chosen_file(path: Location) -> Location:
+    """Return the file that a path stands for: itself, or of a run's folder the best checkpoint, else the last."""
+    if not is_folder(path):
+        return path
+    return next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if is_file(p)), path / "step-*.pt")
 
 
 def read_checkpoint(path: Location) -> Checkpoint:
@@ -90,21 +110,75 @@ def read_checkpoint(path: Location) -> Checkpoint:
     Raises:
         DataError: there is none, or it is no checkpoint of ours.
     """
-    if is_folder(path):
-        path = next((p for p in [path / BEST, *reversed(find_checkpoints(path))] if is_file(p)), path / "step-*.pt")
+    path = chosen_file(path)
+    return as_checkpoint(path, read_content(path))
+
+
+def read_content(path: Location) -> Any:
+    """Read a file that torch has saved, ours or another one; nothing in it is executed.
+
+    Raises:
+        DamagedError: the file is not as it was written, or torch cannot read it.
+        DataError: there is no such file.
+    """
     try:
         data = read_bytes(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
+    size = len(data) - len(SEAL) - 64
+    is_sealed = data[:-64].endswith(SEAL)
+    if is_sealed and hashlib.sha256(memoryview(data)[:size]).hexdigest().encode() != data[-64:]:
+        raise DamagedError(
+            f"{path}: is damaged: its bytes have another SHA-256 than when it was written; take another checkpoint of "
+            "the run, or a copy of this one"
+        )
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever its unpickler meets
-        raise DataError(f"{path}: is not a checkpoint of `sniper train`, or it is damaged") from error
+        raise DamagedError(
+            f"{path}: is not a checkpoint of `sniper train`, nor a file of weights that torch can read safely, or it "
+            f"is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    if not is_sealed and isinstance(content, dict) and "format" in content:
+        log.info(f"{path}: was written by an earlier version, without a hash; damage in it would not be noticed")
+    return content
+
+
+def as_checkpoint(path: Location, content: Any) -> Checkpoint:
+    """Check that the content of a file is a checkpoint of ours.
+
+    Raises:
+        DataError: it is not, or it is one of another version.
+    """
     if not isinstance(content, dict) or "format" not in content:
         raise DataError(f"{path}: is not a checkpoint of `sniper train`; weights of others serve as train.weights")
-    if content.pop("format") != FORMAT or content.keys() != set(Checkpoint._fields):
+    found = content.keys() - {"format"}
+    needed = set(Checkpoint._fields) - set(Checkpoint._field_defaults)
+    if content["format"] != FORMAT or not needed <= found <= set(Checkpoint._fields):
         raise DataError(f"{path}: is a checkpoint of another version of this program; train anew")
-    return Checkpoint(**content)
+    return Checkpoint(**{name: content[name] for name in found})
+
+
+def read_last(folder: Location) -> Checkpoint | None:
+    """Read the last sound checkpoint of a run, and say which damaged ones are passed over.
+
+    Returns:
+        None where the folder holds none.
+
+    Raises:
+        DamagedError: all of them are damaged.
+        DataError: one is of another version of this program.
+    """
+    error = None
+    for path in reversed(find_checkpoints(folder)):
+        try:
+            return read_checkpoint(path)
+        except DamagedError as damaged:
+            error = damaged
+            log.warning(f"WARNING: {damaged}. It is passed over, for the one before")
+    if error is not None:
+        raise DamagedError(f"{folder}: every checkpoint is damaged; start anew in another --out") from error
+    return None
 
 
 def check_resumable(

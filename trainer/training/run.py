@@ -143,7 +143,8 @@ def make_run(
     categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
     precision: Precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
     norm = _norm(options, rank, last)
-    model = _network(settings, len(categories), chips["size"], norm, rank, anew=last is None, rpn_only=rpn_only)
+    classes = [name for _, name in categories]
+    model = _network(settings, classes, chips["size"], norm, rank, anew=last is None, rpn_only=rpn_only)
     per_rank = chips_per_pass(options, rank.count)
     return Run(
         out=out,
@@ -193,14 +194,13 @@ def _norm(options: TrainSettings, rank: Rank, last: Checkpoint | None) -> Norm:
 
 
 def _network(
-    settings: Settings, num_classes: int, side: int, norm: Norm, rank: Rank, *, anew: bool, rpn_only: bool
+    settings: Settings, classes: list[str], side: int, norm: Norm, rank: Rank, *, anew: bool, rpn_only: bool
 ) -> Detector:
     """Make the network on the rank's device, ready to be trained, with pretrained weights where it starts anew."""
     options = settings.train
-    model = Detector(settings.model, num_classes, side)
+    model = Detector(settings.model, len(classes), side)
     if options.weights is not None and anew:
-        new = [name for name in load_weights(model, options.weights) if name.startswith("head.")]
-        tell(rank, f"weights from {options.weights}" + (f"; start anew: {', '.join(new)}" if new else ""))
+        tell(rank, load_weights(model, options.weights, classes))
     if rpn_only:
         model.keep_rpn_only()
     set_norm_policy(model, norm, freeze_stem=options.weights is not None, momentum=options.norm_momentum)

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
 from pipeline.coco.source import RefusedBox, RefusedImage
-from pipeline.dataset.hashing import HashingFile
 from pipeline.dataset.ledger.summary import Summary, mask_to_scales
-from pipeline.storage import Location, atomic_file, is_file, remove
+from pipeline.storage import HashingFile, Location, atomic_file, is_file, remove
 from schemas.codes import FATE_NAMES, UNCOVERED, Fate
 from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
 

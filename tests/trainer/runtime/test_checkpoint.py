@@ -1,0 +1,107 @@
+"""Checkpoint files: the hash, damage, and what a run goes on from."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.errors import DataError
+from tests.trainer.chips import CLASSES, SLIM, slim_detector
+from trainer.runtime.checkpoint import (
+    FORMAT,
+    SEAL,
+    Checkpoint,
+    DamagedError,
+    checkpoint_path,
+    make_detector,
+    read_checkpoint,
+    read_last,
+    write_checkpoint,
+)
+
+
+def make_checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(
+        model=slim_detector(seed=step).state_dict(),
+        ema=None,
+        optimizer={},
+        scaler={},
+        step=step,
+        loader=(0, 0, 8 * step),
+        settings={"model": SLIM.model_dump(mode="json"), "train": {"epochs": 1}},
+        norm="frozen",
+        precision="fp32",
+        rpn_only=False,
+        categories=[(i, f"class {i}") for i in range(1, CLASSES + 1)],
+        chips={"size": 96},
+        data={},
+        best_ap=-1.0,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for step in (1, 2, 3):
+        write_checkpoint(checkpoint_path(tmp_path, step), make_checkpoint(step))
+    return tmp_path
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_read_checkpoint__every_flipped_bit_is_noticed(run: Path) -> None:
+    path = checkpoint_path(run, 3)
+    whole, draw = path.read_bytes(), random.Random(0)
+    bits = 8 * (len(whole) - len(SEAL) - 64)
+    for bit in [0, bits - 1, *(draw.randrange(bits) for _ in range(40))]:
+        flip_bit(path, bit)
+        with pytest.raises(DamagedError, match="step-00000003"):
+            read_checkpoint(path)
+        path.write_bytes(whole)
+    assert make_detector(read_checkpoint(path)).state_dict()["head.scores.bias"].shape == (CLASSES + 1,)
+
+
+def test_read_checkpoint__is_a_file_that_torch_reads(run: Path) -> None:
+    content = torch.load(checkpoint_path(run, 2), weights_only=True)
+    assert content["format"] == FORMAT
+    assert content["step"] == 2
+
+
+def test_read_checkpoint__without_a_hash_loads_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the versions before wrote it, without what was added to checkpoints since."""
+    path = run / "old.pt"
+    content = make_checkpoint(7)._asdict()
+    torch.save({"format": FORMAT, **{k: v for k, v in content.items() if k not in Checkpoint._field_defaults}}, path)
+    caplog.set_level("INFO", "sniper")
+    assert read_checkpoint(path).step == 7
+    assert "without a hash" in caplog.text
+
+
+def test_read_last__takes_the_one_before_a_damaged_one(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flip_bit(checkpoint_path(run, 3), 80_000)
+    last = read_last(run)
+    assert last is not None
+    assert last.step == 2
+    assert "step-00000003.pt: is damaged" in caplog.text
+    path = checkpoint_path(run, 2)
+    path.write_bytes(path.read_bytes()[:-1000])
+    last = read_last(run)
+    assert last is not None
+    assert last.step == 1
+    flip_bit(checkpoint_path(run, 1), 80_000)
+    with pytest.raises(DamagedError, match="every checkpoint is damaged"):
+        read_last(run)
+    assert read_last(run / "elsewhere") is None
+
+
+def test_read_last__a_broken_best_one_is_no_hindrance(run: Path) -> None:
+    (run / "best.pt").write_bytes(b"no checkpoint")
+    last = read_last(run)
+    assert last is not None
+    assert last.step == 3
+    with pytest.raises(DataError, match=r"best\.pt"):  # what scores and detects wants that one, so it says so
+        read_checkpoint(run)
