@@ -76,10 +76,11 @@ def load_weights(model: Detector, source: str, classes: list[str]) -> str:
     layers = CLASS_LAYERS if model.settings.class_boxes else CLASS_LAYERS[:1]
     taken = {}
     for name, value in weights.state.items():
+        fitting: Tensor | None = value
         if name in own and name.startswith(layers):
-            value = _by_name(own[name], value, classes, weights.classes, int(name.startswith(CLASS_LAYERS[0])))
-        if name in own and value is not None and value.shape == own[name].shape:
-            taken[name] = value
+            fitting = _by_name(own[name], value, classes, weights.classes, int(name.startswith(CLASS_LAYERS[0])))
+        if name in own and fitting is not None and fitting.shape == own[name].shape:
+            taken[name] = fitting
     missing = [n for n in own if n.startswith("backbone.") and n not in taken and "num_batches" not in n]
     if missing:
         raise DataError(
