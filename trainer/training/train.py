@@ -4,13 +4,22 @@ import signal
 
 import torch
 
+from pipeline.engines.progress import log
 from pipeline.storage import Location, is_file, make_folder
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.evaluation.evaluate import open_ground_truth
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
-from trainer.runtime.checkpoint import BEST, Checkpoint, check_resumable, find_checkpoints, read_checkpoint
+from trainer.runtime.checkpoint import (
+    BEST,
+    Checkpoint,
+    DamagedError,
+    check_resumable,
+    find_checkpoints,
+    read_checkpoint,
+    read_last,
+)
 from trainer.runtime.ranks import from_first, joined
 from trainer.training.loop import run_loop
 from trainer.training.report import anchor_report, pool_report
@@ -73,7 +82,12 @@ def _last_checkpoint(out: Location, resume: bool) -> Checkpoint | None:
         return None
     if not resume:
         raise UsageError(f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out")
-    last = read_checkpoint(checkpoints[-1])
-    if not is_file(out / BEST):
+    last = read_last(out)
+    if last is None or not is_file(out / BEST):
         return last
-    return last._replace(best_ap=max(last.best_ap, read_checkpoint(out / BEST).best_ap))  # scored after it was saved
+    try:
+        best_ap = max(last.best_ap, read_checkpoint(out / BEST).best_ap)  # scored after the last one was saved
+    except DamagedError as error:
+        log.warning(f"WARNING: {error}. The next validation writes a new one")
+        best_ap = -1.0
+    return last._replace(best_ap=best_ap)

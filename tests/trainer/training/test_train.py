@@ -216,6 +216,25 @@ def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path)
     assert train(data, whole_run, options, resume=True) == find_checkpoints(whole_run)[-1]  # done already
 
 
+def test_train__resumes_past_damaged_checkpoints(
+    data: Path, whole_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flipped bit in the last one, and a best one that is none: the run goes on from the one before."""
+    out = tmp_path / "out"
+    shutil.copytree(whole_run, out)
+    damaged = find_checkpoints(out)[-1]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    (out / "best.pt").write_bytes(b"nothing")
+    options = tiny_settings("train.epochs=2", "train.norm=train", "train.ema=0.9")
+    caplog.set_level("INFO", "sniper")
+    assert train(data, out, options, resume=True) == damaged
+    assert f"{damaged.name}: is damaged" in caplog.text
+    assert "epoch 1, step" in caplog.text
+    assert_same(last(out).model, last(whole_run).model)
+
+
 def test_train__a_resumed_run_keeps_what_it_chose(data: Path, tmp_path: Path) -> None:
     """Fewer chips per rank would freeze batch norm; the weights it began with need not be there any more."""
     weights = tmp_path / "weights.pt"
