@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 
@@ -88,7 +88,7 @@ def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
     """Write a checkpoint whole or not at all, with the SHA-256 of its bytes behind them."""
     with atomic_file(path) as file:
         hashing = HashingFile(file)
-        torch.save({"format": FORMAT, **checkpoint._asdict()}, hashing)
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, cast(IO[bytes], hashing))
         file.write(SEAL + hashing.hexdigest().encode())
 
 

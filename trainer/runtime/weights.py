@@ -235,7 +235,7 @@ def _of_torchvision_detector(state: dict[str, Tensor]) -> dict[str, Tensor]:
     first = renamed.get("head.layers.0.weight")
     if first is not None and channels and first.shape[1] % channels[0] == 0:
         # its pooled maps lie channel by channel, ours bin by bin
-        renamed["head.layers.0.weight"] = first.unflatten(1, (channels[0], -1)).transpose(1, 2).flatten(1)
+        renamed["head.layers.0.weight"] = first.reshape(len(first), channels[0], -1).transpose(1, 2).flatten(1)
     for name in ("head.deltas.weight", "head.deltas.bias"):
         if name in renamed and len(renamed[name]) > 4:
             renamed[name] = renamed[name][4:]  # it has a box for the background, too
