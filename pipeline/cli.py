@@ -100,7 +100,14 @@ def check(annotations: Location, images: Location | None, workers: int, settings
     from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.check import check as run
 
-    report = run(annotations, images, max_pixels=settings.chips.max_pixels, workers=workers)
+    options = settings.chips
+    report = run(
+        annotations,
+        images,
+        max_pixels=options.max_pixels,
+        ignore_categories=options.ignore_categories,
+        workers=workers,
+    )
     source = report.source
     click.echo(
         f"{source.num_images + len(source.refused_images):,} images, "
@@ -129,6 +136,12 @@ def check(annotations: Location, images: Location | None, workers: int, settings
     default=0.001,
     help="share of refused images that is still a success",
 )
+@click.option(
+    "--max-bad-boxes",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    help="share of refused boxes that is still a success",
+)
 @settings_options
 def chips(
     annotations: Location,
@@ -140,6 +153,7 @@ def chips(
     plan_only: bool,
     overwrite: bool,
     max_bad: float,
+    max_bad_boxes: float,
     settings: Settings,
 ) -> None:
     """Cut multi-scale chips out of a COCO data set, into tar shards with Parquet manifests."""
@@ -158,6 +172,7 @@ def chips(
         plan_only=plan_only,
         overwrite=overwrite,
         max_bad=max_bad,
+        max_bad_boxes=max_bad_boxes,
     )
     for line in (*report.notes, *describe_rejects(report.rejects)):
         click.echo(line)

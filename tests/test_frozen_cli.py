@@ -8,7 +8,7 @@ from pipeline.cli import cli
 
 FROZEN = {
     "check": "--annotations --images --workers --config --set",
-    "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad"
+    "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad --max-bad-boxes"
     " --config --set",
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
     "show": "DATA --out --kind --columns --seed",

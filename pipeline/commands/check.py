@@ -1,6 +1,6 @@
 """`sniper check`: everything that is wrong with the data, listed at once, before any work. Changes nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from pipeline.coco import Reject, SourceImage
@@ -29,8 +29,22 @@ class _Job(NamedTuple):
     max_pixels: int
 
 
-def check(annotations: Location, images: Location | None, *, max_pixels: int, workers: int = 1) -> CheckReport:
+def check(
+    annotations: Location,
+    images: Location | None,
+    *,
+    max_pixels: int,
+    ignore_categories: Collection[str] = (),
+    workers: int = 1,
+) -> CheckReport:
     """Check an annotation file and, where `images` is given, decode every image it names as a build would.
+
+    Args:
+        annotations: COCO JSON file.
+        images: folder that its file names are relative to; None: no image is opened.
+        max_pixels: an image with more pixels is refused.
+        ignore_categories: names of categories whose boxes count as crowd.
+        workers: number of processes.
 
     Raises:
         DataError: the annotation file as a whole cannot be trusted.
@@ -38,7 +52,7 @@ def check(annotations: Location, images: Location | None, *, max_pixels: int, wo
     """
     if images is not None:
         image_folder(images)
-    source = read_coco(annotations, max_pixels)
+    source = read_coco(annotations, max_pixels, ignore_categories)
     if images is None:
         return CheckReport(source, source.rejects, 0, [])
     jobs = _jobs(source, images, max_pixels)

@@ -9,6 +9,7 @@ from pipeline.coco import Reject
 from pipeline.coco.read import read_coco
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
+from pipeline.commands.shortfall import Limits, find_shortfall
 from pipeline.dataset.build import prepare, task_memory
 from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, read_build, write_build
 from pipeline.dataset.cutting import ShardJob, Target, make_shard
@@ -47,7 +48,7 @@ class Report(NamedTuple):
         notes: remarks that a user should see and that refuse nothing.
         num_shards: shards of the build.
         num_made: shards that this call cut; the others were there.
-        shortfall: why this is no success: too many images were refused, or every box; None where it is one.
+        shortfall: why this is no success: too much was refused, or there is no target; None where it is one.
     """
 
     counts: dict[str, Any]
@@ -70,6 +71,7 @@ def chips(
     plan_only: bool = False,
     overwrite: bool = False,
     max_bad: float = 0.001,
+    max_bad_boxes: float = 0.01,
 ) -> Report:
     """Build the positive chips of a data set under `out`, doing only what is missing there.
 
@@ -84,6 +86,7 @@ def chips(
         plan_only: write out/plan/ and no chips.
         overwrite: replace what an earlier build with other settings left.
         max_bad: largest share of refused images that still counts as success; everything good is written anyway.
+        max_bad_boxes: the same of boxes that are refused themselves.
 
     Returns:
         What the build did.
@@ -98,16 +101,17 @@ def chips(
     out = location(out)
     if not plan_only:
         images = image_folder(None if images is None else location(images))
-    source = read_coco(annotations, settings.max_pixels)
+    source = read_coco(annotations, settings.max_pixels, settings.ignore_categories)
+    limits = Limits(max_bad, max_bad_boxes)
     with locked(out):
         remove_temporary(out)  # first: they would keep their folders
         if overwrite:
             _clear(out)
         spans = _spans(source.num_images, settings.images_per_shard)
         if plan_only:
-            return _write_plan(source, out, settings, spans, max_bad)
+            return _write_plan(source, out, settings, spans, limits)
         assert images is not None
-        return _build(source, images, out, settings, spans, Engine(engine, workers, address), max_bad)
+        return _build(source, images, out, settings, spans, Engine(engine, workers, address), limits)
 
 
 def _spans(num_images: int, length: int) -> dict[str, tuple[int, int]]:
@@ -123,7 +127,7 @@ def _build(
     settings: ChipSettings,
     spans: dict[str, tuple[int, int]],
     engine: Engine,
-    max_bad: float,
+    limits: Limits,
 ) -> Report:
     remove_files(out / "plan", PLAN_FILES)
     recorded = settings.model_dump(mode="json")
@@ -166,7 +170,7 @@ def _build(
         [*source.warnings, *source.notes, *frame_notes(num_ambiguous, num_several)],
         len(spans),
         num_made,
-        _shortfall(counts, max_bad, "Everything good was written; rejects.parquet names the others"),
+        find_shortfall(source, counts, limits, "Everything good was written; rejects.parquet names the others"),
     )
 
 
@@ -180,7 +184,7 @@ def _recorded_ledgers(out: Location) -> dict[str, str]:
 
 
 def _write_plan(
-    source: Source, out: Location, settings: ChipSettings, spans: dict[str, tuple[int, int]], max_bad: float
+    source: Source, out: Location, settings: ChipSettings, spans: dict[str, tuple[int, int]], limits: Limits
 ) -> Report:
     if files_in(out / POSITIVES, "chips-*"):
         raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
@@ -199,24 +203,8 @@ def _write_plan(
     with Progress("plan", source.num_images, "images") as progress:
         write_plan_files(folder, planned(progress))
     counts = summary.counts()
-    shortfall = _shortfall(counts, max_bad, "`sniper check` names them")
+    shortfall = find_shortfall(source, counts, limits, "`sniper check` names them")
     return Report(counts, source.rejects, [*source.warnings, *source.notes], len(spans), 0, shortfall)
-
-
-def _shortfall(counts: dict[str, Any], max_bad: float, remark: str) -> str | None:
-    """Say why a build is no success, or return None; `remark` says what there is all the same."""
-    refused, total = sum(counts["images"]["refused"].values()), counts["images"]["total"]
-    faults = []
-    if refused / max(total, 1) > max_bad:
-        faults.append(f"{refused} of {total} images were refused, more than --max-bad {max_bad:g} allows")
-    boxes = counts["boxes"]
-    if boxes["refused"] and not any(boxes[fate] for fate in ("covered", "rescued", "uncovered", "crowd")):
-        reason, number = max(boxes["refused"].items(), key=lambda item: item[1])
-        faults.append(
-            f"none of {boxes['total']} boxes can be used, so no chip holds any; the commonest reason is {reason} "
-            f"({number} boxes)"
-        )
-    return ". ".join([*faults, remark]) if faults else None
 
 
 def _clear(out: Location) -> None:

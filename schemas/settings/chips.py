@@ -61,6 +61,10 @@ class ChipSettings(Section):
     max_pixels: int = Field(200_000_000, gt=0)
     """A source image with more pixels is refused, unless it is a TIFF that is read by windows."""
 
+    ignore_categories: list[str] = []
+    """Names of categories whose boxes are regions that nobody labelled. They count as crowd: neither targets nor
+    background."""
+
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides where each window lies within its free play."""
 

@@ -17,7 +17,7 @@ from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, is_folder, make_folder, write_atomic
 from schemas.arrays import FloatArray
 from schemas.errors import DataError, UsageError
-from schemas.settings import Settings
+from schemas.settings import ChipSettings, Settings
 from trainer.evaluation.coco_scores import CocoResults, Summary, score
 from trainer.inference.batches import SearchLog, split_spans
 from trainer.inference.detect import detect_images
@@ -86,19 +86,19 @@ def evaluate(
     """
     with joined() as rank:
         state, inference = open_detector(checkpoint, settings or Settings(), rank.device)
-        truth = open_ground_truth(annotations, images, inference.chips.max_pixels, state.categories)
+        truth = open_ground_truth(annotations, images, inference.chips, state.categories)
         return score_model(inference, state.categories, truth, rank, out, max_dets)
 
 
 def open_ground_truth(
-    annotations: Location, images: Location, max_pixels: int, categories: list[tuple[int, str]] | None
+    annotations: Location, images: Location, chips: ChipSettings, categories: list[tuple[int, str]] | None
 ) -> GroundTruth:
     """Read what is to be scored against.
 
     Args:
         annotations: COCO JSON file.
         images: folder that its file names are relative to.
-        max_pixels: an image with more pixels is refused.
+        chips: an image with more than `max_pixels` is refused, and boxes of `ignore_categories` count as crowd.
         categories: (source id, name) of what the network knows; None where classes do not matter.
 
     Raises:
@@ -106,7 +106,7 @@ def open_ground_truth(
         UsageError: there is no such image folder.
     """
     image_folder(images)
-    source = read_coco(annotations, max_pixels, as_written=True)
+    source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
     assert source.as_written is not None
     notes = [*source.warnings, *source.notes]
     if num_wrong := trusted_areas(source.as_written)[1]:

@@ -61,7 +61,7 @@ def evaluate_proposals(
         def summarise(objects: dict[str, Any], proposals: CocoResults) -> Summary:
             return recall(objects, proposals, max_dets)
 
-        truth = open_ground_truth(annotations, images, inference.chips.max_pixels, None)
+        truth = open_ground_truth(annotations, images, inference.chips, None)
         return score_source(truth, find, summarise, rank, out, max_dets)
 
 

@@ -220,7 +220,7 @@ def test_chips__of_a_tiled_tiff_above_max_pixels(tmp_path: Path) -> None:
     boxes = [[100, 100, 40, 40], [far, far, 40, 40]]
     coco.add_image(1, tiff_of(data, side, side, tile), "a.tif", side, side, boxes=boxes)
     settings = ChipSettings(max_pixels=1_000_000)
-    assert check(coco.write(), coco.image_root, max_pixels=1_000_000).rejects == []
+    assert not check(coco.write(), coco.image_root, max_pixels=1_000_000).rejects
     report = chips(coco.path, coco.image_root, tmp_path / "out", settings)
     assert report.rejects == []
     found = 0
