@@ -8,8 +8,8 @@ from pipeline.cli import cli
 
 FROZEN = {
     "check": "--annotations --images --workers --config --set",
-    "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad --max-bad-boxes"
-    " --config --set",
+    "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad"
+    " --max-bad-boxes --config --set",
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
     "show": "DATA --out --kind --columns --seed",
     "verify": "DATA --workers",

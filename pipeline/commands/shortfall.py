@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from pipeline.coco.source import Source
 from schemas.codes import Reason
 
-CAUSES = {
+CAUSES: dict[str, str] = {
     Reason.UNKNOWN_IMAGE: "the list of images was cut short, or the boxes belong to another one",
     Reason.UNKNOWN_CATEGORY: "the boxes number the categories otherwise than the list does",
     Reason.NO_AREA: "bbox is not [x, y, width, height]",
@@ -31,25 +31,27 @@ def find_shortfall(source: Source, counts: dict[str, Any], limits: Limits, remar
         limits: what is a success.
         remark: what there is all the same.
     """
-    faults = []
     images, boxes = counts["images"], counts["boxes"]
-    num_images = sum(images["refused"].values())
+    num_images, num_boxes = sum(images["refused"].values()), sum(boxes["refused"].values())
+    faults = []
     if num_images / max(images["total"], 1) > limits.max_bad:
-        faults.append(f"{num_images:,} of {images['total']:,} images were refused, more than --max-bad {limits.max_bad:g} allows")
-    num_boxes = sum(boxes["refused"].values())
+        allowed = f"more than --max-bad {limits.max_bad:g} allows"
+        faults.append(f"{num_images:,} of {images['total']:,} images were refused, {allowed}")
     if num_boxes / max(boxes["total"], 1) > limits.max_bad_boxes:
-        faults.append(
-            f"{num_boxes:,} of {boxes['total']:,} boxes were refused, more than --max-bad-boxes {limits.max_bad_boxes:g} "
-            f"allows{_commonest(boxes['refused'])}"
-        )
+        allowed = f"more than --max-bad-boxes {limits.max_bad_boxes:g} allows"
+        cause = _commonest(boxes["refused"])
+        faults.append(f"{num_boxes:,} of {boxes['total']:,} boxes were refused, {allowed}; {cause}")
     if boxes["total"] and not boxes["covered"] + boxes["rescued"]:
-        lost = {**boxes["refused"], **boxes["uncovered"], "crowd": boxes["crowd"], "refused images": boxes["image_refused"]}
-        cause = ": " + "; ".join(source.warnings) if source.warnings else _commonest(lost)
-        faults.append(f"none of {boxes['total']:,} boxes is a target in any chip, so there is nothing to train on{cause}")
+        others = {"crowd": boxes["crowd"], "image_refused": boxes["image_refused"]}
+        cause = "; ".join(source.warnings) or _commonest(boxes["refused"] | boxes["uncovered"] | others)
+        faults.append(
+            f"none of {boxes['total']:,} boxes is a target in any chip, so nothing can be trained on: {cause}"
+        )
     return ". ".join([*faults, remark]) if faults else None
 
 
 def _commonest(reasons: dict[str, int]) -> str:
+    """Say which reason is the commonest, and what probably lies behind it."""
     reason, number = max(reasons.items(), key=lambda item: item[1])
-    cause = CAUSES.get(reason)  # type: ignore[call-overload]  # a Reason is the string
-    return f"; the commonest reason is {reason} ({number:,} boxes)" + (f", perhaps because {cause}" if cause else "")
+    cause = CAUSES.get(reason)
+    return f"the commonest reason is {reason} ({number:,} boxes)" + (f", perhaps because {cause}" if cause else "")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -143,7 +144,7 @@ def test_annotation_file_that_cannot_be_used_is_named_and_fails(
 
 @pytest.mark.parametrize(
     ("good", "bad", "max_bad", "status"),
-    [(9, 1, None, 1), (9, 1, 0.09, 1), (9, 1, 0.1, 0), (2, 1, 0.34, 0), (2, 1, 0.33, 1), (0, 3, 1, 0), (3, 0, 0, 0)],
+    [(9, 1, None, 1), (9, 1, 0.09, 1), (9, 1, 0.1, 0), (2, 1, 0.34, 0), (2, 1, 0.33, 1), (0, 3, 1, 1), (3, 0, 0, 0)],
 )
 def test_max_bad_is_a_share_of_images_and_everything_good_is_written(
     good: int, bad: int, max_bad: float | None, status: int, tmp_path: Path, sniper: RunSniper
@@ -168,13 +169,67 @@ def test_max_bad_counts_refused_records_too(tmp_path: Path, sniper: RunSniper) -
     assert sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 0.34).status == 0
 
 
-def test_max_bad_does_not_count_boxes(tmp_path: Path, sniper: RunSniper) -> None:
+def test_max_bad_counts_images_and_max_bad_boxes_boxes(tmp_path: Path, sniper: RunSniper) -> None:
     made = sound_set(tmp_path)
     for _ in range(30):
         made.add_box(1, None)
-    result = sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 0)
+    command = ["chips", *options(made, tmp_path / "out"), "--max-bad", 0]
+    result = sniper(*command)
+    assert result.status == 1
+    assert "30 of 33 boxes were refused, more than --max-bad-boxes 0.01 allows" in result.err
+    assert "the commonest reason is bad_numbers (30 boxes)" in result.err
+    result = sniper(*command, "--max-bad-boxes", 0.91)
     assert result.status == 0
     assert "30 annotations: bad_numbers" in result.out
+
+
+def test_boxes_of_images_that_were_cut_from_the_list_are_a_failure_that_says_so(
+    tmp_path: Path, sniper: RunSniper
+) -> None:
+    made = sound_set(tmp_path)
+    for _ in range(6):
+        made.add_box(555, [1, 1, 9, 9])
+    result = sniper("chips", *options(made, tmp_path / "out"))
+    assert result.status == 1
+    assert "6 of 9 boxes were refused" in result.err
+    assert "the list of images was cut short" in result.err
+
+
+NO_TARGETS: dict[str, tuple[dict[str, Any], str]] = {
+    "crowd": ({"iscrowd": 1}, "all 3 boxes are crowd"),
+    "shares": ({"bbox": [0.1, 0.1, 0.3, 0.3]}, "lie between 0 and 1"),
+    "counted from 0": ({"category_id": 2}, "may count from 0"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TARGETS)
+def test_chips_without_a_target_are_no_success_and_the_cause_is_named(
+    case: str, tmp_path: Path, sniper: RunSniper
+) -> None:
+    change, cause = NO_TARGETS[case]
+    made = sound_set(tmp_path)
+    made.annotations = [{**box, **change} for box in made.annotations]
+    result = sniper("check", *options(made))
+    assert result.status == 1
+    assert cause in result.out
+    result = sniper("chips", *options(made, tmp_path / "out"), "--max-bad-boxes", 1)
+    assert result.status == 1
+    assert "none of 3 boxes is a target in any chip" in result.err
+    assert cause in result.err
+
+
+def test_ignore_categories_count_as_crowd(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.categories.append({"id": 8, "name": "ignored regions"})
+    made.annotations[0]["category_id"] = 8
+    result = sniper("check", *options(made))
+    assert result.status == 1
+    assert "'ignored regions' looks like regions that nobody labelled" in result.out
+    ignore = ["--set", "chips.ignore_categories=[ignored regions]"]
+    assert sniper("check", *options(made), *ignore).status == 0
+    assert sniper("chips", *options(made, tmp_path / "out"), *ignore).status == 0
+    fates = pl.read_parquet(tmp_path / "out/annotations.parquet").sort("row")["fate"].to_list()
+    assert fates == ["crowd", "covered", "covered"]
 
 
 @pytest.mark.parametrize("plan", [[], ["--plan-only"]])
@@ -186,7 +241,7 @@ def test_chips_that_lost_every_box_fail_with_the_commonest_reason(
     made.categories = [{"id": 77, "name": "of another file"}]
     result = sniper("chips", *options(made, tmp_path / "out"), "--max-bad", 1, *plan)
     assert result.status == 1
-    assert "none of 4 boxes can be used" in result.err
+    assert "none of 4 boxes is a target in any chip" in result.err
     assert "commonest reason is unknown_category (4 boxes)" in result.err
     assert ("rejects.parquet" in result.err) == (not plan)
     if not plan:

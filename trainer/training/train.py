@@ -7,7 +7,7 @@ import torch
 from pipeline.engines.progress import log
 from pipeline.storage import Location, is_file, make_folder
 from schemas.errors import UsageError
-from schemas.settings import Settings
+from schemas.settings import ChipSettings, Settings
 from trainer.evaluation.evaluate import open_ground_truth
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
@@ -66,7 +66,9 @@ def train(
             check_resumable(last, out, run.settings_tree(), run.data)
             run.restore(last)
             run.tell(f"resumed: epoch {run.state.epoch}, step {run.step}")
-        truth = open_ground_truth(*validation, run.chips["max_pixels"], run.categories) if validation else None
+        truth = None
+        if validation is not None:
+            truth = open_ground_truth(*validation, ChipSettings.model_validate(run.chips), run.categories)
         # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
         before = signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
         try:
