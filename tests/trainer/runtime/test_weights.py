@@ -94,8 +94,9 @@ def test_load_weights__takes_the_average_that_is_scored(tmp_path: Path):
         assert value.equal(average.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("around", ["state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize(
+    ("around", "prefix"), [("state_dict", "module."), ("model", "module._orig_mod."), (None, "model.")]
+)
 def test_load_weights__looks_into_files_of_others(around: str | None, prefix: str, tmp_path: Path):
     theirs = torchvision.models.resnet18(weights=None).state_dict()
     content = {f"{prefix}{name}": value for name, value in theirs.items()}
