@@ -24,7 +24,9 @@ class TrainSettings(Section):
     weight_decay: float = Field(1.25e-5, ge=0, description="of matrices; not of biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="of the optimiser")
     precision: Precision | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
-    weights: str | None = Field(None, description="torchvision weights name, or a file; null: from scratch")
+    weights: str | None = Field(
+        None, description="torchvision weights name, a file, or the folder of a run; null: from scratch"
+    )
     norm: Norm | None = Field(
         None, description="batch norm; null: train from 8 chips per rank up, else frozen (train from scratch)"
     )
