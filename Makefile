@@ -57,7 +57,7 @@ endif
 train: setup ## train the detector: DATA=<chips> RUN=<folder> [GPUS=N]; on the demo chips without them
 ifeq ($(strip $(DATA)),)
 	@$(MAKE) --no-print-directory chips ARGS=
-	$(LAUNCH) train --data $(DEMO)/chips --out "$(or $(RUN),$(DEMO)/run)" --resume $(DEMO_CONFIG) $(ARGS)
+	$(LAUNCH) train --data $(DEMO)/chips --out "$(or $(RUN),$(DEMO)/run)" --resume=auto $(DEMO_CONFIG) $(ARGS)
 else
 	@if [ -z "$(RUN)" ]; then echo "make train: DATA needs RUN=<folder> beside it" >&2; exit 2; fi
 	$(LAUNCH) train --data "$(DATA)" --out "$(RUN)" $(ARGS)

@@ -28,3 +28,16 @@ class UsageError(SniperError):
 
 class SettingsError(UsageError):
     """An unknown setting or a wrong value."""
+
+
+class StoppedError(SniperError):
+    """A signal asked for an end. What was under way has been kept, and the text says how to go on."""
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        """Keep the text and the status, by custom 128 and the signal's number."""
+        super().__init__(text, exit_status)
+        self.exit_status = exit_status
+
+    def __str__(self) -> str:
+        """Return the text alone."""
+        return str(self.args[0])

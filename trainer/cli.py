@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -38,12 +38,14 @@ def negatives(
     """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
     from pipeline.commands.negatives import describe, image_root
     from pipeline.commands.negatives import negatives as run
-    from pipeline.dataset.build_file import read_build
+    from pipeline.dataset.build_file import read_build, refuse_other_chips
 
+    build = read_build(data, "sniper chips")
+    refuse_other_chips(data, build["settings"]["chips"], settings.chips)
     if proposals is None and random is None:
         with needed("train"):
             from trainer.training.make_proposals import make_proposals
-        root = image_root(read_build(data, "sniper chips"), images)
+        root = image_root(build, images)
         proposals = make_proposals(data, root, settings, overwrite=overwrite)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun the first process mines and cuts
@@ -69,14 +71,20 @@ def negatives(
 @click.option("--batch-size", type=click.IntRange(1), help="chips of the global batch  [default: 128]")
 @click.option("--epochs", type=click.IntRange(1), help="passes over the chips  [default: 12]")
 @click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="[default: bf16 on a GPU, else fp32]")
-@click.option("--resume", is_flag=True, help="go on from the last checkpoint in --out")
+@click.option(
+    "--resume",
+    type=click.Choice(["yes", "auto"]),
+    is_flag=False,
+    flag_value="yes",
+    help="go on from the last checkpoint in --out, with its settings; auto: begin where there is none",
+)
 @click.option("--val-annotations", type=location, help="COCO JSON file to score on every train.evaluate_every epochs")
 @click.option("--val-images", type=location, help="its images")
 @settings_options
 def train(
     data: Location,
     out: Location,
-    resume: bool,
+    resume: Literal["yes", "auto"] | None,
     val_annotations: Location | None,
     val_images: Location | None,
     settings: Settings,
@@ -91,7 +99,7 @@ def train(
     if (val_annotations is None) != (val_images is None):
         raise UsageError("train: give --val-annotations and --val-images together")
     validation = (val_annotations, val_images) if val_annotations and val_images else None
-    click.echo(run(data, out, settings, resume=resume, validation=validation))
+    click.echo(run(data, out, settings, resume="auto" if resume == "auto" else bool(resume), validation=validation))
 
 
 @click.command()

@@ -9,7 +9,9 @@ import msgspec
 from pipeline import __version__
 from pipeline.images.chip import codec
 from pipeline.storage import Location, is_file, is_folder, read_bytes, write_atomic
-from schemas.errors import DataError
+from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings
+from schemas.settings.section import contradictions
 from schemas.tables import FORMAT_VERSION
 
 NAME = "run.json"
@@ -101,3 +103,23 @@ def finished_builds(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
             )
         builds["negatives"] = pool_build
     return builds
+
+
+def refuse_other_chips(data: Location, chips: dict[str, Any], given: ChipSettings) -> None:
+    """Refuse settings of chips that were given and contradict the chips that are there.
+
+    Args:
+        data: folder of the chips.
+        chips: the settings they were made with. Their pixel limit does not count, since it only refuses images.
+        given: settings of now; what was not given contradicts nothing.
+
+    Raises:
+        UsageError: names every setting that differs.
+    """
+    acting = {name: value for name, value in chips.items() if name != "max_pixels"}
+    if differing := contradictions("chips", given, acting):
+        raise UsageError(
+            f"{data}: the chips were made with other settings than those given:\n  "
+            + "\n  ".join(differing)
+            + "\nLeave these out of --config and --set, or make the chips again with `sniper chips ... --overwrite`"
+        )

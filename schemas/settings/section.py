@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
@@ -18,6 +19,30 @@ class Section(BaseModel):
         if cls.model_fields[info.field_name].annotation is not bool and _holds_truth(value):
             raise ValueError(f"expected no true or false here, found {value!r}")
         return value
+
+
+def as_yaml(value: Any) -> str:
+    """Write a value in one line, as a settings file or --set would have it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def contradictions(name: str, given: Section, recorded: dict[str, Any]) -> list[str]:
+    """Compare the settings that were given with recorded ones; what was not given contradicts nothing.
+
+    Args:
+        name: of the section.
+        given: the section as it was given.
+        recorded: key -> value, as JSON has them; keys that only one side has are left out.
+
+    Returns:
+        A line for each setting that differs, with both values.
+    """
+    now = given.model_dump(mode="json")
+    return [
+        f"{name}.{key}: {as_yaml(value)} there, {as_yaml(now[key])} given"
+        for key, value in recorded.items()
+        if key in given.model_fields_set and now[key] != value
+    ]
 
 
 def _holds_truth(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Settings of a training run. Rates are for a global batch of 128 with averaged gradients (docs/method.md, 9.2)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,8 +19,15 @@ class TrainSettings(Section):
     batch_size: int = Field(128, ge=1, description="chips of the global batch")
     chips_per_rank: int = Field(16, ge=1, description="chips of one forward pass; more are accumulated")
     learning_rate: float = Field(0.12, gt=0, description="at batch 128, scaled with the batch")
-    decay_epochs: list[int] = Field([10], description="epochs before which the rate is divided by ten")
-    warmup_steps: int = Field(1000, ge=0, description="linear, from a thirtieth of the rate (docs/method.md, 9.3)")
+    decay_epochs: list[Annotated[float, Field(gt=0)]] = Field(
+        [5 / 6],
+        description="where the rate is divided by ten: shares of the run below 1, or epochs done from 1 up",
+    )
+    warmup_steps: int = Field(
+        1000,
+        ge=0,
+        description="linear, from a thirtieth of the rate; at most a quarter of the run (docs/method.md, 9.3)",
+    )
     weight_decay: float = Field(1.25e-5, ge=0, description="of matrices; not of biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="of the optimiser")
     precision: Precision | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
@@ -37,7 +44,7 @@ class TrainSettings(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="of weights that start anew, and of every draw")
     log_every: int = Field(20, ge=1, description="steps")
     save_every: int = Field(1000, ge=1, description="steps; also at the end of every epoch")
-    keep: int = Field(3, ge=1, description="checkpoints")
+    keep: int = Field(3, ge=1, description="last checkpoints; from 2 up, one or two from well before stay beside them")
     evaluate_every: int = Field(1, ge=1, description="epochs between validations, where validation data are given")
     picture_every: int = Field(500, ge=1, description="steps")
     tensorboard: bool = Field(False, description="write RUN/tensorboard, too")
@@ -46,4 +53,6 @@ class TrainSettings(Section):
     def _decays_ascend(self) -> Self:
         if sorted(set(self.decay_epochs)) != self.decay_epochs:
             raise ValueError(f"decay_epochs {self.decay_epochs} must ascend")
+        if self.decay_epochs and self.decay_epochs[0] < 1 <= self.decay_epochs[-1]:
+            raise ValueError(f"decay_epochs {self.decay_epochs}: give either shares below 1 or epochs from 1 up")
         return self

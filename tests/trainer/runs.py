@@ -10,9 +10,6 @@ from schemas.errors import SniperError
 from schemas.settings import Settings, load_settings
 from trainer.training.train import train
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-
 TINY_CHIPS = (
     "chips.size=64",
     "chips.scales=[0.5, {long_side: 64}]",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.coco.read import read_coco
@@ -22,7 +21,7 @@ from trainer.evaluation.coco_scores import CocoResults, Summary, score
 from trainer.inference.batches import SearchLog, split_spans
 from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference, open_detector
-from trainer.runtime.ranks import Rank, joined
+from trainer.runtime.ranks import Rank, asked_to_stop, breakable, gather_to_first, joined, stop_together
 
 LEAST_SHARE, MOST_SHARE = 0.001, 1.01  # of a box that an object's area can be
 
@@ -201,12 +200,16 @@ def score_source(
         for of_image in find(sources, spans, log):
             found += of_image
             progress.add(1)
+            if asked_to_stop():
+                break
+    stop_together("nothing is scored")
     results, rejects = _gather(found, log.rejects, rank)
     if not rank.is_first:
         return None
     results.sort(key=lambda result: result["image_id"])  # stable: best first within an image
     objects = coco_content(truth.source, {reject.id for reject in rejects})
-    summary = summarise(objects, results)
+    with breakable():
+        summary = summarise(objects, results)
     if out is not None:
         write_atomic(out, json.dumps(results).encode())
         write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
@@ -239,11 +242,7 @@ def as_results(image: SourceImage, found: Detections, categories: list[tuple[int
 
 
 def _gather(found: CocoResults, rejects: list[Reject], rank: Rank) -> tuple[CocoResults, list[Reject]]:
-    if rank.count == 1:
-        return found, rejects
-    everything: list[Any] | None = [None] * rank.count if rank.is_first else None
-    dist.gather_object((found, rejects), everything)
-    parts = everything or []
+    parts = gather_to_first((found, rejects), rank)
     return [r for results, _ in parts for r in results], [r for _, refused in parts for r in refused]
 
 

@@ -22,7 +22,7 @@ from schemas.tables import PROPOSALS
 from trainer.inference.batches import SPAN, SearchLog, run_views, split_spans
 from trainer.inference.opening import Inference, open_inference
 from trainer.model import propose
-from trainer.runtime.ranks import joined, wait_for_all
+from trainer.runtime.ranks import asked_to_stop, joined, stop_together, wait_for_all
 
 RPN_KEY = b"sniper-rpn"
 MOST = 300  # proposals per view; the `proposals` setting of the network may give fewer (docs/method.md, 5.2)
@@ -64,11 +64,14 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
             for position, rows in propose_images(inference, list(todo.values()), sources, images, log):
                 part = position // SPAN
                 progress.add(1)
+                if asked_to_stop():
+                    break
                 if rows is None:  # its part is not written, so that another run comes back to it
                     continue
                 collected[part].append(rows)
                 if len(collected[part]) == len(todo[part]):
                     _write(_part(folder, part), pa.concat_tables(collected.pop(part)), about)
+        stop_together("the proposals that are done are kept")
         wait_for_all()
         if rank.is_first:
             for number, path in numbered_parts(folder).items():

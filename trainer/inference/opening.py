@@ -1,14 +1,16 @@
 """From a checkpoint to a network that is ready to run over whole images."""
 
+import os
 from typing import NamedTuple
 
 import torch
 
+from pipeline.engines.progress import log
 from pipeline.storage import Location
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Precision, Settings
 from trainer.model import Detector
-from trainer.runtime.checkpoint import Checkpoint, make_detector, read_checkpoint
+from trainer.runtime.checkpoint import Checkpoint, chosen_file, make_detector, origin, read_checkpoint
 
 
 class Inference(NamedTuple):
@@ -45,7 +47,10 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
         DataError: there is no checkpoint, it is damaged or none of ours, or its network cannot be made again.
         UsageError: other scales, ranges or network settings were given than those it was trained with.
     """
+    path = chosen_file(path)
     checkpoint = read_checkpoint(path)
+    if int(os.environ.get("RANK", 0)) == 0:
+        log.info(origin(path, checkpoint))
     chips = dict(checkpoint.chips)
     if "max_pixels" in settings.chips.model_fields_set:
         chips["max_pixels"] = settings.chips.max_pixels

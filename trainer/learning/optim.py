@@ -1,14 +1,9 @@
-"""The optimiser: groups of parameters, the schedule of the rate, the moving average of weights (docs/method.md, 9)."""
+"""The optimiser: groups of parameters, the moving average of weights (docs/method.md, 9)."""
 
 import torch
 from torch import nn
 
-from schemas.settings import REFERENCE_BATCH, TrainSettings
-
-WARMUP_START = 1 / 30
-"""Share of the rate at which the warm-up begins (docs/method.md, 9.3)."""
-DECAY = 0.1
-"""Factor of the rate at each decay (docs/method.md, 9.3)."""
+from schemas.settings import TrainSettings
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
@@ -19,21 +14,6 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD
         {"params": [p for p in learn if p.dim() <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-
-
-def learning_rate(step: int, epoch: int, settings: TrainSettings) -> float:
-    """Return the rate of one optimiser step, a pure function of where it stands (docs/method.md, 9.2 and 9.3).
-
-    Args:
-        step: optimiser steps before this one; the warm-up is linear in it.
-        epoch: from 0; the rate is divided by ten at every decay epoch reached.
-        settings: of the run.
-    """
-    full = settings.learning_rate * settings.batch_size / REFERENCE_BATCH
-    full *= DECAY ** sum(epoch >= decay for decay in settings.decay_epochs)
-    if step >= settings.warmup_steps:
-        return full
-    return full * (WARMUP_START + (1 - WARMUP_START) * step / settings.warmup_steps)
 
 
 class Ema:

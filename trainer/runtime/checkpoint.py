@@ -5,34 +5,30 @@ import io
 import re
 from typing import IO, Any, NamedTuple, cast
 
+import msgspec
 import torch
 
 from pipeline.engines.progress import log
-from pipeline.storage import HashingFile, Location, atomic_file, files_in, is_file, is_folder, read_bytes, remove
-from schemas.errors import DataError, UsageError
+from pipeline.storage import (
+    HashingFile,
+    Location,
+    atomic_file,
+    files_in,
+    is_file,
+    is_folder,
+    read_bytes,
+    remove,
+    write_atomic,
+)
+from schemas.errors import DataError
 from schemas.settings import ModelSettings, Norm, Precision
 from trainer.model import Detector
 
 FORMAT = 2
 BEST = "best.pt"
 """The checkpoint with the highest AP of a run that validates."""
-
-MAY_CHANGE = {  # settings that a resumed run may have otherwise: they change no step, or only later ones
-    "train.epochs",
-    "train.decay_epochs",
-    "train.chips_per_rank",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-    "train.evaluate_every",
-    "train.picture_every",
-    "train.tensorboard",
-    "train.compile",
-    "loader.threads",
-    "loader.prefetch",
-    "loader.cache",
-    "loader.cache_gb",
-}
+SCORES = "scores.json"
+"""What the validations of a run found. It tells how the best checkpoint came to be the best."""
 
 
 SEAL = b"\nsniper-sha256 "
@@ -69,15 +65,34 @@ class Checkpoint(NamedTuple):
     chips: dict[str, Any]
     data: dict[str, str]
     best_ap: float  # highest validation AP so far
+    schedule: dict[str, Any] | None = None  # Schedule.kept(); None in checkpoints of before there were schedules
 
 
 def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:
-    """Write folder/step-N.pt, whole or not at all, then delete all but the last `keep`."""
+    """Write folder/step-N.pt, whole or not at all, then delete what `kept_steps` does not keep."""
     path = checkpoint_path(folder, checkpoint.step)
     write_checkpoint(path, checkpoint)
-    for old in find_checkpoints(folder)[:-keep]:
-        remove(old)
+    there = {int(other.stem.removeprefix("step-")): other for other in find_checkpoints(folder)}
+    for step in there.keys() - kept_steps(list(there), keep):
+        remove(there[step])
     return path
+
+
+def kept_steps(steps: list[int], keep: int) -> set[int]:
+    """Choose the checkpoints of a run that stay: the last ones, and one or two from well before.
+
+    Where losses begin to rise long before anyone looks, the last ones are all spoilt. So beside them stay the newest
+    from the first half of the run so far, and the oldest after it, which follows when the run is longer.
+
+    Args:
+        steps: of the checkpoints that are there, ascending.
+        keep: how many of the last ones stay; with 1 no other stays.
+    """
+    last, before = steps[-keep:], steps[:-keep]
+    if keep == 1:
+        return set(last)
+    half = steps[-1] / 2
+    return {*last, *[step for step in before if step <= half][-1:], *[step for step in before if step > half][:1]}
 
 
 def checkpoint_path(folder: Location, step: int) -> Location:
@@ -181,38 +196,66 @@ def read_last(folder: Location) -> Checkpoint | None:
     return None
 
 
-def check_resumable(
-    checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: dict[str, str]
-) -> None:
-    """Refuse to go on with other data or settings.
-
-    Raises:
-        UsageError: naming every difference.
-    """
-    for name in sorted(checkpoint.data.keys() | data.keys()):
-        there, here = (fingerprints.get(name, "none")[:12] for fingerprints in (checkpoint.data, data))
-        if there != here:
-            raise UsageError(
-                f"{path}: was trained on other {name} (fingerprint {there}, here {here}); resume with "
-                "the same --data, or start a new run with --set train.weights=FILE"
-            )
-    changed = [
-        f"{section}.{key}: {checkpoint.settings[section].get(key)!r} there, {value!r} now"
-        for section, values in settings.items()
-        for key, value in values.items()
-        if f"{section}.{key}" not in MAY_CHANGE and checkpoint.settings[section].get(key) != value
-    ]
-    if changed:
-        raise UsageError(
-            f"{path}: was trained with other settings:\n  "
-            + "\n  ".join(changed)
-            + "\nResume with the same ones, or start a new run in another --out"
-        )
-
-
 def make_detector(checkpoint: Checkpoint) -> Detector:
     """The network of a checkpoint, with its average of weights where it has one."""
     settings = ModelSettings.model_validate(checkpoint.settings["model"])
     model = Detector(settings, len(checkpoint.categories), checkpoint.chips["size"])
     model.load_state_dict(checkpoint.ema or checkpoint.model)
     return model
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One validation: the AP after `step` optimiser steps and `epoch` passes; None where COCO gives none."""
+
+    step: int
+    epoch: int
+    ap: float | None
+
+
+def read_scores(run: Location) -> list[Score]:
+    """Read the validations of a run, in the order of their steps; none where the run was never validated.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = run / SCORES
+    if not is_file(path):
+        return []
+    try:
+        return msgspec.json.decode(read_bytes(path), type=list[Score])
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: is damaged ({error}); delete it, and validations are made again") from error
+
+
+def write_scores(run: Location, scores: list[Score]) -> None:
+    """Write the validations of a run."""
+    write_atomic(run / SCORES, msgspec.json.encode(scores))
+
+
+def best_ap(scores: list[Score]) -> float:
+    """Return the highest AP of some validations; -1 where there is none."""
+    return max((score.ap for score in scores if score.ap is not None), default=-1.0)
+
+
+def origin(path: Location, checkpoint: Checkpoint) -> str:
+    """Say in one or two sentences which step of its run a checkpoint is, and how it came to be chosen.
+
+    Args:
+        path: file of the checkpoint.
+        checkpoint: what the file holds.
+    """
+    done = f"step {checkpoint.step:,}, {checkpoint.loader[1]} of {checkpoint.settings['train']['epochs']} epochs done"
+    if path.name != BEST:
+        return f"{path}: {done}"
+    scores = read_scores(path.parent)
+    text = f"{path}: {done}; its AP of {checkpoint.best_ap:.3f} is the highest of {max(1, len(scores))} validations"
+    steps = [int(other.stem.removeprefix("step-")) for other in find_checkpoints(path.parent)]
+    if not steps or steps[-1] <= checkpoint.step:
+        return text
+    later = [score for score in scores if score.step == steps[-1]]
+    if later and later[0].ap is not None:
+        return f"{text}; the last checkpoint, of step {steps[-1]:,}, has {later[0].ap:.3f}"
+    return (
+        f"{text}. WARNING: the last checkpoint, of step {steps[-1]:,}, was never validated and may be better: name "
+        "its file, or go on with `sniper train --resume` and validation data"
+    )

@@ -2,19 +2,22 @@
 
 import io
 import json
+import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline.engines.progress import log
 from pipeline.images.drawing import DETECTION_COLOR, STATUS_COLORS, draw_label
 from pipeline.storage import Location, is_file, make_folder, read_bytes, write_atomic
 from schemas.codes import Status
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections
 
@@ -25,22 +28,24 @@ SHOWN_SCORE = 0.3
 class Journal:
     """Writes the records of a run to RUN/log.jsonl and, where asked for, to RUN/tensorboard/."""
 
-    def __init__(self, out: Location, first_step: int, *, tensorboard: bool) -> None:
+    def __init__(self, out: Location, first_step: int, *, tensorboard: bool, warned: set[str]) -> None:
         """Open the log of a run and drop the records of steps that will be made again.
 
         Args:
             out: folder of the run.
             first_step: optimiser steps done so far; records of later ones, from before a crash, are dropped.
             tensorboard: write the same values for TensorBoard, too.
+            warned: what could not be written so far, so that each is said once.
 
         Raises:
             UsageError: TensorBoard is not installed, or the folder is no local one.
         """
         self._path = out / "log.jsonl"
+        self._warned, self._is_torn = warned, False
         lines = read_bytes(self._path).decode().splitlines() if is_file(self._path) else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= first_step]
-        self._text = "".join(f"{line}\n" for line in kept)
-        write_atomic(self._path, self._text.encode())
+        self._text = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
+        with auxiliary("the log", warned):
+            write_atomic(self._path, self._text.encode())
         self._board: Any = None
         if tensorboard:
             if not isinstance(out, Path):
@@ -49,24 +54,54 @@ class Journal:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise UsageError("train.tensorboard needs: pip install tensorboard") from error
-            self._board = SummaryWriter(str(out / "tensorboard"))
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
 
-    def record(self, step: int, values: dict[str, float]) -> None:
+    def record(self, step: int, values: dict[str, Any]) -> None:
         """Append one record, the values after `step` optimiser steps."""
         line = json.dumps({"step": step, **values}) + "\n"
         if isinstance(self._path, Path):
-            with self._path.open("a") as file:
-                file.write(line)
+            with auxiliary("the log", self._warned):
+                torn, self._is_torn = self._is_torn, True
+                with self._path.open("a") as file:
+                    file.write("\n" * torn + line)
+                self._is_torn = False
         else:
             self._text += line
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with auxiliary("TensorBoard's files", self._warned):
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self._board.add_scalar(name, value, step)
 
     def put(self) -> None:
         """Bring the log to an object store, which cannot append. With each checkpoint is often enough."""
         if not isinstance(self._path, Path):
-            write_atomic(self._path, self._text.encode())
+            with auxiliary("the log", self._warned):
+                write_atomic(self._path, self._text.encode())
+
+
+@contextmanager
+def auxiliary(what: str, warned: set[str]) -> Iterator[None]:
+    """Write something that the training can do without: where that fails, warn once and go on.
+
+    Args:
+        what: is written, for the warning.
+        warned: what has failed so far.
+    """
+    try:
+        yield
+    except (OSError, DataError) as error:
+        if what not in warned:
+            warned.add(what)
+            log.warning("WARNING: %s cannot be written, and the training goes on without: %s", what, error)
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a record, or infinity for a line that a crash or a full disk has cut."""
+    try:
+        return float(json.loads(line).get("step", 0))
+    except (ValueError, AttributeError):
+        return math.inf
 
 
 class Meter:
@@ -120,12 +155,31 @@ def _memory(device: torch.device) -> float:
 def progress_line(epoch: int, step: int, values: dict[str, float]) -> str:
     """Write a record, as `Meter.take` gives it with the rate as lr, in one line for a person."""
     terms = " ".join(f"{name} {values[name]:.3f}" for name in values if name.startswith(("rpn_", "roi_")))
-    minutes = values["seconds_left"] / 60
     return (
         f"epoch {epoch} step {step}: loss {values['loss']:.3f} ({terms}) lr {values['lr']:.2e} "
         f"{values['chips_per_s']:.1f} chips/s, waiting {values['data_wait']:.0%}, "
-        f"{values['memory_gb']:.1f} GB, {minutes:.0f} min left"
+        f"{values['memory_gb']:.1f} GB, {duration(values['seconds_left'])} of training left"
     )
+
+
+def pass_line(index: int, passes: int, seconds: float, steps: int) -> str:
+    """Say how long a forward and backward pass of the first step took, and so about the whole run.
+
+    Args:
+        index: number of the pass in its step, from 0.
+        passes: in a step.
+        seconds: that this one took.
+        steps: of the whole run, from here on.
+    """
+    whole = duration(seconds * passes * steps)
+    return f"first step, pass {index + 1} of {passes}: {seconds:.1f} s, so the run takes about {whole}"
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def draw_batch(path: Location, batch: Batch, found: list[RawDetections], names: Sequence[str]) -> None:

@@ -12,42 +12,42 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.storage import Location, write_atomic
-from schemas.errors import DataError, SniperError
+from schemas.errors import DataError
 from trainer.evaluation.evaluate import GroundTruth
-from trainer.learning.optim import learning_rate
 from trainer.loading.batch import Batch
 from trainer.loading.loader import Epoch, Step
-from trainer.runtime.checkpoint import checkpoint_path, save_checkpoint
-from trainer.runtime.ranks import sum_over_ranks, wait_for_all
-from trainer.training.journal import Journal, Meter, progress_line
+from trainer.runtime.checkpoint import checkpoint_path
+from trainer.runtime.ranks import any_rank, asked_to_stop, stop_together, sum_over_ranks
+from trainer.training.journal import Journal, Meter, pass_line, progress_line
 from trainer.training.run import Run
-from trainer.training.validate import picture, validate
+from trainer.training.validate import is_due, picture, validate
 
 LOSS_TERMS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
 
 
-class StoppedError(SniperError):
-    """SIGTERM came. The run has been kept in a checkpoint and can be resumed."""
-
-
-def train_step(run: Run, step: Step) -> dict[str, float]:
-    """Take one optimiser step over all micro-batches of all ranks.
+def train_step(run: Run, step: Step) -> dict[str, float] | None:
+    """Take one optimiser step over all micro-batches of all ranks, or leave everything as it was before.
 
     Args:
         step: what this rank contributes to the global batch.
 
     Returns:
-        The mean of each loss term per chip of the global batch, by its name.
+        The mean of each loss term per chip of the global batch, by its name; None where the step was given up, between
+        two micro-batches, because some rank is to stop.
 
     Raises:
-        DataError: a loss is not finite on some rank; no weight has been changed.
+        DataError: a loss or the gradient is not finite on some rank.
     """
-    device, ranks = run.rank.device, run.rank.count
+    device, ranks, options = run.rank.device, run.rank.count, run.settings.train
     names = LOSS_TERMS[:2] if run.model.rpn_only else LOSS_TERMS
-    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
-    sums[-1] = float(run.terminated)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     batches: list[Batch] = []
+    statistics = run.statistics()
     for index, micro in enumerate(step.micros):
+        if any_rank(asked_to_stop()):
+            run.undo(statistics)
+            return None
+        started = time.perf_counter()
         batch = micro.to(device)
         batches.append(batch)
         is_last = index == len(step.micros) - 1
@@ -64,18 +64,26 @@ def train_step(run: Run, step: Step) -> dict[str, float]:
                 )
             # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are terms of one sum
             torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))
-        sums[:-1] += torch.stack([losses[name].detach() for name in names])
-    *values, stop = sum_over_ranks(sums).tolist()  # the step's one wait for the device, before anything is changed
+        sums += torch.stack([losses[name].detach() for name in names])
+        if device.type == "cpu" and not run.is_timed:  # a CPU may take minutes for each
+            left = run.num_steps - run.step
+            run.tell(pass_line(index, len(step.micros), time.perf_counter() - started, left))
+    run.scaler.unscale_(run.optimizer)
+    run.is_timed = True
+    learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    size = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+    # the step's one wait for the device, before anything is changed
+    *values, norm = torch.cat([sum_over_ranks(sums), size[None].double()]).tolist()
     short = run.loader.batch_size / step.num_chips  # above 1 in an epoch's last, short step: report its mean per chip
     losses_now = {name: value * short for name, value in zip(names, values, strict=True)}
-    if not all(map(math.isfinite, values)):
-        _report_non_finite(run, batches, losses_now)
-    run.stopping = stop > 0
-    if run.settings.train.clip_gradient is not None:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.train.clip_gradient)
+    # fp16 overflows now and then: its scaler passes over such a step by itself
+    if not all(map(math.isfinite, values)) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+        run.undo(statistics)
+        _report_non_finite(run, batches, {**losses_now, "gradient_norm": norm})
+    if options.clip_gradient is not None:
+        nn.utils.clip_grads_with_norm_(learning, options.clip_gradient, size)
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.step, run.state.epoch, run.settings.train)
+        group["lr"] = run.schedule.rate(run.step, run.progress)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -95,15 +103,28 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
 
     Raises:
         DataError: a chip cannot be read, a loss is not finite, or a checkpoint cannot be written.
-        StoppedError: SIGTERM came; a checkpoint has been written.
+        StoppedError: a signal asked for an end; a checkpoint of the last whole step has been written.
     """
-    options, rank, out = run.settings.train, run.rank, run.out
-    journal = Journal(out, run.step, tensorboard=options.tensorboard) if rank.is_first else None
-    meter = Meter(_steps_left(run), rank.device)
-    while run.state.epoch < options.epochs:
-        for step, waited in _timed(run.loader.epoch(run.state)):
-            epoch = run.state.epoch
+    options, rank = run.settings.train, run.rank
+    journal = Journal(run.out, run.step, tensorboard=options.tensorboard, warned=run.warned) if rank.is_first else None
+    if journal and run.changed:
+        journal.record(run.step, {"settings": run.changed})
+    meter = Meter(run.num_steps - run.step, rank.device)
+    while True:
+        if truth and is_due(run):
+            values = validate(run, truth)
+            if journal:
+                journal.record(run.step, {"epoch": run.state.epoch - 1, **values})
+                journal.put()
+        if run.state.epoch >= options.epochs:
+            return checkpoint_path(run.out, run.step)
+        epoch = run.state.epoch
+        steps = run.loader.epoch(run.state)
+        run.epoch_chips = len(steps.order)
+        for step, waited in _timed(steps):
             losses = train_step(run, step)
+            if losses is None:
+                _stop(run, journal)
             run.state, run.step = step.after, run.step + 1
             epoch_ends = run.state.epoch > epoch
             meter.add(losses, step.num_chips, waited)
@@ -113,21 +134,19 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
                 run.tell(progress_line(epoch, run.step, values))
             if rank.is_first and run.step % options.picture_every == 0 and not run.model.rpn_only:
                 picture(run, step.micros[0].to(rank.device))
-            if run.stopping or epoch_ends or run.step % options.save_every == 0:
-                run.agree()
+            if epoch_ends or run.step % options.save_every == 0:
+                run.keep()
                 if journal:
-                    save_checkpoint(out, run.checkpoint(), options.keep)
                     journal.put()
-                wait_for_all()
-            if truth and epoch_ends and run.state.epoch % options.evaluate_every == 0:
-                values = validate(run, truth)
-                if journal:
-                    journal.record(run.step, {"epoch": epoch, **values})
-                    journal.put()
-            if run.stopping:
-                path = checkpoint_path(out, run.step)
-                raise StoppedError(f"stopped at step {run.step}; `--resume` goes on from {path}")
-    return checkpoint_path(out, run.step)
+
+
+def _stop(run: Run, journal: Journal | None) -> NoReturn:
+    """Keep the last whole step, and end."""
+    run.keep()
+    if journal:
+        journal.put()
+    stop_together(f"step {run.step} is kept in {checkpoint_path(run.out, run.step)}")
+    raise AssertionError("a step is given up only where some rank is to stop")
 
 
 def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
@@ -141,14 +160,7 @@ def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
         yield step, time.perf_counter() - asked
 
 
-def _steps_left(run: Run) -> int:
-    """Count the steps to the end of the run, taking every epoch for as long as this one."""
-    epoch = run.state.epoch
-    whole = math.ceil(len(run.loader.epoch(run.state).order) / run.loader.batch_size)
-    return (run.settings.train.epochs - epoch) * whole - run.state.position // run.loader.batch_size
-
-
-def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float]) -> NoReturn:
+def _report_non_finite(run: Run, batches: list[Batch], values: dict[str, float]) -> NoReturn:
     """Write what the failing step of this rank was made of to a file, and stop."""
     path = run.out / f"non-finite-rank{run.rank.index}.json"
     chips = [
@@ -156,9 +168,11 @@ def _report_non_finite(run: Run, batches: list[Batch], losses: dict[str, float])
         for batch in batches
         for key, a, b in zip(batch.keys, batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)
     ]
-    written = {"step": run.step, "losses": {name: str(value) for name, value in losses.items()}, "chips": chips}
+    written = {"step": run.step, "losses": {name: str(value) for name, value in values.items()}, "chips": chips}
     write_atomic(path, msgspec.json.encode(written))
     raise DataError(
-        f"step {run.step}: the loss is not finite ({losses}); no weight was changed by it. Its chips are in {path}. "
-        "A lower train.learning_rate, more train.warmup_steps or train.clip_gradient helps most often"
+        f"step {run.step}: the loss or the gradient is not finite ({values}); nothing was changed by this step, whose "
+        f"chips are in {path}. A lower train.learning_rate, more train.warmup_steps or train.clip_gradient=10 helps "
+        "most often: give it with --resume, which goes on from the last checkpoint, or, where the losses rose long "
+        "before, begin anew in another --out"
     )

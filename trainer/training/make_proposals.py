@@ -1,13 +1,18 @@
 """Proposals for `sniper negatives`: a short training of the RPN alone, then what it proposes on every image."""
 
+import json
+import time
+
 from pipeline.dataset.build_file import read_build
-from pipeline.engines.progress import log
-from pipeline.storage import Location, remove_folder
+from pipeline.storage import Location, remove, remove_folder, write_atomic
 from schemas.settings import Settings
 from trainer.inference.extract import extract_proposals
-from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
-from trainer.runtime.ranks import joined, wait_for_all
-from trainer.training.train import train
+from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
+from trainer.runtime.ranks import from_first, joined, stoppable, wait_for_all
+from trainer.training.journal import duration
+from trainer.training.outline import counted
+from trainer.training.run import tell
+from trainer.training.train import NETWORK, train
 
 RUN_FOLDER = "rpn"  # below data/proposals
 
@@ -32,17 +37,35 @@ def make_proposals(data: Location, images: Location, settings: Settings, *, over
         UsageError: the settings do not go together, or the run there was made with others.
     """
     folder = data / "proposals"
-    options = settings.train.model_copy(update={"epochs": settings.negatives.rpn_epochs, "decay_epochs": []})
-    with joined() as rank:
+    fixed = {"epochs": settings.negatives.rpn_epochs, "decay_epochs": [], "keep": 1}
+    options = settings.train.model_copy(update=fixed)
+    run_settings = settings.model_copy(update={"train": options})
+    with joined() as rank, stoppable("Run the same command again: what is finished is kept"):
         if rank.is_first and (overwrite or _is_stale(data, folder / RUN_FOLDER)):
             remove_folder(folder)
         wait_for_all()
-        run_settings = settings.model_copy(update={"train": options})
-        checkpoint = train(data, folder / RUN_FOLDER, run_settings, resume=True, rpn_only=True)
+        started = time.perf_counter()
+        tell(rank, f"step 1 of 3: training the RPN, {counted(options.epochs, 'epoch')}")
+        checkpoint = train(data, folder / RUN_FOLDER, run_settings, resume="auto", rpn_only=True)
+        from_first(lambda: _finish(checkpoint, folder))
+        tell(rank, f"step 1 of 3 took {duration(time.perf_counter() - started)}")
+        started = time.perf_counter()
+        tell(rank, "step 2 of 3: proposals of the RPN on all images")
         data_wait = extract_proposals(data, checkpoint, images, settings.detect)
-        if rank.is_first:
-            log.info(f"{folder}: proposals of all images; the network waited for pixels {data_wait:.0%}")
+        taken = duration(time.perf_counter() - started)
+        tell(rank, f"step 2 of 3 took {taken}; the network waited for pixels {data_wait:.0%}")
     return folder
+
+
+def _finish(checkpoint: Location, folder: Location) -> None:
+    """Keep of the finished run what proposes, without the optimiser, and note which network that was."""
+    kept = read_checkpoint(checkpoint)
+    if kept.optimizer:
+        write_checkpoint(checkpoint, kept._replace(model=kept.ema or kept.model, ema=None, optimizer={}))
+    for other in find_checkpoints(checkpoint.parent):
+        if other != checkpoint:
+            remove(other)
+    write_atomic(folder / NETWORK, json.dumps(kept.settings["model"], indent=1).encode())
 
 
 def _is_stale(data: Location, run: Location) -> bool:

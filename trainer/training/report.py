@@ -13,13 +13,6 @@ from trainer.model.anchors import best_anchor_iou
 RECALL_WANTED, RECALL_IOU, RECALL_BOXES = 0.9, 0.5, 50_000
 
 
-def pool_report(dataset: ChipDataset) -> str:
-    """Say how many chips there are, and how many of them are negative."""
-    pool = len(dataset) - dataset.manifest.num_positives
-    text = f"{pool:,} of them negative" if pool else "no negatives: training on positives only (`sniper negatives`)"
-    return f"{len(dataset):,} chips, {text}"
-
-
 def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
     """Say per scale what share of the valid boxes some anchor meets at IoU 0.5, and warn where it is below 0.9."""
     m = dataset.manifest

@@ -1,28 +1,29 @@
 """A training run in memory: network, optimiser and loader, made from settings and kept in checkpoints."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.build_file import finished_builds
 from pipeline.engines.progress import log
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_frame
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from schemas.settings import Norm, Precision, Settings, TrainSettings
 from trainer.learning.objective import Objective
 from trainer.learning.optim import Ema, make_optimizer
+from trainer.learning.schedule import Schedule, make_schedule, resumed_schedule
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
 from trainer.loading.order import State
 from trainer.model import Detector
 from trainer.model.heads import autocast
-from trainer.runtime.checkpoint import Checkpoint
-from trainer.runtime.ranks import Rank, mean_over_ranks
+from trainer.runtime.checkpoint import Checkpoint, Score, best_ap, find_checkpoints, save_checkpoint
+from trainer.runtime.ranks import Rank, from_first, mean_over_ranks
 from trainer.runtime.weights import load_weights, set_norm_policy
 
 NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (docs/method.md, 6.5)
@@ -39,10 +40,14 @@ class Run:
         chips: settings that the positive chips were made with.
         categories: (source id, name) of each class, by label from 1.
         objective: the network with its losses, wrapped for several ranks where there are several.
+        epoch_chips: chips of the epoch at hand, of all ranks.
+        schedule: what the rate does over the run.
         state: where the loader stands; step: optimiser steps done so far.
-        best_ap: the highest AP of a validation so far; -1 before the first one.
-        terminated: SIGTERM came to this rank.
-        stopping: all ranks end after the step at hand.
+        scores: the validations so far, the same on all ranks.
+        kept_step: the step of the last checkpoint; -1 where there is none.
+        is_timed: the first step of this process is done, so that its time is known.
+        changed: settings that are others than before the run was resumed, one line each.
+        warned: what has failed beside the training, so that each is said once.
     """
 
     out: Location
@@ -59,11 +64,15 @@ class Run:
     scaler: torch.amp.GradScaler
     ema: Ema | None
     loader: BatchLoader
+    epoch_chips: int
+    schedule: Schedule
     state: State
     step: int = 0
-    best_ap: float = -1.0
-    terminated: bool = False
-    stopping: bool = False
+    scores: list[Score] = field(default_factory=list)
+    kept_step: int = -1
+    is_timed: bool = False
+    changed: list[str] = field(default_factory=list)
+    warned: set[str] = field(default_factory=set)
 
     def tell(self, text: str) -> None:
         """Log a remark for the user, on the first rank alone."""
@@ -73,9 +82,24 @@ class Run:
         """Return the context that the network computes in."""
         return autocast(self.rank.device, self.precision)
 
+    @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of the epoch at hand."""
+        return math.ceil(self.epoch_chips / self.loader.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run, taking every epoch for as long as the one at hand."""
+        return self.settings.train.epochs * self.epoch_steps
+
+    @property
+    def progress(self) -> float:
+        """Passes over the chips so far, with the share of the one at hand."""
+        return self.state.epoch + self.state.position / self.epoch_chips
+
     def settings_tree(self) -> dict[str, dict[str, Any]]:
         """Return the settings that a checkpoint keeps: section -> key -> value, as JSON has them."""
-        return self.settings.model_dump(mode="json", include={"model", "loader", "train"})
+        return self.settings.model_dump(mode="json", include={"model", "loader", "train", "detect"})
 
     def checkpoint(self) -> Checkpoint:
         """Return the run as it is to be kept. The tensors are those of the run itself, not copies."""
@@ -93,7 +117,8 @@ class Run:
             categories=self.categories,
             chips=self.chips,
             data=self.data,
-            best_ap=self.best_ap,
+            best_ap=best_ap(self.scores),
+            schedule=self.schedule.kept(),
         )
 
     def agree(self) -> None:
@@ -105,6 +130,36 @@ class Run:
             states = [self.model.state_dict(), *([self.ema.state] if self.ema else [])]
             mean_over_ranks([v for state in states for name, v in state.items() if name.endswith(STATISTICS)])
 
+    def statistics(self) -> list[Tensor]:
+        """Copy what a forward pass changes: the running statistics of batch norm, where it learns."""
+        return [] if self.norm == "frozen" else [buffer.clone() for buffer in self.model.buffers()]
+
+    def undo(self, statistics: list[Tensor]) -> None:
+        """Give up the step at hand without a trace; `statistics` are those from before it."""
+        for buffer, before in zip(self.model.buffers() if statistics else (), statistics, strict=True):
+            buffer.copy_(before)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def keep(self) -> None:
+        """Write a checkpoint of the last whole step, on the first rank. All ranks call this together and wait for it.
+
+        Raises:
+            DataError: it cannot be written; says what is kept.
+        """
+        if self.kept_step == self.step:
+            return
+        self.agree()
+        from_first(self._write)
+        self.kept_step = self.step
+
+    def _write(self) -> None:
+        try:
+            save_checkpoint(self.out, self.checkpoint(), self.settings.train.keep)
+        except DataError as error:
+            kept = find_checkpoints(self.out)
+            what = f"the last checkpoint that is kept is {kept[-1]}" if kept else "no checkpoint is kept"
+            raise DataError(f"{error}\nThe run ends at step {self.step}; {what}") from error
+
     def restore(self, last: Checkpoint) -> None:
         """Take over everything that a checkpoint holds, so that the run goes on where the checkpoint was written.
 
@@ -112,11 +167,22 @@ class Run:
             last: of a run with the same data and settings, apart from those that may change.
         """
         self.model.load_state_dict(last.model)
-        self.optimizer.load_state_dict(last.optimizer)
+        if last.optimizer:  # a finished run of the RPN keeps none
+            self.optimizer.load_state_dict(last.optimizer)
         self.scaler.load_state_dict(last.scaler)
         if self.ema is not None and last.ema is not None:
             self.ema.state = {name: value.to(self.rank.device) for name, value in last.ema.items()}
-        self.state, self.step, self.best_ap = State(*last.loader), last.step, last.best_ap
+        self.state, self.step, self.kept_step = State(*last.loader), last.step, last.step
+        before = TrainSettings.model_validate(last.settings["train"])
+        options = self.settings.train
+        self.schedule = resumed_schedule(
+            self.schedule,
+            # checkpoints of before there were schedules: both settings held as they were given
+            last.schedule or {"warmup_steps": before.warmup_steps, "decays": before.decay_epochs},
+            self.progress,
+            same_warmup=before.warmup_steps == options.warmup_steps,
+            same_decays=before.decay_epochs == options.decay_epochs,
+        )
 
 
 def make_run(
@@ -145,7 +211,17 @@ def make_run(
     norm = _norm(options, rank, last)
     classes = [name for _, name in categories]
     model = _network(settings, classes, chips["size"], norm, rank, anew=last is None, rpn_only=rpn_only)
-    per_rank = chips_per_pass(options, rank.count)
+    loader = BatchLoader(
+        dataset,
+        settings.loader,
+        options.batch_size,
+        rank=rank.index,
+        ranks=rank.count,
+        accumulation=math.ceil(options.batch_size / (rank.count * chips_per_pass(options, rank.count))),
+        pin=rank.device.type == "cuda",
+    )
+    state = State(options.seed)
+    epoch_chips = len(loader.epoch(state).order)
     return Run(
         out=out,
         settings=settings,
@@ -160,16 +236,10 @@ def make_run(
         scaler=torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16"),
         ema=Ema(model, options.ema) if options.ema is not None else None,
         objective=_objective(model, options, rank),
-        loader=BatchLoader(
-            dataset,
-            settings.loader,
-            options.batch_size,
-            rank=rank.index,
-            ranks=rank.count,
-            accumulation=math.ceil(options.batch_size / (rank.count * per_rank)),
-            pin=rank.device.type == "cuda",
-        ),
-        state=State(options.seed),
+        loader=loader,
+        epoch_chips=epoch_chips,
+        schedule=make_schedule(options, math.ceil(epoch_chips / options.batch_size)),
+        state=state,
     )
 
 
@@ -177,6 +247,12 @@ def tell(rank: Rank, text: str) -> None:
     """Log a remark for the user, on the first rank alone."""
     if rank.is_first:
         log.info(text)
+
+
+def warn(rank: Rank, text: str) -> None:
+    """Log a warning for the user, on the first rank alone."""
+    if rank.is_first:
+        log.warning("WARNING: %s", text)
 
 
 def chips_per_pass(options: TrainSettings, ranks: int) -> int:

@@ -1,47 +1,56 @@
 """`sniper train`: opens the data and the run, says what is worth knowing, and runs the loop."""
 
-import signal
+import json
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import torch
 
+from pipeline.dataset.build_file import finished_builds, refuse_other_chips
 from pipeline.engines.progress import log
-from pipeline.storage import Location, is_file, make_folder
+from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings, Settings
-from trainer.evaluation.evaluate import open_ground_truth
+from trainer.evaluation.evaluate import GroundTruth, open_ground_truth
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
 from trainer.runtime.checkpoint import (
     BEST,
-    Checkpoint,
     DamagedError,
-    check_resumable,
+    Score,
     find_checkpoints,
     read_checkpoint,
     read_last,
+    read_scores,
 )
-from trainer.runtime.ranks import from_first, joined
+from trainer.runtime.ranks import Rank, breakable, from_first, joined, stoppable
 from trainer.training.loop import run_loop
-from trainer.training.report import anchor_report, pool_report
-from trainer.training.run import make_run
+from trainer.training.outline import mismatches, outline
+from trainer.training.report import anchor_report
+from trainer.training.resuming import changed_settings, check_resumable, resumed_settings
+from trainer.training.run import Run, make_run, tell, warn
+
+NETWORK = "network.json"
+"""Settings of the network whose RPN proposed, in data/proposals."""
 
 
 def train(
-    data: Location,
-    out: Location,
-    settings: Settings,
+    data: Location | str,
+    out: Location | str,
+    settings: Settings | None = None,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     rpn_only: bool = False,
-    validation: tuple[Location, Location] | None = None,
+    validation: tuple[Location | str, Location | str] | None = None,
 ) -> Location:
     """Train a detector on a chip data set. Under torchrun, this process is one of several that train together.
 
     Args:
         data: folder that `sniper chips` wrote; a pool of negatives in it is used, too.
         out: folder of the run: checkpoints, log, pictures. It must hold no other run unless `resume`.
-        settings: the sections `model`, `loader`, `train` and, for validation, `detect` are used.
-        resume: go on from the last checkpoint in `out`, at the very next batch.
+        settings: the sections `model`, `loader`, `train` and, for validation, `detect` are used. What is given of
+            `chips` must be as the chips were made. A resumed run takes what is not given from its checkpoint.
+        resume: go on from the last checkpoint in `out`, at the very next batch; "auto": begin where there is none.
         rpn_only: train nothing behind the RPN, on positive chips alone.
         validation: annotation file and image folder to score on; the best checkpoint stays as RUN/best.pt.
 
@@ -49,47 +58,99 @@ def train(
         The last checkpoint.
 
     Raises:
-        DataError: the data set, the weights or the validation data cannot be read.
-        UsageError: the settings do not go together, or the run in `out` cannot be resumed with them.
-        StoppedError: SIGTERM came; a checkpoint has been written.
+        DataError: the data set, the weights or the validation data cannot be read, a loss is not finite, or a
+            checkpoint cannot be written.
+        UsageError: the settings do not go together, the run in `out` cannot be resumed with them, or another process
+            is at work in `out`.
+        StoppedError: a signal asked for an end; a checkpoint of the last whole step has been written.
     """
-    with joined() as rank:
-        torch.manual_seed(settings.train.seed)
-        last = from_first(lambda: _last_checkpoint(out, resume))  # the others need not see the folder
-        make_folder(out)
-        dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
-        run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
-        if last is None:
-            run.tell(f"{pool_report(dataset)}, {len(run.categories)} classes")
-            run.tell(anchor_report(dataset, settings))
-        else:
-            check_resumable(last, out, run.settings_tree(), run.data)
-            run.restore(last)
-            run.tell(f"resumed: epoch {run.state.epoch}, step {run.step}")
-        truth = None
-        if validation is not None:
-            truth = open_ground_truth(*validation, ChipSettings.model_validate(run.chips), run.categories)
-        # SIGTERM asks for an end after the step at hand; all ranks learn of it with that step's losses
-        before = signal.signal(signal.SIGTERM, lambda *_: setattr(run, "terminated", True))
-        try:
-            return run_loop(run, truth)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    data, out, settings = location(data), location(out), settings or Settings()
+    judged = None if validation is None else (location(validation[0]), location(validation[1]))
+    advice = f"Go on with: sniper train --data {data} --out {out} --resume"
+    with joined() as rank, stoppable(advice), ExitStack() as held:
+        with breakable():
+            from_first(lambda: _take(out, resume, held))
+            run, truth = _prepare(data, out, settings, rank, rpn_only=rpn_only, validation=judged)
+        return run_loop(run, truth)
 
 
-def _last_checkpoint(out: Location, resume: bool) -> Checkpoint | None:
-    """Read the last checkpoint of the run in `out`; None where there is no run."""
+def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> None:
+    """Hold the folder of the run against other trainings, on the first rank alone."""
+    if resume is True and not find_checkpoints(out):
+        raise UsageError(
+            f"{out}: holds no checkpoint, so there is nothing to resume; look whether the folder is the right one, or "
+            "begin a run without --resume (--resume=auto does whichever fits)"
+        )
+    held.enter_context(locked(out, "sniper train"))
     checkpoints = find_checkpoints(out)
-    if not checkpoints:
-        return None
-    if not resume:
+    if checkpoints and not resume:
         raise UsageError(f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out")
-    last = read_last(out)
-    if last is None or not is_file(out / BEST):
-        return last
+
+
+def _prepare(
+    data: Location,
+    out: Location,
+    settings: Settings,
+    rank: Rank,
+    *,
+    rpn_only: bool,
+    validation: tuple[Location, Location] | None,
+) -> tuple[Run, GroundTruth | None]:
+    """Make the run, or open the one that is there, and say what is worth knowing before its first step."""
+    last, scores = from_first(lambda: (read_last(out), _scores(out)))  # the others need not see the folder
+    if last is not None:
+        settings = resumed_settings(last, settings)
+    torch.manual_seed(settings.train.seed)
+    make_folder(out)
+    builds = finished_builds(data, pool=not rpn_only)
+    refuse_other_chips(data, builds["positives"]["settings"]["chips"], settings.chips)
+    dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
+    run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
+    if last is None:
+        tell(rank, anchor_report(dataset, settings))
+    else:
+        check_resumable(last, out, run.settings_tree(), run.data)
+        run.restore(last)
+        run.scores = [score for score in scores if score.step <= run.step]
+        run.changed = changed_settings(last, run.settings_tree())
+        changes = [f"  {change}" for change in run.changed]
+        heading = ["settings that have changed:"] if changes else []
+        tell(rank, "\n".join([f"resumed: epoch {run.state.epoch}, step {run.step}", *heading, *changes]))
+    tell(rank, outline(run, dataset))
+    for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
+        warn(rank, warning)
+    if validation is None:
+        if run.scores:
+            warn(rank, "the run was validated before; give --val-annotations and --val-images to go on with that")
+        return run, None
+    return run, open_ground_truth(*validation, ChipSettings.model_validate(run.chips), run.categories)
+
+
+def _scores(out: Location) -> list[Score]:
+    """Read the validations of a run; none where its best checkpoint is damaged, so that the next one is kept."""
+    if not is_file(out / BEST):
+        return read_scores(out)
     try:
-        best_ap = max(last.best_ap, read_checkpoint(out / BEST).best_ap)  # scored after the last one was saved
+        best = read_checkpoint(out / BEST)
     except DamagedError as error:
         log.warning(f"WARNING: {error}. The next validation writes a new one")
-        best_ap = -1.0
-    return last._replace(best_ap=best_ap)
+        return []
+    return read_scores(out) or [Score(best.step, best.loader[1], best.best_ap)]
+
+
+def _other_network(data: Location, builds: dict[str, Any], settings: Settings) -> list[str]:
+    """Say where the network that found the negatives differs from the one to be trained."""
+    if "negatives" not in builds or builds["negatives"].get("proposals") != str(data / "proposals"):
+        return []
+    if not is_file(data / "proposals" / NETWORK):
+        return []  # made before it was noted
+    recorded = json.loads(read_bytes(data / "proposals" / NETWORK))
+    now = settings.model.model_dump(mode="json")
+    differing = [name for name, value in recorded.items() if name in now and now[name] != value]
+    if not differing:
+        return []
+    named = ", ".join(f"model.{name} {recorded[name]} there and {now[name]} here" for name in differing)
+    return [
+        f"the negatives were found by the RPN of another network ({named}): they show what fooled that one; "
+        "`sniper negatives --overwrite` with this --config finds them anew"
+    ]

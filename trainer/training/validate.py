@@ -3,38 +3,73 @@
 import torch
 import torchvision
 
+from schemas.errors import StoppedError
 from schemas.settings import ChipSettings
-from trainer.evaluation.evaluate import GroundTruth, score_model
+from trainer.evaluation.evaluate import Evaluation, GroundTruth, score_model
 from trainer.inference.opening import Inference
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections, predict
-from trainer.runtime.checkpoint import BEST, make_detector, write_checkpoint
-from trainer.training.journal import PICTURED, draw_batch
+from trainer.runtime.checkpoint import (
+    BEST,
+    Score,
+    best_ap,
+    checkpoint_path,
+    make_detector,
+    write_checkpoint,
+    write_scores,
+)
+from trainer.runtime.ranks import from_first, stop_together
+from trainer.training.journal import PICTURED, auxiliary, draw_batch
 from trainer.training.run import Run
+
+
+def is_due(run: Run) -> bool:
+    """Tell whether the epoch that has just ended is to be scored and has not been: each n-th one, and the last one."""
+    options, state = run.settings.train, run.state
+    if state.position > 0 or state.epoch == 0 or any(score.step == run.step for score in run.scores):
+        return False
+    return state.epoch % options.evaluate_every == 0 or state.epoch >= options.epochs
 
 
 def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
     """Score the network, or its average of weights, on whole images. All ranks take part.
 
-    A network that is better than all before is kept as RUN/best.pt.
+    A network that is better than all before is kept as RUN/best.pt, and the score is noted in RUN/scores.json.
 
     Returns:
         The values of COCO's summary by name, on the first rank; nothing on the others.
+
+    Raises:
+        StoppedError: a signal asked for an end. The validation is made again when the run is resumed.
     """
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
     chips = ChipSettings.model_validate(run.chips)
     inference = Inference(model, chips, run.settings.detect, run.rank.device, run.precision)
-    report = score_model(inference, run.categories, truth, run.rank, None, 100)
+    try:
+        report = score_model(inference, run.categories, truth, run.rank, None, 100)
+        run.scores = from_first(lambda: _noted(run, report))
+    except StoppedError:
+        stop_together(f"step {run.step} is kept in {checkpoint_path(run.out, run.step)}, its validation is not done")
+        raise
     if report is None:
         return {}
     values = {name: value for name, value in report.summary.items() if value is not None}
     run.tell(
         "validation: " + ", ".join(f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values)
     )
-    if values.get("AP", -1.0) > run.best_ap:
-        run.best_ap = values["AP"]
-        write_checkpoint(run.out / BEST, run.checkpoint())
     return values
+
+
+def _noted(run: Run, report: Evaluation | None) -> list[Score]:
+    """Keep the network where it is the best so far, and return all scores with the new one."""
+    assert report is not None, "the first rank has the report"
+    ap = report.summary.get("AP")
+    before = best_ap(run.scores)
+    run.scores = [*run.scores, Score(run.step, run.state.epoch, ap)]
+    if ap is not None and ap > before:
+        write_checkpoint(run.out / BEST, run.checkpoint())
+    write_scores(run.out, run.scores)
+    return run.scores
 
 
 @torch.no_grad()
@@ -48,4 +83,6 @@ def picture(run: Run, batch: Batch) -> None:
     for boxes, scores, labels in found:
         keep = torchvision.ops.batched_nms(boxes, scores, labels, 0.5)
         distinct.append(RawDetections(boxes[keep], scores[keep], labels[keep]))
-    draw_batch(run.out / f"pictures/step-{run.step:08d}.png", batch, distinct, [name for _, name in run.categories])
+    names = [name for _, name in run.categories]
+    with auxiliary("pictures", run.warned):
+        draw_batch(run.out / f"pictures/step-{run.step:08d}.png", batch, distinct, names)

@@ -29,7 +29,7 @@ from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.evaluation.coco_scores import run_coco, score
 from trainer.evaluation.evaluate import Evaluation, as_results, coco_content, describe, evaluate, trusted_areas
 from trainer.inference.detect import detect
-from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
+from trainer.runtime.checkpoint import chosen_file, find_checkpoints, origin, read_checkpoint, write_checkpoint
 from trainer.training.train import train
 
 
@@ -356,8 +356,8 @@ def test_detect__a_large_tiff_is_searched_by_windows(
 
 
 def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second of five epochs; what the network scores is replaced, so that the best is not the last."""
-    given = iter([0.1, 0.7])
+    """Every second of five epochs and the last; the scores are replaced, so that the best is not the last."""
+    given = iter([0.1, 0.7, 0.2])
     monkeypatch.setattr(
         "trainer.training.validate.score_model",
         lambda *arguments: Evaluation({"AP": next(given), "AP50": None}, [], [], []),
@@ -366,9 +366,19 @@ def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeyp
     validation = (demo / "val.json", demo / "val")
     train(demo / "chips", tmp_path, tiny_settings("train.epochs=5", *options), validation=validation)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(line["epoch"], line["AP"]) for line in lines if "AP" in line] == [(1, 0.1), (3, 0.7)]
+    scored = [(line["epoch"], line["AP"]) for line in lines if "AP" in line]
+    assert scored == [(1, 0.1), (3, 0.7), (4, 0.2)]  # the last epoch always
     best = read_checkpoint(tmp_path / "best.pt")
     assert (best.loader[1], best.best_ap) == (4, 0.7)
+    last = find_checkpoints(tmp_path)[-1]
+    said = origin(chosen_file(tmp_path), best)
+    assert "4 of 5 epochs done; its AP of 0.700 is the highest of 3 validations; the last checkpoint" in said
+    assert said.endswith("has 0.200")
+    assert "5 of 5 epochs done" in origin(last, read_checkpoint(last))
+    scores = (tmp_path / "scores.json").read_bytes()
+    (tmp_path / "scores.json").unlink()
+    assert "was never validated and may be better" in origin(tmp_path / "best.pt", best)
+    (tmp_path / "scores.json").write_bytes(scores)
     assert read_checkpoint(tmp_path).step == best.step < read_checkpoint(find_checkpoints(tmp_path)[-1]).step
     # the checkpoint of that step was saved before it was scored; resumed from there, a worse one is not the best
     for path in find_checkpoints(tmp_path):

@@ -1,28 +1,10 @@
-"""The schedule, the groups and the average are what they say."""
+"""The groups of the optimiser and the average of weights."""
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from schemas.settings import TrainSettings
-from trainer.learning.optim import Ema, learning_rate, make_optimizer
-
-
-def test_learning_rate__warms_up_to_the_rate_and_drops_by_ten() -> None:
-    options = TrainSettings()
-    assert learning_rate(0, 0, options) == pytest.approx(0.12 / 30)
-    assert learning_rate(500, 0, options) == pytest.approx(0.12 * (1 / 30 + 29 / 30 / 2))
-    assert learning_rate(1000, 0, options) == pytest.approx(0.12)
-    assert learning_rate(50_000, 9, options) == pytest.approx(0.12)
-    assert learning_rate(50_000, 10, options) == pytest.approx(0.012)
-
-
-@given(st.integers(0, 5000), st.integers(0, 20), st.integers(1, 512))
-def test_learning_rate__is_proportional_to_the_batch(step: int, epoch: int, batch_size: int) -> None:
-    one = learning_rate(step, epoch, TrainSettings(batch_size=batch_size))
-    assert one * 128 / batch_size == pytest.approx(learning_rate(step, epoch, TrainSettings()))
+from trainer.learning.optim import Ema, make_optimizer
 
 
 def test_make_optimizer__only_matrices_decay_and_frozen_parameters_stay_out() -> None:

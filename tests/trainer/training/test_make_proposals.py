@@ -22,6 +22,7 @@ from pipeline.dataset.proposals import COLUMNS
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
+from tests.conftest import RunSniper
 from tests.trainer.runs import TINY, TINY_CHIPS
 from trainer.inference.extract import extract_proposals
 from trainer.loading.dataset import ChipDataset
@@ -68,6 +69,9 @@ def test_make_proposals__all_images_at_all_scales_inside_them(data: Path, propos
     assert table.filter(~pl.col("score").is_between(0, 1)).is_empty()
     checkpoint = read_checkpoint(find_checkpoints(proposals / "rpn")[-1])
     assert checkpoint.loader[1] == 1
+    assert len(find_checkpoints(proposals / "rpn")) == 1
+    assert checkpoint.optimizer == {}  # a finished run keeps what proposes, and no more
+    assert json.loads((proposals / "network.json").read_bytes()) == settings().model.model_dump(mode="json")
 
 
 def test_make_proposals__a_second_call_does_nothing_and_a_lost_part_is_made_again(data: Path, proposals: Path) -> None:
@@ -110,7 +114,11 @@ def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Pat
 
 
 def test_negatives__then_training_uses_the_pool(
-    data: Path, proposals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    proposals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = settings()
     report = negatives(data, proposals=proposals, settings=options.negatives)
@@ -125,7 +133,8 @@ def test_negatives__then_training_uses_the_pool(
     assert pool > 0
     run = json.loads((data / "negatives/run.json").read_bytes())
     assert run["positives"] == json.loads((data / "run.json").read_bytes())["fingerprint"]
-    train(data, tmp_path / "run", options)
+    train(data, tmp_path / "run", settings("model.width=24"))
+    assert "the RPN of another network (model.width 16 there and 24 here)" in caplog.text
     kept = read_checkpoint(find_checkpoints(tmp_path / "run")[-1])
     assert kept.step > -(-dataset.manifest.num_positives // options.train.batch_size)  # more than the positives alone
 
@@ -161,3 +170,9 @@ def test_make_proposals__two_ranks_write_the_same_parts(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
     assert parts_now() == expected
+
+
+def test_negatives__refuses_settings_that_contradict_the_chips(data: Path, sniper: RunSniper) -> None:
+    refused = sniper("negatives", "--data", data, "--random", 1, "--set", "chips.size=512")
+    assert refused.status == 2
+    assert "chips.size: 64 there, 512 given" in refused.err

@@ -16,13 +16,13 @@ from torch import Tensor
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from schemas.errors import DataError, UsageError
-from schemas.settings import NegativeSettings, load_settings
+from schemas.settings import NegativeSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.paths import ROOT
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
-from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, read_checkpoint
+from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.runtime.weights import load_weights
 from trainer.training.train import train
 
@@ -61,7 +61,8 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 0
 
 
 def start(data: Path, out: Path, *assignments: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, str(RUNS), str(data), str(out), *assignments], stderr=subprocess.PIPE)
+    command = [sys.executable, str(RUNS), str(data), str(out), *assignments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def logged_steps(out: Path) -> int:
@@ -88,7 +89,7 @@ def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
     wait_for_step(tmp_path, total // 2 + 1, stopped)
     stopped.send_signal(signal.SIGTERM)
     message = stopped.communicate()[1].decode()
-    assert stopped.returncode == 1, message
+    assert stopped.returncode == 143, message
     assert "--resume" in message
     assert "Traceback" not in message
     assert last(tmp_path).step < total
@@ -111,7 +112,8 @@ def test_train__losses_fall_and_a_picture_is_drawn(data: Path, tmp_path: Path) -
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert (tmp_path / "pictures/step-00000010.png").stat().st_size > 1000
-    assert len(find_checkpoints(tmp_path)) == 2
+    steps = [int(path.stem.split("-")[1]) for path in find_checkpoints(tmp_path)]
+    assert steps == [8, 12, 16, 20]  # the last two and two from well before
 
 
 def test_train__accumulation_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> 
     """Also with a last batch that leaves some of the 8 ranks without a chip."""
     options = ["train.clip_gradient=5"]
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(RUNS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, *command, str(data), str(tmp_path / "ranks"), *options]
     subprocess.run(arguments, check=True, env=environment, capture_output=True)
     train(data, tmp_path / "one", tiny_settings(*options))
@@ -157,7 +159,7 @@ trainer.training.train.run_loop = keeping
 with joined():
     for epochs in (1, 2):  # the second goes on where the first ended
         settings = tiny_settings(f"train.epochs={epochs}", *sys.argv[3:])
-        trainer.training.train.train(Path(sys.argv[1]), out, settings, resume=True)
+        trainer.training.train.train(Path(sys.argv[1]), out, settings, resume="auto")
 """
 
 
@@ -200,6 +202,18 @@ def test_train__a_loss_that_is_not_finite_stops_before_the_weights_change(data: 
     keys = set(ChipDataset(data).manifest.keys.to_pylist())
     assert {chip["key"] for chip in report["chips"]} <= keys
     assert report["step"] == last(tmp_path).step  # the checkpoint is from before the failing step
+    assert "--resume" in str(caught.value)
+    # what the message advises can be done, is said, and stays on record
+    advised = load_settings(None, ("train.learning_rate=0.01", "train.warmup_steps=1", "train.clip_gradient=10"))
+    (tmp_path / "log.jsonl").write_text("")
+    for path in find_checkpoints(tmp_path):  # after the first step, of a rate of 1e30, nothing can be mended any more
+        kept = read_checkpoint(path)
+        write_checkpoint(path, kept._replace(model=Detector(tiny_settings().model, 3, 64).state_dict()))
+    train(data, tmp_path, advised, resume=True)
+    log = (tmp_path / "log.jsonl").read_text()
+    assert "train.learning_rate: 1.0e+30 there, 0.01 now" in log
+    assert last(tmp_path).settings["train"]["clip_gradient"] == 10
+    assert last(tmp_path).loader[1] == 1
 
 
 def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path) -> None:
@@ -213,7 +227,8 @@ def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path)
         train(data, whole_run, other, resume=True)
     assert "train.momentum: 0.9 there, 0.8 now" in str(caught.value)
     assert "model.width: 16 there, 24 now" in str(caught.value)
-    assert train(data, whole_run, options, resume=True) == find_checkpoints(whole_run)[-1]  # done already
+    for given in (options, Settings()):  # what is not given is the run's own
+        assert train(data, whole_run, given, resume=True) == find_checkpoints(whole_run)[-1]  # done already
 
 
 def test_train__resumes_past_damaged_checkpoints(

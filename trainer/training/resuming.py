@@ -1,0 +1,78 @@
+"""What a resumed run takes from its checkpoint, and what may be given anew."""
+
+from typing import Any
+
+from pipeline.storage import Location
+from schemas.errors import UsageError
+from schemas.settings import Settings
+from schemas.settings.section import as_yaml
+from trainer.runtime.checkpoint import Checkpoint
+
+MAY_CHANGE = {  # settings that a resumed run may have otherwise (docs/training.md): they change only later steps
+    "train.epochs",
+    "train.decay_epochs",
+    "train.learning_rate",
+    "train.warmup_steps",
+    "train.clip_gradient",
+    "train.chips_per_rank",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.evaluate_every",
+    "train.picture_every",
+    "train.tensorboard",
+    "train.compile",
+    "loader.threads",
+    "loader.prefetch",
+    "loader.cache",
+    "loader.cache_gb",
+}
+
+
+def check_resumable(
+    checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: dict[str, str]
+) -> None:
+    """Refuse to go on with other data or settings.
+
+    Raises:
+        UsageError: naming every difference.
+    """
+    for name in sorted(checkpoint.data.keys() | data.keys()):
+        there, here = (fingerprints.get(name, "none")[:12] for fingerprints in (checkpoint.data, data))
+        if there != here:
+            raise UsageError(
+                f"{path}: was trained on other {name} (fingerprint {there}, here {here}); resume with "
+                "the same --data, or start a new run with --set train.weights=FILE"
+            )
+    changed = [change for change in changed_settings(checkpoint, settings) if not _may_change(change.split(":")[0])]
+    if changed:
+        raise UsageError(
+            f"{path}: was trained with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nLeave these out, or start a new run in another --out; docs/training.md lists what may change"
+        )
+
+
+def changed_settings(checkpoint: Checkpoint, settings: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a line, `section.key: old there, new now`, for each setting that is another one than the checkpoint's."""
+    return [
+        f"{section}.{key}: {as_yaml(before)} there, {as_yaml(settings[section][key])} now"
+        for section, values in checkpoint.settings.items()
+        for key, before in values.items()
+        if settings.get(section, {}).get(key, before) != before
+    ]
+
+
+def _may_change(name: str) -> bool:
+    return name in MAY_CHANGE or name.startswith("detect.")
+
+
+def resumed_settings(checkpoint: Checkpoint, given: Settings) -> Settings:
+    """Take the settings of a run from its checkpoint, apart from those that are given now."""
+    sections = {
+        name: type(getattr(given, name)).model_validate(
+            values | getattr(given, name).model_dump(mode="json", include=getattr(given, name).model_fields_set)
+        )
+        for name, values in checkpoint.settings.items()
+    }
+    return given.model_copy(update=sections)
