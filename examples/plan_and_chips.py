@@ -24,7 +24,7 @@ def main(annotations: Path, images: Path, out: Path) -> None:
     print(f"cut: {report.num_made} shards; {len(report.rejects)} records refused")
 
     # What is in them is a question for Polars.
-    manifest = pl.scan_parquet(out / "chips/positives/chips-*.parquet")
+    manifest = pl.scan_parquet(sorted((out / "chips/positives").glob("chips-*.parquet")), glob=False)
     per_scale = manifest.group_by("scale_index").agg(pl.len().alias("chips"), pl.sum("num_valid"))
     print(per_scale.sort("scale_index").collect())
 

@@ -5,8 +5,8 @@ AGAIN = "run the same command again: what is finished is kept"
 MORE_PIXELS = (
     "make a tiled TIFF of it, which is read by windows, with `gdal_translate -of COG -co COMPRESS=DEFLATE IN OUT.tif` "
     "or `vips tiffsave IN OUT.tif --tile --compression deflate --bigtiff`, and name that one; or raise the limit with "
-    "--set chips.max_pixels=N (decoding takes 4 bytes per pixel); where chips were made with another limit that takes "
-    "--overwrite, which makes all of them again, or another --out"
+    "--set chips.max_pixels=N (decoding takes 4 bytes per pixel); of finished chips only the shards it changes are "
+    "made anew"
 )
 
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the same input and settings give other bytes; part of every fingerprint."""
 
 BOX = pa.struct(

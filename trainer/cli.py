@@ -41,7 +41,7 @@ def negatives(
     from pipeline.dataset.build_file import read_build, refuse_other_chips
 
     build = read_build(data, "sniper chips")
-    refuse_other_chips(data, build["settings"]["chips"], settings.chips)
+    refuse_other_chips(data, build.settings["chips"], settings.chips)
     if proposals is None and random is None:
         with needed("train"):
             from trainer.training.make_proposals import make_proposals

@@ -10,33 +10,38 @@ from pipeline.coco.read import read_coco
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
 from pipeline.commands.shortfall import Limits, find_shortfall
-from pipeline.dataset.build import prepare, task_memory
-from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, read_build, write_build
-from pipeline.dataset.cutting import ShardJob, Target, make_shard
+from pipeline.dataset.build import clear_build, prepare, recorded_settings, refuse_changes, remove_surplus, task_memory
+from pipeline.dataset.build_file import (
+    COMMANDS,
+    NAME,
+    POSITIVES,
+    build_fingerprint,
+    build_versions,
+    find_build,
+    write_build,
+)
+from pipeline.dataset.cutting import make_shard
+from pipeline.dataset.job import ShardJob, Target
+from pipeline.dataset.ledger.compare import find_vanished
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
-from pipeline.dataset.plan_files import PLAN_FILES, write_plan_files
+from pipeline.dataset.plan_files import remove_plan, write_plan_files
+from pipeline.dataset.shards import shard_name
+from pipeline.dataset.spans import PlannedSpan, plan_spans, span_length
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.images.sources import frame_notes, image_folder
-from pipeline.planning.plan import Plan, plan_span
-from pipeline.storage import (
-    Location,
-    files_in,
-    location,
-    locked,
-    make_folder,
-    remove,
-    remove_files,
-    remove_folder,
-    remove_temporary,
-)
+from pipeline.storage import Location, files_in, location, locked, make_folder, remove_temporary
+from schemas.build import Build
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
+
+VANISHING = 0.05
+"""Largest share of a finished build's images or boxes that another annotation file may lack."""
 
 
 class Report(NamedTuple):
@@ -106,51 +111,56 @@ def chips(
     with locked(out):
         remove_temporary(out)  # first: they would keep their folders
         if overwrite:
-            _clear(out)
-        spans = _spans(source.num_images, settings.images_per_shard)
+            clear_build(out)
         if plan_only:
-            return _write_plan(source, out, settings, spans, limits)
+            return _write_plan(source, out, settings, limits)
         assert images is not None
-        return _build(source, images, out, settings, spans, Engine(engine, workers, address), limits)
+        standing = find_build(out, COMMANDS[POSITIVES])
+        if standing is not None:
+            _refuse_vanishing(out, annotations, source)
+        target = Target(out, POSITIVES, out / NAME, images, settings, recorded_settings(settings), codec(), decoders())
+        return _build(source, target, standing, Engine(engine, workers, address), limits)
 
 
-def _spans(num_images: int, length: int) -> dict[str, tuple[int, int]]:
-    """Decide, before anything else, which consecutive images [start, stop) each shard holds, by the shard's name."""
-    starts = range(0, max(num_images, 1), length)  # a set without a usable image still has one, empty, shard
-    return {f"chips-{i:05d}": (start, min(start + length, num_images)) for i, start in enumerate(starts)}
+def _refuse_vanishing(out: Location, annotations: Location, source: Source) -> None:
+    """Refuse to shrink a finished build by much: it was most likely the wrong annotation file.
+
+    Raises:
+        UsageError: more than VANISHING of its images or boxes are not in the source.
+    """
+    try:
+        gone = find_vanished(out, source)
+    except DataError:
+        return  # the ledger is lost, and is written anew
+    if gone.share > VANISHING:
+        raise UsageError(
+            f"{out}: {gone.images:,} of {gone.total_images:,} images and {gone.boxes:,} of {gone.total_boxes:,} boxes "
+            f"of the finished build there are not in {annotations}, more than {VANISHING:.0%}. If it is the right "
+            "file, replace the build with --overwrite; else choose another --out"
+        )
 
 
-def _build(
-    source: Source,
-    image_root: Location,
-    out: Location,
-    settings: ChipSettings,
-    spans: dict[str, tuple[int, int]],
-    engine: Engine,
-    limits: Limits,
-) -> Report:
-    remove_files(out / "plan", PLAN_FILES)
-    recorded = settings.model_dump(mode="json")
-    target = Target(out, POSITIVES, out / "run.json", image_root, settings, recorded, codec(), decoders())
-    prepare(target, spans.keys(), "chips")
-    ledgers = _recorded_ledgers(out)
+def _build(source: Source, target: Target, standing: Build | None, engine: Engine, limits: Limits) -> Report:
+    remove_plan(target.out / "plan")
+    settings = _settled(target.settings, standing, source, target.out)
+    prepare(target, "chips")
     summary = Summary(source, settings)
+    spans: dict[str, PlannedSpan] = {}  # by the shard's name, until it is made
     made: dict[str, tuple[str, Rows[Reject]]] = {}  # of each finished shard: fingerprint and rejects
-    plans: dict[str, Plan] = {}
-
     num_made = num_ambiguous = num_several = 0
 
     def tasks() -> Iterator[Task[ShardJob]]:
-        for name, (start, stop) in spans.items():
-            plans[name] = plan_span(source, start, stop, settings)
-            images = source.images(start, stop)
-            yield Task(name, ShardJob(target, name, images, plans[name].chips), task_memory(images))
+        for index, span in enumerate(plan_spans(source, settings)):
+            name = shard_name(index)
+            spans[name] = span
+            images = source.images(span.start, span.stop)
+            yield Task(name, ShardJob(target, name, images, span.plan.chips), task_memory(images))
 
     with Progress("chips", source.num_images, "images") as progress:
         for name, record, was_there in run(make_shard, tasks(), engine):
             refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
-            start, stop = spans[name]
-            summary.add(plans.pop(name), start, stop, refused, [image.hash for image in record.images])
+            start, stop, plan = spans.pop(name)
+            summary.add(plan, start, stop, refused, [image.hash for image in record.images])
             made[name] = record.fingerprint, no_rejects().plus(record.rejects)
             made[name][1].pack()
             num_made += not was_there
@@ -158,61 +168,73 @@ def _build(
             num_several += record.num_several
             progress.add(stop - start)
 
-    rejects = no_rejects().plus(reject for name in spans for reject in made[name][1])
-    ledgers = write_ledger(out, summary, rejects, ledgers)
-    counts = summary.counts()
-    fingerprints = [made[name][0] for name in spans]
-    settings_said = {"chips": target.recorded}
-    write_build(target.build_file, fingerprints, settings_said, ledgers, counts, images=str(image_root))
-    return Report(
-        counts,
-        source.rejects.plus(rejects),
-        [*source.warnings, *source.notes, *frame_notes(num_ambiguous, num_several)],
-        len(spans),
-        num_made,
-        find_shortfall(source, counts, limits, "Everything good was written; rejects.parquet names the others"),
+    remove_surplus(target, len(made))
+    in_order = [made[shard_name(index)] for index in range(len(made))]
+    rejects = no_rejects().plus(reject for _, some in in_order for reject in some)
+    ledgers = write_ledger(target.out, summary, rejects, standing.files if standing else {})
+    fingerprint = build_fingerprint([shard for shard, _ in in_order])
+    is_same = standing is not None and num_made == 0 and standing.num_shards == len(made)
+    build = Build(
+        fingerprint=fingerprint,
+        settings={"chips": settings.model_dump(mode="json")},
+        versions=build_versions(),
+        num_shards=len(made),
+        files=ledgers,
+        counts=summary.counts(),
+        formerly=sorted(standing.names - {fingerprint}) if standing and is_same else [],
+        images=str(target.image_root),
     )
+    write_build(target.build_file, build)
+    shortfall = find_shortfall(
+        source, build.counts, limits, "Everything good was written; rejects.parquet names the others"
+    )
+    notes = [*source.warnings, *source.notes, *frame_notes(num_ambiguous, num_several)]
+    return Report(build.counts, source.rejects.plus(rejects), notes, len(made), num_made, shortfall)
 
 
-def _recorded_ledgers(out: Location) -> dict[str, str]:
-    """Return the SHA-256 of each ledger as a finished build's record has it; none where there is no such build."""
-    try:
-        digests = read_build(out, COMMANDS[POSITIVES])["files"]
-    except DataError:
-        return {}
-    return digests if isinstance(digests, dict) else {}
+def _settled(settings: ChipSettings, standing: Build | None, source: Source, out: Location) -> ChipSettings:
+    """Let a standing build keep the length of its shards where the settings leave it open.
+
+    Raises:
+        UsageError: the settings ask for another length.
+    """
+    if standing is None:
+        return settings
+    then, now = standing.settings["chips"].get("images_per_shard"), settings.images_per_shard
+    if now is None:
+        return settings.model_copy(update={"images_per_shard": then})
+    lengths = {min(span_length(source.num_images, number), source.num_images) for number in (then, now)}
+    refuse_changes(out, "chips", [("images_per_shard", then, now)] if len(lengths) > 1 else [])
+    return settings
 
 
-def _write_plan(
-    source: Source, out: Location, settings: ChipSettings, spans: dict[str, tuple[int, int]], limits: Limits
-) -> Report:
+def _write_plan(source: Source, out: Location, settings: ChipSettings, limits: Limits) -> Report:
     if files_in(out / POSITIVES, "chips-*"):
         raise UsageError(f"{out}: holds chips already; choose another --out for a plan")
     folder = out / "plan"
-    remove_files(folder, PLAN_FILES)
+    remove_plan(folder)
     make_folder(folder)
     summary = Summary(source, settings)
+    num_spans = 0
 
     def planned(progress: Progress) -> Iterator[pa.Table]:
-        for start, stop in spans.values():
-            plan = plan_span(source, start, stop, settings)
+        nonlocal num_spans
+        for start, stop, plan in plan_spans(source, settings):
             summary.add(plan, start, stop, {}, None)
             yield plan.chips
+            num_spans += 1
             progress.add(stop - start)
 
     with Progress("plan", source.num_images, "images") as progress:
-        write_plan_files(folder, planned(progress))
-    counts = summary.counts()
-    shortfall = find_shortfall(source, counts, limits, "`sniper check` names them")
-    return Report(counts, source.rejects, [*source.warnings, *source.notes], len(spans), 0, shortfall)
-
-
-def _clear(out: Location) -> None:
-    """Delete what builds write, and nothing else a user may keep there."""
-    for name in ("run.json", *(f"{n}.parquet" for n in ("images", "annotations", "categories", "rejects"))):
-        remove(out / name)
-    remove(out / NEGATIVES / "run.json")
-    for name in (NEGATIVES, POSITIVES):
-        remove_files(out / name, "chips-*.tar", "chips-*.parquet")
-    remove_folder(out / "proposals")
-    remove_files(out / "plan", PLAN_FILES)
+        files = write_plan_files(folder, planned(progress))
+    build = Build(
+        fingerprint=build_fingerprint([*files.values()]),
+        settings={"chips": settings.model_dump(mode="json")},
+        versions=build_versions(),
+        num_shards=num_spans,
+        files=files,
+        counts=summary.counts(),
+    )
+    write_build(folder / NAME, build)  # last of all: a plan without it is not finished
+    shortfall = find_shortfall(source, build.counts, limits, "`sniper check` names them")
+    return Report(build.counts, source.rejects, [*source.warnings, *source.notes], num_spans, 0, shortfall)

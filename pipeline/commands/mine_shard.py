@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from pipeline.coco.source import Source
 from pipeline.dataset.build_file import POSITIVES
-from pipeline.dataset.cutting import ShardJob, Target, make_shard
+from pipeline.dataset.cutting import make_shard
+from pipeline.dataset.job import ShardJob, Target
 from pipeline.dataset.proposals import Extents, read_parts
 from pipeline.dataset.shards import Record
 from pipeline.kernels import writable

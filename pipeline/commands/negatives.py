@@ -11,12 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.commands.mine_shard import MinedShard, MineJob, extents, mine_shard
-from pipeline.dataset.build import prepare, task_memory
-from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, read_build, write_build
-from pipeline.dataset.cutting import Target
+from pipeline.dataset.build import clear_pool, prepare, recorded_mining, remove_surplus, task_memory
+from pipeline.dataset.build_file import (
+    COMMANDS,
+    NAME,
+    NEGATIVES,
+    POSITIVES,
+    build_fingerprint,
+    build_versions,
+    find_build,
+    read_build,
+    write_build,
+)
+from pipeline.dataset.job import Target
 from pipeline.dataset.ledger.read import Kept, read_kept
 from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
-from pipeline.dataset.shards import read_record
+from pipeline.dataset.shards import read_record, shard_name
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
@@ -24,7 +34,8 @@ from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
-from pipeline.storage import Location, ahead, is_folder, location, locked, remove, remove_folder, remove_temporary
+from pipeline.storage import Location, ahead, is_folder, location, locked, remove_temporary
+from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 
@@ -81,31 +92,23 @@ def negatives(
     if random is not None and random < 1:
         raise UsageError(f"--random {random}: expected at least one chip per image")
     data, images = location(data), None if images is None else location(images)
+    settings = settings or NegativeSettings()
     read_build(data, COMMANDS[POSITIVES])
     with locked(data):
-        if overwrite:
-            remove(data / NEGATIVES / "run.json")  # first of all: it speaks of the rest
-            remove_folder(data / NEGATIVES)
         remove_temporary(data)
+        if overwrite:
+            clear_pool(data)
         positives = read_build(data, COMMANDS[POSITIVES])
         root = image_root(positives, images)
-        chips = ChipSettings.model_validate(positives["settings"]["chips"])
-        kept = read_kept(data)
-        found = None if proposals is None else _find(proposals, kept, positives["fingerprint"])
-        recorded = {**(settings or NegativeSettings()).model_dump(mode="json"), "random": random}
-        target = Target(data, NEGATIVES, data / NEGATIVES / "run.json", root, chips, recorded, codec(), decoders())
-        return _build(
-            target,
-            positives,
-            kept,
-            found,
-            settings or NegativeSettings(),
-            proposals,
-            Engine(engine, workers, address),
-        )
+        kept = read_kept(data, positives.files)
+        found = None if proposals is None else _find(proposals, kept, positives)
+        chips = ChipSettings.model_validate(positives.settings["chips"])
+        recorded = recorded_mining(settings, random)
+        target = Target(data, NEGATIVES, data / NEGATIVES / NAME, root, chips, recorded, codec(), decoders())
+        return _build(target, positives, kept, found, settings, proposals, Engine(engine, workers, address))
 
 
-def image_root(positives: dict[str, Any], images: Location | None) -> Location:
+def image_root(positives: Build, images: Location | None) -> Location:
     """Return the folder that the positives were cut from.
 
     Args:
@@ -115,29 +118,31 @@ def image_root(positives: dict[str, Any], images: Location | None) -> Location:
     Raises:
         UsageError: it is not there.
     """
-    root = location(positives.get("images", "")) if images is None else images
+    root = location(positives.images or "") if images is None else images
     if not is_folder(root):
         raise UsageError(f"{root}: no such image folder; give the folder the positives were cut from as --images")
     return root
 
 
-def _find(proposals: Location, kept: Kept, positives: str) -> PooledProposals | Parts:
+def _find(proposals: Location, kept: Kept, positives: Build) -> PooledProposals | Parts:
     """Find proposals: those of our own RPN stay where they are, for the workers; other files are read and checked."""
-    parts = find_parts(proposals, positives, kept.source.num_images)
+    parts = find_parts(proposals, positives.names, kept.source.num_images)
     return parts or read_proposals(proposals, extents(kept.source, kept.refused))
 
 
 def _build(
     target: Target,
-    positives: dict[str, Any],
+    positives: Build,
     kept: Kept,
     found: PooledProposals | Parts | None,
     settings: NegativeSettings,
     proposals: Location | None,
     engine: Engine,
 ) -> NegativeReport:
-    names = [f"chips-{i:05d}" for i in range(positives["num_shards"])]
-    prepare(target, names, NEGATIVES)
+    names = [shard_name(index) for index in range(positives.num_shards)]
+    prepare(target, NEGATIVES)
+    remove_surplus(target, len(names))
+    standing = find_build(target.out / NEGATIVES, COMMANDS[NEGATIVES])
     mined: dict[str, MinedShard] = {}
     with Progress("negatives", kept.source.num_images, "images") as progress:
         for shard in run(mine_shard, _tasks(target, names, kept, found, settings), engine):
@@ -152,18 +157,23 @@ def _build(
             + "\nGive their folder as --images, or run `sniper chips` first where they have changed for good. "
             "Finished shards are kept"
         )
-    counts = _counts(in_order, target.settings)
-    write_build(
-        target.build_file,
-        [shard.fingerprint for shard in in_order],
-        {"chips": positives["settings"]["chips"], NEGATIVES: settings.model_dump(mode="json")},
-        {},
-        counts,
-        positives=positives["fingerprint"],
+    num_made = sum(not shard.was_there for shard in in_order)
+    fingerprint = build_fingerprint([shard.fingerprint for shard in in_order])
+    is_same = standing is not None and num_made == 0 and standing.num_shards == len(names)
+    build = Build(
+        fingerprint=fingerprint,
+        settings={"chips": positives.settings["chips"], NEGATIVES: settings.model_dump(mode="json")},
+        versions=build_versions(),
+        num_shards=len(names),
+        files={},
+        counts=_counts(in_order, target.settings),
+        formerly=sorted(standing.names - {fingerprint}) if standing and is_same else [],
+        positives=positives.fingerprint,
         random=target.recorded["random"],
         proposals=None if proposals is None else str(proposals),
     )
-    return NegativeReport(counts, len(names), sum(not shard.was_there for shard in in_order))
+    write_build(target.build_file, build)
+    return NegativeReport(build.counts, len(names), num_made)
 
 
 def _tasks(

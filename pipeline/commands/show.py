@@ -9,12 +9,12 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw
 
-from pipeline.dataset.build_file import read_build
+from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, find_build
+from pipeline.dataset.shards import shard_files
 from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, STATUS_COLORS, Font, draw_label, label_font
 from pipeline.planning.scales import box_sizes
 from pipeline.storage import (
     Location,
-    files_in,
     is_file,
     is_folder,
     location,
@@ -54,12 +54,13 @@ def show(
         DataError: a chip's bytes cannot be read.
     """
     folder = f"{kind}s"
-    manifests = files_in(data / folder, "chips-*.parquet")
+    manifests = shard_files(data / folder, ".parquet")
     if not manifests:
         command = f"sniper chips --out {data}" if kind == "positive" else f"sniper negatives --data {data}"
         raise UsageError(f"{data}: holds no {kind} chips; `{command}` writes them")
     # bytes, since Polars would read an object store with settings of its own
-    chips = pl.scan_parquet(data / folder / "chips-*.parquet" if isinstance(data, Path) else [*read_all(manifests)])
+    # and no pattern, since the folder's name may hold brackets
+    chips = pl.scan_parquet([*(manifests if isinstance(data, Path) else read_all(manifests))], glob=False)
     try:
         counts = dict(chips.group_by("scale_index").len().collect().iter_rows())
     except pl.exceptions.PolarsError as error:
@@ -97,11 +98,12 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     from pipeline.dataset.proposals import Extents, find_parts, read_parts, read_proposals
     from pipeline.planning.mine import merge_scales  # compiled code, which sheets of positives do without
 
-    try:
-        build = read_build(data / "negatives", "sniper negatives")
-    except DataError:  # unfinished
+    pool = find_build(data / NEGATIVES, COMMANDS[NEGATIVES])
+    positives = find_build(data, COMMANDS[POSITIVES])
+    if pool is None:  # unfinished
         return False
-    path, threshold = build.get("proposals"), build["settings"]["negatives"]["nms"]
+    path, threshold = pool.proposals, pool.settings["negatives"]["nms"]
+    names = {pool.positives or ""} | (positives.names if positives else set())
     if path is None or not (is_file(place := location(path)) or is_folder(place)):
         return False
     images = read_frame(data / "images.parquet").drop_nulls("image_id")
@@ -109,15 +111,15 @@ def _add_proposals(data: Location, chips: list[dict[str, Any]]) -> bool:
     size = wanted.select("width", "height").to_numpy().astype(np.float64)
     ids = wanted["image_id"].to_numpy()
     kept = images.filter(pl.col("state") == "kept")["image_id"].sort().to_numpy()
-    if parts := find_parts(place, build["positives"], len(kept)):  # of our own RPN: only what is needed
+    if parts := find_parts(place, names, len(kept)):  # of our own RPN: only what is needed
         files = {file: None for i in np.searchsorted(kept, ids).tolist() for file in parts.of(i, i + 1)}
         found = read_parts(list(files), Extents(ids, size, None))
     else:
         found = read_proposals(place, Extents(ids, size, images["image_id"].to_numpy()))
-    pool = merge_scales(found, threshold)
+    merged = merge_scales(found, threshold)
     for chip in chips:
         m = int(np.searchsorted(ids, chip["image_id"]))
-        boxes = pool.boxes[pool.offsets[m] : pool.offsets[m + 1]].astype(np.float64)
+        boxes = merged.boxes[merged.offsets[m] : merged.offsets[m + 1]].astype(np.float64)
         chip["proposals"] = _inside(boxes, chip)
     return True
 

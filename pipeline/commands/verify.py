@@ -4,18 +4,30 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
+import pyarrow as pa
 
-from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, build_fingerprint, command_for, read_build
-from pipeline.dataset.shards import BLOCK, UNREADABLE, member_behind, read_shard
+from pipeline.dataset.build_file import COMMANDS, NAME, NEGATIVES, POSITIVES, command_for, is_of, read_build
+from pipeline.dataset.shards import (
+    BLOCK,
+    UNBOUNDED,
+    UNREADABLE,
+    chip_json,
+    member_behind,
+    read_shard,
+    shard_files,
+    shard_name,
+)
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
-from pipeline.storage import Location, files_in, is_folder, local_copy, read_bytes
+from pipeline.storage import Location, is_folder, local_copy, read_bytes
 from schemas.errors import DataError, UsageError
 from schemas.tables import PLAN
+
+ROWS = 256  # of a manifest that are Python objects at a time
 
 
 class VerifyReport(NamedTuple):
@@ -48,7 +60,7 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     folders = [folder for name in (POSITIVES, NEGATIVES) if is_folder(folder := data / name)]
     if not folders:
         raise UsageError(f"{data}: holds no chips; expected the folder that `sniper chips --out` wrote")
-    records = [path for folder in folders for path in files_in(folder, "chips-*.parquet")]
+    records = [path for folder in folders for path in shard_files(folder, ".parquet")]
     found: dict[str, _Shard] = {}
     with Progress("verify", len(records), "shards") as progress:
         jobs = (Task(_name(path), path) for path in records)
@@ -59,7 +71,7 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     if data / NEGATIVES in folders:
         problems += _check_build(data, data / NEGATIVES, data / NEGATIVES, found)
         problems += _check_origin(data)
-    for tar in (path for folder in folders for path in files_in(folder, "chips-*.tar")):
+    for tar in (path for folder in folders for path in shard_files(folder, ".tar")):
         if _name(tar.with_suffix(".parquet")) not in found:
             problems.append(
                 f"{_name(tar)}: has no manifest beside it: the build was interrupted; run `{command_for(tar)}`"
@@ -86,22 +98,20 @@ def _check_build(data: Location, root: Location, folder: Location, found: dict[s
         yield str(error)
         return
     fingerprints: list[str] = []
-    for index in range(build["num_shards"]):
-        name = f"{folder.name}/chips-{index:05d}"
-        shard = found.get(f"{name}.parquet")
-        if shard is None:
-            yield f"{name}: is missing; run `{command}`"
-        elif shard.fingerprint is not None:
-            fingerprints.append(shard.fingerprint)
-    wanted = {f"{folder.name}/chips-{index:05d}.parquet" for index in range(build["num_shards"])}
-    for name in sorted(name for name in found.keys() - wanted if name.startswith(f"{folder.name}/")):
-        yield f"{name}: is beyond the {build['num_shards']} shards of run.json; run `{command}`, which deletes it"
-    if len(fingerprints) == build["num_shards"] and build_fingerprint(build, fingerprints) != build["fingerprint"]:
+    wanted = [f"{folder.name}/{shard_name(index)}.parquet" for index in range(build.num_shards)]
+    for name in wanted:
+        if name not in found:
+            yield f"{name.removesuffix('.parquet')}: is missing; run `{command}`"
+        elif (fingerprint := found[name].fingerprint) is not None:
+            fingerprints.append(fingerprint)
+    for name in sorted(name for name in found.keys() - set(wanted) if name.startswith(f"{folder.name}/")):
+        yield f"{name}: is beyond the {build.num_shards} shards of run.json; run `{command}`, which deletes it"
+    if len(fingerprints) == build.num_shards and not is_of(build, fingerprints, read_bytes(root / NAME)):
         yield (
-            f"{folder.name}: the shards are not all those that run.json was written for; run `{command}`, which "
-            "makes those anew that do not belong"
+            f"{folder.name}: the shards are not all those that run.json was written for; run `{command}`, which makes "
+            "those anew that do not belong"
         )
-    for file, digest in build["files"].items():
+    for file, digest in build.files.items():
         try:
             with local_copy(root / file) as copy, copy.open("rb") as content:
                 found_digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -118,11 +128,11 @@ def _check_build(data: Location, root: Location, folder: Location, found: dict[s
 def _check_origin(data: Location) -> Iterator[str]:
     """Name a pool that was mined for other positives; records that cannot be read are named elsewhere."""
     try:
-        positives = read_build(data, COMMANDS[POSITIVES])["fingerprint"]
-        origin = read_build(data / NEGATIVES, COMMANDS[NEGATIVES]).get("positives")
+        positives = read_build(data, COMMANDS[POSITIVES])
+        origin = read_build(data / NEGATIVES, COMMANDS[NEGATIVES]).positives
     except DataError:
         return
-    if origin != positives:
+    if origin not in positives.names:
         yield "negatives/run.json: the pool was mined for other positives; run `sniper negatives`"
 
 
@@ -135,7 +145,7 @@ def _check_shard(path: Location) -> _Shard:
     name = _name(path)
     try:
         table, record = read_shard(path)
-        rows = table.to_pylist()
+        keys = table["key"].to_pylist()
     except DataError as error:
         return _Shard(name, None, 0, [str(error)])
     except UNREADABLE as error:
@@ -143,32 +153,43 @@ def _check_shard(path: Location) -> _Shard:
     tar_path = path.with_suffix(".tar")
     tar_name, advice = _name(tar_path), f"delete {name} and run `{command_for(path)}`"
     try:
-        tar = read_bytes(tar_path)
+        with local_copy(tar_path) as copy, copy.open("rb") as tar:  # read by its members: it may be larger than memory
+            digest = hashlib.file_digest(tar, "sha256").hexdigest()
+            tar_bytes = tar.tell()
+            sizes = [_bytes_of(row, tar, tar_bytes, tar_name) for row in _rows(table)]
     except FileNotFoundError:
         return _Shard(name, record.fingerprint, 0, [f"{tar_name}: is missing; {advice}"])
     except OSError as error:
         return _Shard(name, record.fingerprint, 0, [f"{tar_name}: cannot be read: {error}"])
-    sizes = [_bytes_of(row, tar, tar_name) for row in rows]
-    bad = [row["key"] for row, size in zip(rows, sizes, strict=True) if size is None]
+    bad = [key for key, size in zip(keys, sizes, strict=True) if size is None]
     problems = []
-    if len(tar) != record.tar_bytes or hashlib.sha256(tar).hexdigest() != record.tar_sha256:
-        what = f"{len(tar)} bytes, {record.tar_bytes} recorded" if len(tar) != record.tar_bytes else "SHA-256 differs"
-        problems = [f"{tar_name}: {what}; {len(bad)} of {len(rows)} chips damaged; {advice}"]
+    if tar_bytes != record.tar_bytes or digest != record.tar_sha256:
+        what = (
+            f"{tar_bytes} bytes, {record.tar_bytes} recorded" if tar_bytes != record.tar_bytes else "SHA-256 differs"
+        )
+        problems = [f"{tar_name}: {what}; {len(bad)} of {len(keys)} chips damaged; {advice}"]
         problems += [f"{tar_name}: chip {key}: damaged" for key in bad]
     elif bad:
-        problems = [f"{name}: {len(bad)} of {len(rows)} rows differ from what {tar_name} holds; {advice}"]
+        problems = [f"{name}: {len(bad)} of {len(keys)} rows differ from what {tar_name} holds; {advice}"]
         problems += [f"{name}: chip {key}: its row is damaged" for key in bad]
-    elif sum(size for size in sizes if size) + 2 * BLOCK != len(tar) or len({row["key"] for row in rows}) < len(rows):
-        problems = [f"{name}: its {len(rows)} rows are not the chips of {tar_name}, each once; {advice}"]
-    return _Shard(name, record.fingerprint, len(rows), problems)
+    elif sum(size for size in sizes if size) + 2 * BLOCK != tar_bytes or len(set(keys)) < len(keys):
+        problems = [f"{name}: its {len(keys)} rows are not the chips of {tar_name}, each once; {advice}"]
+    return _Shard(name, record.fingerprint, len(keys), problems)
 
 
-def _bytes_of(row: dict[str, Any], tar: bytes, tar_name: str) -> int | None:
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield a table's rows, of which few are Python objects at a time."""
+    for start in range(0, len(table), ROWS):
+        yield from table.slice(start, ROWS).to_pylist()
+
+
+def _bytes_of(row: dict[str, Any], tar: IO[bytes], tar_bytes: int, tar_name: str) -> int | None:
     """Count the bytes of a chip's JPEG and JSON in its tar, with headers; None where they are not as its row says."""
     offset, size = row["offset"], row["size"]
-    if row["shard"] != tar_name or offset is None or size is None:
+    if row["shard"] != tar_name or offset is None or size is None or not 0 <= offset <= offset + size <= tar_bytes:
         return None
-    if zlib.crc32(tar[offset : offset + size]) != row["crc32"]:
+    tar.seek(offset)
+    if zlib.crc32(tar.read(size)) != row["crc32"]:
         return None
     said = member_behind(tar, offset + size)
     if not _is_said({name: row[name] for name in PLAN.names}, said):
@@ -177,11 +198,18 @@ def _bytes_of(row: dict[str, Any], tar: bytes, tar_name: str) -> int | None:
 
 
 def _is_said(row: dict[str, Any], said: bytes) -> bool:
-    """Tell whether a chip's JSON says the same as its row. Its null stands for None and, in a range, for infinity."""
+    """Tell whether a chip's JSON says the same as its row. Up to format 2 it had null for infinity and for nothing."""
     if any(isinstance(value, float) and (math.isnan(value) or value == -math.inf) for value in row.values()):
         return False
-    expected = msgspec.json.encode(row)
+    expected = chip_json(row)
+    if expected == said:
+        return True
     try:
-        return expected == said or expected == msgspec.json.encode(msgspec.json.decode(said))
-    except msgspec.MsgspecError:
+        found = msgspec.json.decode(said)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
+    return isinstance(found, dict) and _bare(found) == _bare(msgspec.json.decode(expected))
+
+
+def _bare(said: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in said.items() if value not in (None, [], UNBOUNDED)}

@@ -1,22 +1,51 @@
 """What building positives and negatives has in common: the target folder, its shards, and who may resume it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from pipeline.coco import SourceImage
-from pipeline.dataset.cutting import Target
-from pipeline.dataset.shards import read_record
+from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES
+from pipeline.dataset.job import Target
+from pipeline.dataset.plan_files import remove_plan
+from pipeline.dataset.shards import SHARD_FILES, SUFFIXES, read_record, shard_files, shard_name
+from pipeline.dataset.standing import differing
+from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
-from pipeline.storage import Location, files_in, make_folder, remove
+from pipeline.storage import Location, files_in, make_folder, remove, remove_files
 from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings, NegativeSettings
+
+LEDGERS = ("images.parquet", "annotations.parquet", "categories.parquet", "rejects.parquet")
+RPN_FILES = {
+    "proposals/rpn/pictures": ("step-*.png",),
+    "proposals/rpn/tensorboard": ("events.out.tfevents.*",),
+    "proposals/rpn": ("*.pt", "log.jsonl", "non-finite-rank*.json", ".lock"),
+    "proposals": ("part-*.parquet", "network.json"),
+}
+"""What the run of the RPN and the extraction of its proposals write, by folder."""
+OF_FEW_SHARDS = {"stride", "max_pixels", "images_per_shard"}
+"""Settings that act on some shards only, or on none. What they do to a shard stands in its rows and images, so another
+value makes only those shards anew that it changes."""
 
 
-def prepare(target: Target, names: Iterable[str], section: str) -> None:
-    """Make the target folder ready: delete the shards that the build does not name, since the data set has shrunk.
+def recorded_settings(settings: ChipSettings) -> dict[str, Any]:
+    """Return the settings that act on every shard of positives. A standing build with others is refused."""
+    return settings.model_dump(mode="json", exclude=OF_FEW_SHARDS)
+
+
+def recorded_mining(settings: NegativeSettings, random: int | None) -> dict[str, Any]:
+    """Return the settings that act on every shard of a pool: those of mining, or the number of random chips alone."""
+    if random is not None:
+        return {"random": random}
+    return {**settings.model_dump(mode="json", exclude={"rpn_epochs"}), "random": None}
+
+
+def prepare(target: Target, section: str) -> None:
+    """Make the target folder ready.
 
     Args:
         target: the build.
-        names: the shards that the build will have.
         section: the section of the settings in question, for the message.
 
     Raises:
@@ -24,35 +53,73 @@ def prepare(target: Target, names: Iterable[str], section: str) -> None:
     """
     folder = target.out / target.folder
     make_folder(folder)
-    records = files_in(folder, "chips-*.parquet")
-    _refuse_other_settings(target, records, section)
-    wanted = set(names)
-    surplus = [path for path in [*records, *files_in(folder, "chips-*.tar")] if path.stem not in wanted]
+    for path in shard_files(folder, ".parquet"):
+        try:
+            record = read_record(path)
+        except DataError:
+            continue  # damaged: it is made again
+        refuse_changes(target.build_file.parent, section, differing(record.settings, target.recorded))
+        return  # builds with other settings are refused, so all shards have the same
+
+
+def refuse_changes(folder: Location, section: str, changed: Sequence[tuple[str, Any, Any]]) -> None:
+    """Refuse a build in a folder whose chips were made with other settings.
+
+    Args:
+        folder: where the build stands.
+        section: of the settings.
+        changed: (name, value then, value now) of each setting that differs; there may be none.
+
+    Raises:
+        UsageError: some differ; all are named.
+    """
+    if changed:
+        raise UsageError(
+            f"{folder}: holds chips made with other settings:\n  "
+            + "\n  ".join(f"{section}.{key}: {then!r} there, {now!r} now" for key, then, now in changed)
+            + "\nReplace them with --overwrite, or build in another folder"
+        )
+
+
+def remove_surplus(target: Target, num_shards: int) -> None:
+    """Delete the shards beyond the first `num_shards`: the data set has shrunk."""
+    folder = target.out / target.folder
+    names = {shard_name(index) for index in range(num_shards)}
+    surplus = [path for suffix in SUFFIXES for path in shard_files(folder, suffix) if path.stem not in names]
     if surplus:
         remove(target.build_file)  # first of all: it speaks of them
     for path in surplus:
         remove(path)
 
 
-def _refuse_other_settings(target: Target, records: Sequence[Location], section: str) -> None:
-    """Look at the first sound record: builds with other settings are refused, so all records have the same."""
-    for path in records:
-        try:
-            then, now = read_record(path).settings, target.recorded
-        except DataError:
-            continue  # damaged: it is made again
-        if then != now:
-            changed = [
-                f"{section}.{key}: {then.get(key)!r} there, {now.get(key)!r} now"
-                for key in sorted(then.keys() | now.keys())
-                if then.get(key) != now.get(key)
-            ]
-            raise UsageError(
-                f"{target.build_file.parent}: holds chips made with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nReplace them with --overwrite, or build in another folder"
-            )
-        return
+def clear_build(out: Location) -> None:
+    """Delete the positives of a data set and all that was made of them. Files that no build writes stay."""
+    remove(out / NAME)  # first of all: it speaks of the rest
+    clear_pool(out)
+    clear_proposals(out)
+    _clear(out / POSITIVES, *SHARD_FILES)
+    for name in LEDGERS:
+        remove(out / name)
+    remove_plan(out / "plan")
+
+
+def clear_pool(out: Location) -> None:
+    """Delete the pool of negatives of a data set. Files that no build writes stay."""
+    _clear(out / NEGATIVES, NAME, *SHARD_FILES)
+
+
+def clear_proposals(out: Location) -> None:
+    """Delete the run of the RPN of a data set and its proposals. Files that no build writes stay."""
+    for name, patterns in RPN_FILES.items():
+        _clear(out / name, *patterns)
+
+
+def _clear(folder: Location, *patterns: str) -> None:
+    """Delete the files of a folder that match, and the folder where nothing else is in it, and say so."""
+    count = sum(len(files_in(folder, pattern)) for pattern in patterns)
+    if count:
+        log.info(f"{folder}: --overwrite removes {count} files ({', '.join(patterns)})")
+    remove_files(folder, *patterns)
 
 
 def task_memory(images: Sequence[SourceImage]) -> int:

@@ -1,7 +1,8 @@
-"""run.json: what a finished build says of itself. A folder without one is not finished."""
+"""run.json, the build record: what a finished build says of itself. A folder without one is not finished."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from pipeline import __version__
 from pipeline.images.chip import codec
 from pipeline.storage import Location, is_file, is_folder, read_bytes, write_atomic
+from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
 from schemas.settings.section import contradictions
@@ -19,89 +21,98 @@ POSITIVES, NEGATIVES = "positives", "negatives"
 COMMANDS = {POSITIVES: "sniper chips", NEGATIVES: "sniper negatives"}
 """What makes the shards of each folder."""
 
+VERSIONS = {"sniper-chips": __version__, "format": FORMAT_VERSION}
+
 
 def command_for(path: Location) -> str:
     """Return the command that makes a file of a data set, such as `sniper negatives` for one in OUT/negatives."""
     return COMMANDS.get(path.parent.name, COMMANDS[POSITIVES])
 
 
-CONTENT = ("fingerprint", "num_shards", "settings", "files", "counts")
-PLACES = ("images", "proposals")
-"""Where things were: may differ between builds that are otherwise the same."""
+def build_versions() -> dict[str, Any]:
+    """Return the versions that a build record names, for information."""
+    return {**VERSIONS, **codec()._asdict()}
 
 
-def write_build(
-    path: Location,
-    shards: list[str],
-    settings: dict[str, Any],
-    files: dict[str, str],
-    counts: dict[str, Any],
-    **more: Any,
-) -> None:
-    """Write run.json, last of all, unless it is there already.
+def build_fingerprint(shards: Sequence[str]) -> str:
+    """Hash the fingerprints of a build's shards, in order, into the identity of the build; SHA-256, hex.
 
-    Args:
-        shards: their fingerprints, in order; run.json says them only together, since each shard carries its own.
-        settings: by section; files: name -> SHA-256 of the ledgers that stand beside it.
-        more: what else the build was made from, and the PLACES.
+    A shard's fingerprint covers the settings that act on it, so nothing else is needed: a record that is written by
+    another version, or from other counts, is the record of the same build.
     """
-    content: dict[str, Any] = {
-        "settings": settings,
-        "versions": {"sniper-chips": __version__, "format": FORMAT_VERSION, **codec()._asdict()},
-        "num_shards": len(shards),
-        "files": files,
-        "counts": counts,
-        **more,
-    }
-    build = {"fingerprint": build_fingerprint(content, shards), **content}
+    return hashlib.sha256(msgspec.json.encode(list(shards))).hexdigest()
+
+
+def write_build(path: Location, build: Build) -> None:
+    """Write a build record, last of all, unless it stands there already.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     data = msgspec.json.format(msgspec.json.encode(build), indent=2) + b"\n"
     if not is_file(path) or read_bytes(path) != data:
         write_atomic(path, data)
 
 
-def build_fingerprint(content: dict[str, Any], shards: list[str]) -> str:
-    """SHA-256, hex, over what run.json says, but for itself and PLACES, and its shards' fingerprints."""
-    said = {name: value for name, value in content.items() if name not in ("fingerprint", *PLACES)}
-    return hashlib.sha256(msgspec.json.encode({**said, "shards": shards}, order="sorted")).hexdigest()
-
-
-def read_build(folder: Location, command: str) -> dict[str, Any]:
-    """The content of folder/run.json, as write_build writes it.
+def read_build(folder: Location, command: str) -> Build:
+    """Read the build record of a folder.
 
     Args:
-        command: what makes it, such as `sniper chips`.
+        folder: the data set, or its pool.
+        command: what makes the record, such as `sniper chips`; for the message.
 
     Raises:
         DataError: it is missing or damaged. OSError: it cannot be read.
     """
     path = folder / NAME
     try:
-        build: dict[str, Any] = json.loads(read_bytes(path))
-        absent = [name for name in CONTENT if name not in build]
+        return msgspec.json.decode(read_bytes(path), type=Build)
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
-    except (ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it and run `{command}`") from error
-    if absent:
-        raise DataError(f"{path}: is damaged (has no {', '.join(absent)}); delete it and run `{command}`")
-    return build
 
 
-def finished_builds(data: Location, pool: bool) -> dict[str, dict[str, Any]]:
-    """The run.json of the positives and, where wanted and there, of the pool, by folder name.
+def find_build(folder: Location, command: str) -> Build | None:
+    """Read the build record of a folder; None where there is none that can be read."""
+    try:
+        return read_build(folder, command)
+    except DataError:
+        return None
+
+
+def is_of(build: Build, shards: Sequence[str], record: bytes) -> bool:
+    """Tell whether a build record was written for these shards.
+
+    Args:
+        build: the record.
+        shards: the fingerprints of the shards as they are, in order.
+        record: the bytes that `build` was read from. Up to format 2 the identity of a build covered them, too.
+    """
+    if build.versions.get("format", FORMAT_VERSION) > 2:
+        return build_fingerprint(shards) == build.fingerprint
+    said = {
+        key: value for key, value in json.loads(record).items() if key not in ("fingerprint", "images", "proposals")
+    }
+    digest = hashlib.sha256(msgspec.json.encode({**said, "shards": list(shards)}, order="sorted")).hexdigest()
+    return digest == build.fingerprint
+
+
+def finished_builds(data: Location, pool: bool) -> dict[str, Build]:
+    """Read the records of the positives and, where wanted and there, of the pool, by folder name.
 
     Raises:
         DataError: one is unfinished, or they do not belong together.
     """
-    builds = {"positives": read_build(data, COMMANDS["positives"])}
-    if pool and is_folder(data / "negatives"):
-        pool_build = read_build(data / "negatives", COMMANDS["negatives"])
-        if pool_build.get("positives") != builds["positives"]["fingerprint"]:
+    builds = {POSITIVES: read_build(data, COMMANDS[POSITIVES])}
+    if pool and is_folder(data / NEGATIVES):
+        pool_build = read_build(data / NEGATIVES, COMMANDS[NEGATIVES])
+        if pool_build.positives not in builds[POSITIVES].names:
             raise DataError(
-                f"{data / 'negatives'}: mined for positives {pool_build.get('positives')}, found "
-                f"{builds['positives']['fingerprint']}; run `sniper negatives`, or remove the folder"
+                f"{data / NEGATIVES}: mined for positives {pool_build.positives}, found "
+                f"{builds[POSITIVES].fingerprint}; run `sniper negatives`, or remove the folder"
             )
-        builds["negatives"] = pool_build
+        builds[NEGATIVES] = pool_build
     return builds
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage import Location, atomic_file
+from pipeline.dataset.build_file import NAME
+from pipeline.storage import HashingFile, Location, atomic_file, remove_files
 from schemas.tables import PLAN
 
 PLAN_FILES = "plan-*.parquet"
@@ -15,26 +16,37 @@ PLAN_FILE_CHIPS = 200_000  # chips per file of plan/
 PLAN_GROUP_CHIPS, PLAN_GROUP_SPANS = 2048, 256  # a row group of one ends with the span that reaches either
 
 
-def write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> None:
+def write_plan_files(folder: Location, plans: Iterable[pa.Table]) -> dict[str, str]:
     """Write plan-00000.parquet and so on, at least one file. Memory holds one row group.
 
     Args:
         folder: where they go; it must be there.
         plans: the chips of each span, schema PLAN, in order.
+
+    Returns:
+        SHA-256, hex, of each file, by name.
     """
     groups = _row_groups(plans)
     group: pa.Table | None = next(groups, PLAN.empty_table())
-    number = 0
+    digests: dict[str, str] = {}
     while group is not None:
-        place = folder / f"plan-{number:05d}.parquet"
-        with atomic_file(place) as file, pq.ParquetWriter(file, PLAN, compression="zstd") as writer:
-            num_chips = 0
-            while group is not None and num_chips < PLAN_FILE_CHIPS:
-                writer.write_table(group)
-                pa.default_memory_pool().release_unused()  # it would keep a dozen megabytes
-                num_chips += group.num_rows
-                group = next(groups, None)
-        number += 1
+        name = f"plan-{len(digests):05d}.parquet"
+        with atomic_file(folder / name) as file:
+            hashing = HashingFile(file)
+            with pq.ParquetWriter(hashing, PLAN, compression="zstd") as writer:
+                num_chips = 0
+                while group is not None and num_chips < PLAN_FILE_CHIPS:
+                    writer.write_table(group)
+                    pa.default_memory_pool().release_unused()  # it would keep a dozen megabytes
+                    num_chips += group.num_rows
+                    group = next(groups, None)
+        digests[name] = hashing.hexdigest()
+    return digests
+
+
+def remove_plan(folder: Location) -> None:
+    """Delete the files of a plan, its record first, and the folder if nothing else is in it."""
+    remove_files(folder, NAME, PLAN_FILES)
 
 
 def _row_groups(plans: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ left out.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple
 
 import msgspec
@@ -112,12 +112,12 @@ def numbered_parts(folder: Location) -> dict[int, Location]:
     return {int(number): file for number, file in numbers if number.isdecimal()}
 
 
-def find_parts(folder: Location, positives: str, num_images: int) -> Parts | None:
+def find_parts(folder: Location, positives: Set[str], num_images: int) -> Parts | None:
     """Find the parts that the RPN stage wrote for these positives.
 
     Args:
         folder: where they may lie.
-        positives: fingerprint of the chips that the RPN must have been trained on.
+        positives: fingerprints that the chips which the RPN was trained on may have.
         num_images: number of kept images of the data set.
 
     Returns:
@@ -134,7 +134,7 @@ def find_parts(folder: Location, positives: str, num_images: int) -> Parts | Non
         made_from, length = about["positives"], about["length"]
     except (DataError, KeyError, ValueError):
         return None
-    if made_from != positives:
+    if made_from not in positives:
         return None
     wanted = range(-(-num_images // length))
     missing = [index for index in wanted if index not in files]

@@ -4,23 +4,32 @@ A shard exists once its Parquet file does. The file's metadata holds what a reru
 count and SHA-256, the fingerprint of what the shard was made from, the settings, and what was refused in it.
 """
 
+import math
+import re
 import tarfile
 import zlib
 from typing import IO, Any, NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
 from pipeline.dataset.build_file import command_for
-from pipeline.storage import HashingFile, Location, atomic_file, read_bytes, start_writeback
+from pipeline.storage import HashingFile, Location, atomic_file, files_in, read_bytes, start_writeback
+from pipeline.storage.parquet import read_metadata
 from schemas.errors import DataError
 from schemas.tables import MANIFEST
 
 BLOCK = 512  # tar's unit
 WRITEBACK = 4 << 20  # bytes between requests to the system to write to disk, so that the final flush finds little left
 METADATA_KEY = b"sniper"
+SUFFIXES = (".tar", ".parquet")
+SHARD_FILES = tuple(f"chips-*{suffix}" for suffix in SUFFIXES)
+_SHARD_NAME = re.compile(r"chips-(\d{5}|[1-9]\d{5,})")
+UNBOUNDED = float(np.finfo(np.float32).max)
+"""Stands in KEY.json for infinity, which JSON does not have. No size reaches it."""
 UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException, msgspec.MsgspecError)
 """What pyarrow and msgspec raise on damaged manifests; ArrowInvalid and UnicodeDecodeError are ValueErrors."""
 
@@ -99,14 +108,38 @@ def _tar_header(name: str, size: int) -> bytes:
     return bytes(header)
 
 
-def member_behind(tar: bytes, end: int) -> bytes:
+def member_behind(tar: IO[bytes], end: int) -> bytes:
     """Return the content of the tar member behind the one whose content ends at `end`; b"" where there is none."""
-    start = end + -end % BLOCK + BLOCK
+    tar.seek(end + -end % BLOCK)
     try:
-        size = int(tar[start - BLOCK : start][124:135], 8)
+        size = int(tar.read(BLOCK)[_SIZE], 8)
     except ValueError:
         return b""
-    return tar[start : start + size]
+    return tar.read(size)
+
+
+def shard_name(index: int) -> str:
+    """Return the name of a shard, such as `chips-00042`; past 99,999 it has more digits."""
+    return f"chips-{index:05d}"
+
+
+def shard_files(folder: Location, suffix: str) -> list[Location]:
+    """List the tars (`.tar`) or manifests (`.parquet`) of a folder by number, and no file with another name."""
+    named = [(_SHARD_NAME.fullmatch(path.stem), path) for path in files_in(folder, f"chips-*{suffix}")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+
+def chip_json(row: dict[str, Any]) -> bytes:
+    """Return a chip's row as JSON in which no null stands beside numbers.
+
+    Readers guess the type of a key from the first chips, and cannot read a number after a null, nor a box after an
+    empty list. So what does not apply is left out, `boxes` too where there is none, and infinity is UNBOUNDED.
+
+    Args:
+        row: a chip, by the names of schema PLAN.
+    """
+    said = {key: value for key, value in row.items() if value is not None and value != []}
+    return msgspec.json.encode({key: UNBOUNDED if value == math.inf else value for key, value in said.items()})
 
 
 class ImageHash(NamedTuple):
@@ -157,12 +190,16 @@ def commit_shard(path: Location, rows: pa.Table, record: Record) -> None:
 
 
 def read_record(path: Location) -> Record:
-    """Read the record of a committed shard from its manifest.
+    """Read the record of a committed shard from its manifest, of which only the end is read.
 
     Raises:
         DataError: not a Parquet file of ours, or none. OSError: whether it is cannot be found out.
     """
-    return _record(path, _content(path))
+    metadata = read_metadata(path)
+    try:
+        return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and run `{command_for(path)}`") from error
 
 
 def read_rows(path: Location) -> pa.Table:
@@ -171,7 +208,7 @@ def read_rows(path: Location) -> pa.Table:
     Raises:
         DataError: not a Parquet file of ours, damaged, or none. OSError: whether it is cannot be found out.
     """
-    return _rows(path, _content(path))
+    return read_shard(path)[0]
 
 
 def read_shard(path: Location) -> tuple[pa.Table, Record]:
@@ -180,29 +217,15 @@ def read_shard(path: Location) -> tuple[pa.Table, Record]:
     Raises:
         DataError: not a Parquet file of ours, damaged, or none. OSError: whether it is cannot be found out.
     """
-    content = _content(path)
-    return _rows(path, content), _record(path, content)
-
-
-def _content(path: Location) -> bytes:
     try:
-        return read_bytes(path)
+        content = read_bytes(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing; run `{command_for(path)}`") from error
-
-
-def _record(path: Location, content: bytes) -> Record:
     try:
-        metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
-        return msgspec.json.decode(metadata[METADATA_KEY], type=Record)
+        table = pq.read_table(pa.BufferReader(content))
+        record = msgspec.json.decode((table.schema.metadata or {})[METADATA_KEY], type=Record)
+        rows = table.cast(MANIFEST)
+        rows.validate(full=True)  # reading alone lets pass what is no UTF-8
     except UNREADABLE as error:
         raise DataError(f"{path}: is not a chip manifest: {error}; delete it and run `{command_for(path)}`") from error
-
-
-def _rows(path: Location, content: bytes) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(content)).cast(MANIFEST)
-        table.validate(full=True)  # reading alone lets pass what is no UTF-8
-    except UNREADABLE as error:
-        raise DataError(f"{path}: is not a chip manifest: {error}; delete it and run `{command_for(path)}`") from error
-    return table
+    return rows, record

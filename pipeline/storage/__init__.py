@@ -5,6 +5,7 @@ room that talks to disks and stores. It imports `schemas`.
 """
 
 from pipeline.storage.files import (
+    Stamp,
     ahead,
     download,
     files_in,
@@ -21,6 +22,8 @@ from pipeline.storage.files import (
     remove_files,
     remove_folder,
     size_of,
+    stamp_of,
+    touch,
 )
 from pipeline.storage.locks import locked, remove_temporary
 from pipeline.storage.stores import Location, location
@@ -29,6 +32,7 @@ from pipeline.storage.writing import TEMPORARY, HashingFile, atomic_file, probe_
 __all__ = [
     "HashingFile",
     "Location",
+    "Stamp",
     "TEMPORARY",
     "ahead",
     "atomic_file",
@@ -51,6 +55,8 @@ __all__ = [
     "remove_folder",
     "remove_temporary",
     "size_of",
+    "stamp_of",
     "start_writeback",
+    "touch",
     "write_atomic",
 ]

@@ -5,6 +5,7 @@ location may be pickled, used by many threads at a time, and used on both sides 
 """
 
 import fnmatch
+import os
 import shutil
 import stat
 import tempfile
@@ -12,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from upath import UPath
 
@@ -143,8 +145,22 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def size_of(place: Location) -> int | None:
-    """Return the bytes of a file; None where there is no such file.
+class Stamp(NamedTuple):
+    """Size and times of a file.
+
+    Attributes:
+        size: bytes.
+        modified: when its content was last written, seconds since 1970; 0 where a store does not tell.
+        touched: the same, or when it was last replaced, moved or copied if that is later.
+    """
+
+    size: int
+    modified: float
+    touched: float
+
+
+def stamp_of(place: Location) -> Stamp | None:
+    """Return size and times of a file; None where there is none.
 
     Raises:
         OSError: Whether there is one cannot be found out.
@@ -152,11 +168,40 @@ def size_of(place: Location) -> int | None:
     try:
         if isinstance(place, Path):
             status = place.stat()
-            return None if stat.S_ISDIR(status.st_mode) else status.st_size
+            times = status.st_mtime, max(status.st_mtime, status.st_ctime)
+            return None if stat.S_ISDIR(status.st_mode) else Stamp(status.st_size, *times)
         info = insist(lambda: client(place).info(place.path), place)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return None if info["type"] == "directory" else int(info["size"])
+    modified = next((_seconds(info[key]) for key in MODIFIED if info.get(key) is not None), 0.0)
+    return None if info["type"] == "directory" else Stamp(int(info["size"]), modified, modified)
+
+
+MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")
+"""What stores call the time of a file's last change."""
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return float(value.timestamp() if isinstance(value, datetime) else value)
+
+
+def touch(place: Location) -> None:
+    """Set the time of a local file to now, if the system allows it. Stores keep the time of the last put."""
+    if isinstance(place, Path):
+        with suppress(OSError):
+            os.utime(place)
+
+
+def size_of(place: Location) -> int | None:
+    """Return the bytes of a file; None where there is none.
+
+    Raises:
+        OSError: whether there is one cannot be found out.
+    """
+    stamp = stamp_of(place)
+    return None if stamp is None else stamp.size
 
 
 def is_file(place: Location) -> bool:

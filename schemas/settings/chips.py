@@ -55,8 +55,9 @@ class ChipSettings(Section):
     subsampling: Literal["420", "422", "444"] = "420"
     """JPEG chroma subsampling of the chips."""
 
-    images_per_shard: int = Field(128, gt=0)
-    """Consecutive images whose chips share a shard."""
+    images_per_shard: int | None = Field(None, gt=0)
+    """Consecutive images whose chips share a shard. null means up to 128, and fewer for a small data set, so that it
+    has at least 16 shards. A shard whose chips take much ends before."""
 
     max_pixels: int = Field(200_000_000, gt=0)
     """A source image with more pixels is refused, unless it is a TIFF that is read by windows."""

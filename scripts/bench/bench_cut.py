@@ -19,7 +19,8 @@ import click
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
-from pipeline.dataset.cutting import ShardJob, Target, cut_shard
+from pipeline.dataset.cutting import cut_shard
+from pipeline.dataset.job import ShardJob, Target
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec, cut_chip, encode_jpeg

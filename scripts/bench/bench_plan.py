@@ -16,6 +16,7 @@ from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
+from pipeline.dataset.spans import plan_spans
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
@@ -97,10 +98,9 @@ def read_back(annotations: Path, folder: Path) -> Measured:
     folder.mkdir()
     source, settings = read_coco(annotations), ChipSettings()
     summary = Summary(source, settings)
-    for start in range(0, source.num_images, settings.images_per_shard):
-        stop = min(start + settings.images_per_shard, source.num_images)
+    for start, stop, plan in plan_spans(source, settings):
         hashes: list[str | None] = [f"{i:032x}" for i in range(start, stop)]
-        summary.add(plan_span(source, start, stop, settings), start, stop, {}, hashes)
+        summary.add(plan, start, stop, {}, hashes)
     write_ledger(folder, summary, [], {})
     command = "\n".join(
         (
@@ -187,9 +187,8 @@ def main(annotations: Path, rounds: int, with_scale: bool, json_file: Path | Non
     times, reading = [], []
     for _ in range(rounds):
         started = time.perf_counter()
-        for start in range(0, source.num_images, settings.images_per_shard):
-            stop = min(start + settings.images_per_shard, source.num_images)
-            plan_span(source, start, stop, settings)
+        for _span in plan_spans(source, settings):
+            pass
         times.append((time.perf_counter() - started) * 1e3 / source.num_images)
         started = time.perf_counter()
         read_coco(annotations)

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
-from pipeline.dataset.cutting import ShardJob, Target, cut_shard
+from pipeline.dataset.cutting import cut_shard
+from pipeline.dataset.job import ShardJob, Target
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.plan import plan_span

@@ -51,7 +51,7 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
     folder = data / "proposals"
     make_folder(folder)
     identity = hashlib.sha256(read_bytes(checkpoint)).hexdigest().encode()
-    parts = json.dumps({"positives": positives["fingerprint"], "length": SPAN}).encode()
+    parts = json.dumps({"positives": positives.fingerprint, "length": SPAN}).encode()
     about = {RPN_KEY: identity, PARTS_KEY: parts}
     spans = dict(enumerate(split_spans(len(sources))))
     with joined() as rank:

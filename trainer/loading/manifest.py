@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.dataset.build_file import COMMANDS, command_for, finished_builds
-from pipeline.dataset.shards import read_shard
-from pipeline.storage import TEMPORARY, Location, ahead, atomic_file, files_in
+from pipeline.dataset.shards import read_shard, shard_files
+from pipeline.storage import TEMPORARY, Location, ahead, atomic_file
+from schemas.build import Build
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from trainer.loading.cache import user_folder
@@ -94,7 +95,7 @@ def open_manifest(data: Location, *, pool: bool, cache: Path | None = None) -> M
         DataError: the data set or its pool is unfinished, they do not belong together, or a manifest is damaged.
     """
     builds = finished_builds(data, pool)
-    identity = json.dumps([CACHE_FORMAT, [(name, build["fingerprint"]) for name, build in builds.items()]])
+    identity = json.dumps([CACHE_FORMAT, [(name, build.fingerprint) for name, build in builds.items()]])
     kind = "-".join(builds)
     name = f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
     own = data / ".loader" if isinstance(data, Path) else None
@@ -133,15 +134,15 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-def _gather(data: Location, builds: dict[str, dict[str, Any]]) -> pa.Table:
+def _gather(data: Location, builds: dict[str, Build]) -> pa.Table:
     """Read all manifest rows into one table of schema CACHE, whose metadata hold what else a Manifest needs."""
     tables, num_positives = [CACHE.empty_table()], 0
     shards, sizes, hashes = list[str](), list[int](), list[str]()
     for name, build in builds.items():
-        paths = files_in(data / name, "chips-*.parquet")
-        if len(paths) != build["num_shards"]:
+        paths = shard_files(data / name, ".parquet")
+        if len(paths) != build.num_shards:
             raise DataError(
-                f"{data / name}: {build['num_shards']} manifests expected, {len(paths)} found; run `{COMMANDS[name]}`"
+                f"{data / name}: {build.num_shards} manifests expected, {len(paths)} found; run `{COMMANDS[name]}`"
             )
         for path, (rows, record) in zip(paths, ahead(read_shard, paths), strict=True):
             if rows.num_rows:
@@ -151,7 +152,7 @@ def _gather(data: Location, builds: dict[str, dict[str, Any]]) -> pa.Table:
                 hashes.append(record.tar_sha256)
         if name == "positives":
             num_positives = sum(table.num_rows for table in tables)
-    about = {"num_positives": num_positives, "chip_size": builds["positives"]["settings"]["chips"]["size"]}
+    about = {"num_positives": num_positives, "chip_size": builds["positives"].settings["chips"]["size"]}
     about |= {"shards": shards, "shard_bytes": sizes, "shard_sha256": hashes}
     return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps(about)})
 

@@ -3,12 +3,14 @@
 import json
 import time
 
-from pipeline.dataset.build_file import read_build
-from pipeline.storage import Location, remove, remove_folder, write_atomic
+from pipeline.dataset.build import clear_proposals
+from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
+from pipeline.storage import Location, remove, write_atomic
+from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.inference.extract import extract_proposals
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
-from trainer.runtime.ranks import from_first, joined, stoppable, wait_for_all
+from trainer.runtime.ranks import from_first, joined, stoppable
 from trainer.training.journal import duration
 from trainer.training.outline import counted
 from trainer.training.run import tell
@@ -34,16 +36,14 @@ def make_proposals(data: Location, images: Location, settings: Settings, *, over
 
     Raises:
         DataError: the data set, the weights or an image cannot be read.
-        UsageError: the settings do not go together, or the run there was made with others.
+        UsageError: the settings do not go together, or the run there was made with others or on other positives.
     """
     folder = data / "proposals"
     fixed = {"epochs": settings.negatives.rpn_epochs, "decay_epochs": [], "keep": 1}
     options = settings.train.model_copy(update=fixed)
     run_settings = settings.model_copy(update={"train": options})
     with joined() as rank, stoppable("Run the same command again: what is finished is kept"):
-        if rank.is_first and (overwrite or _is_stale(data, folder / RUN_FOLDER)):
-            remove_folder(folder)
-        wait_for_all()
+        from_first(lambda: clear_proposals(data) if overwrite else _refuse_stale(data, folder))
         started = time.perf_counter()
         tell(rank, f"step 1 of 3: training the RPN, {counted(options.epochs, 'epoch')}")
         checkpoint = train(data, folder / RUN_FOLDER, run_settings, resume="auto", rpn_only=True)
@@ -68,8 +68,16 @@ def _finish(checkpoint: Location, folder: Location) -> None:
     write_atomic(folder / NETWORK, json.dumps(kept.settings["model"], indent=1).encode())
 
 
-def _is_stale(data: Location, run: Location) -> bool:
-    """Tell whether the RPN was trained on positives that have changed since."""
-    checkpoints = find_checkpoints(run)
-    fingerprint = read_build(data, "sniper chips")["fingerprint"]
-    return bool(checkpoints) and read_checkpoint(checkpoints[-1]).data != {"positives": fingerprint}
+def _refuse_stale(data: Location, folder: Location) -> None:
+    """Refuse an RPN that was trained on positives that have changed since. It took a GPU, so it is not deleted.
+
+    Raises:
+        UsageError: it was trained on others.
+    """
+    checkpoints = find_checkpoints(folder / RUN_FOLDER)
+    positives = read_build(data, COMMANDS[POSITIVES])
+    if checkpoints and read_checkpoint(checkpoints[-1]).data.get(POSITIVES) not in positives.names:
+        raise UsageError(
+            f"{folder / RUN_FOLDER}: the RPN was trained on positives that have changed since. Mine what it proposed "
+            f"with `sniper negatives --data {data} --proposals {folder}`, or train it anew with --overwrite"
+        )

@@ -204,7 +204,7 @@ def make_run(
     """
     options = settings.train
     builds = finished_builds(dataset.data, pool=not rpn_only)
-    chips: dict[str, Any] = builds["positives"]["settings"]["chips"]
+    chips: dict[str, Any] = builds["positives"].settings["chips"]
     table = read_frame(dataset.data / "categories.parquet").sort("label")
     categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
     precision: Precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
@@ -226,7 +226,7 @@ def make_run(
         out=out,
         settings=settings,
         rank=rank,
-        data={name: build["fingerprint"] for name, build in builds.items()},
+        data={name: build.known_as(last.data.get(name) if last else None) for name, build in builds.items()},
         chips=chips,
         categories=categories,
         precision=precision,

@@ -103,7 +103,7 @@ def _prepare(
     torch.manual_seed(settings.train.seed)
     make_folder(out)
     builds = finished_builds(data, pool=not rpn_only)
-    refuse_other_chips(data, builds["positives"]["settings"]["chips"], settings.chips)
+    refuse_other_chips(data, builds["positives"].settings["chips"], settings.chips)
     dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
     run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
     if last is None:

@@ -1,5 +1,6 @@
 """Read back from its ledger what `sniper chips` kept of its input, by row groups."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.coco import SourceImage
 from pipeline.coco.source import Source, find_ids
 from pipeline.storage import Location, local_copy
-from pipeline.storage.parquet import read_frame, read_table
+from pipeline.storage.parquet import read_frame
 from schemas.arrays import IntArray
 from schemas.codes import Fate
 from schemas.errors import DataError
@@ -37,18 +38,23 @@ class Kept(NamedTuple):
     refused: IntArray
 
 
-def read_kept(data: Location) -> Kept:
+def read_kept(data: Location, digests: dict[str, str] | None = None) -> Kept:
     """Read images.parquet, annotations.parquet and categories.parquet of a finished data set.
 
+    Args:
+        data: the data set.
+        digests: SHA-256, hex, that each file must have, by name, as its build record gives it; None: any.
+
     Raises:
-        DataError: one is missing or damaged. OSError: it cannot be read.
+        DataError: a file is missing or damaged, or is not the one that the build wrote. OSError: it cannot be read.
     """
-    categories = read_table(data / "categories.parquet")
+    with _opened(data / "categories.parquet", digests) as file:
+        categories = file.read()
     known, labels = categories["id"].to_numpy(), categories["label"].to_numpy()
-    images, refused = _images(data / "images.parquet")
+    images, refused = _images(data / "images.parquet", digests)
     image_id = images["image_id"].to_numpy()
     path = data / "annotations.parquet"
-    with _opened(path) as file:
+    with _opened(path, digests) as file:
         room = file.metadata.num_rows
         row, annotation_id, label = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32)
         box, crowd = np.empty((room, 4)), np.empty(room, np.bool_)
@@ -83,9 +89,9 @@ def read_kept(data: Location) -> Kept:
     return Kept(source, images["hash"].combine_chunks(), refused)
 
 
-def _images(path: Location) -> tuple[pa.Table, IntArray]:
+def _images(path: Location, digests: dict[str, str] | None) -> tuple[pa.Table, IntArray]:
     """Read the kept images, by id, and the ids of the refused ones."""
-    with _opened(path) as file:
+    with _opened(path, digests) as file:
         kept, refused = [file.schema_arrow.empty_table().select(IMAGE_COLUMNS)], [np.empty(0, np.int64)]
         for rows in _groups(file, IMAGE_COLUMNS):
             is_kept = pc.equal(rows["state"], "kept")
@@ -108,10 +114,16 @@ def _of_images(boxes: pa.Table, image_id: IntArray) -> tuple[IntArray, pa.Table]
 
 
 @contextmanager
-def _opened(path: Location) -> Iterator[pq.ParquetFile]:
+def _opened(path: Location, digests: dict[str, str] | None) -> Iterator[pq.ParquetFile]:
     try:
         with local_copy(path) as copy:
-            copy.stat()  # a missing file is not a damaged one
+            with copy.open("rb") as content:  # a missing file is refused here
+                digest = hashlib.file_digest(content, "sha256").hexdigest() if digests is not None else None
+            if digests is not None and digest != digests.get(path.name):
+                raise DataError(
+                    f"{path}: is not the file that the chips were made with (its SHA-256 is not the one in run.json); "
+                    "delete it and run `sniper chips`"
+                )
             try:
                 with pq.ParquetFile(copy) as file:
                     yield file

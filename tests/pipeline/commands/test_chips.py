@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -22,6 +23,7 @@ from pipeline.storage import Location, files_in, is_file, location, locked
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
 from schemas.tables import PLAN
+from tests.builders import CocoSet, encoded, states, texture
 from tests.pipeline.conftest import DataSet
 from tests.s3 import S3
 
@@ -161,17 +163,122 @@ def test_chips__changed_category_name_rewrites_its_ledger_alone(demo_set: DataSe
     assert verify(out).problems == []
 
 
-def test_chips__fewer_images_drop_the_shards_beyond(demo_set: DataSet, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    build(demo_set, out)
-    coco = json.loads(demo_set.annotations.read_bytes())
-    coco["images"] = sorted(coco["images"], key=lambda image: int(image["id"]))[:5]
-    kept = {image["id"] for image in coco["images"]}
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
-    (tmp_path / "fewer.json").write_text(json.dumps(coco))
-    build(DataSet(tmp_path / "fewer.json", demo_set.images), out)
-    build(DataSet(tmp_path / "fewer.json", demo_set.images), tmp_path / "fresh")
+def small_set(root: Path, num_images: int) -> CocoSet:
+    """Images of 64 pixels with a box each, ids from 1."""
+    made = CocoSet(root)
+    for image_id in range(1, num_images + 1):
+        made.add_image(image_id)
+    return made
+
+
+SMALL = ChipSettings.model_validate({"scales": [1.0], "ranges": [[0, None]], "size": 64, "images_per_shard": 4})
+
+
+def test_chips__fewer_images_drop_the_shards_beyond(tmp_path: Path) -> None:
+    made, out = small_set(tmp_path / "set", 21), tmp_path / "out"
+    chips(made.write(), made.image_root, out, SMALL)
+    del made.images[-1], made.annotations[-1]
+    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.path, made.image_root, tmp_path / "fresh", SMALL)
     assert digests(out) == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("gone", ["images", "boxes", "other files"])
+def test_chips__the_wrong_annotation_file_does_not_replace_a_finished_build(tmp_path: Path, gone: str) -> None:
+    made, out = small_set(tmp_path / "set", 21), tmp_path / "out"
+    chips(made.write(), made.image_root, out, SMALL)
+    before = digests(out)
+    if gone == "images":
+        del made.images[-2:], made.annotations[-2:]
+    elif gone == "boxes":
+        del made.annotations[-2:]
+    else:  # the ids of another data set
+        for image in made.images[:2]:
+            image["file_name"] = f"./{image['file_name']}"
+    with pytest.raises(
+        UsageError, match=r"2 of 21 .*the finished build there are not in .*annotations.json.*--overwrit"
+    ):
+        chips(made.write(), made.image_root, out, SMALL)
+    assert digests(out) == before
+    chips(made.path, made.image_root, out, SMALL, overwrite=True)
+    assert verify(out).problems == []
+
+
+def test_chips__overwrite_says_what_it_removes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, demo_set: DataSet
+) -> None:
+    made, out = small_set(tmp_path / "set", 2), tmp_path / "out"
+    chips(made.write(), made.image_root, out, SMALL)
+    (out / "proposals").mkdir()
+    (out / "proposals/part-00000.parquet").touch()
+    (out / "proposals/notes.txt").touch()
+    with caplog.at_level("INFO", "sniper"):
+        chips(made.path, made.image_root, out, SMALL, overwrite=True)
+    assert f"{out / 'positives'}: --overwrite removes 2 files" in caplog.text
+    assert f"{out / 'proposals'}: --overwrite removes 1 files" in caplog.text
+    assert [path.name for path in (out / "proposals").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("change", [{"max_pixels": 10_000}, {"stride": 16}, {"images_per_shard": 100}])
+def test_chips__settings_that_change_no_byte_refuse_nothing(tmp_path: Path, change: dict[str, int]) -> None:
+    made, out = small_set(tmp_path / "set", 3), tmp_path / "out"
+    chips(made.write(), made.image_root, out, SMALL)
+    before = digests(out)
+    report = chips(made.path, made.image_root, out, SMALL.model_copy(update=change))
+    assert report.num_made == 0
+    changed = {name for name, digest in digests(out).items() if before[name] != digest}
+    assert changed <= {"run.json"}
+    chips(made.path, made.image_root, tmp_path / "fresh", SMALL.model_copy(update=change))
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_chips__another_length_of_shards_is_refused_by_name(tmp_path: Path) -> None:
+    made, out = small_set(tmp_path / "set", 5), tmp_path / "out"
+    chips(made.write(), made.image_root, out, SMALL)
+    with pytest.raises(UsageError, match=r"chips\.images_per_shard: 4 there, 2 now"):
+        chips(made.path, made.image_root, out, SMALL.model_copy(update={"images_per_shard": 2}))
+
+
+def test_chips__a_higher_limit_of_pixels_makes_only_the_shards_anew_that_it_changes(tmp_path: Path) -> None:
+    made, out = small_set(tmp_path / "set", 8), tmp_path / "out"
+    made.images[6]["width"] = made.images[6]["height"] = 10  # the file is larger than annotated, and than the limit
+    made.annotations[6]["bbox"] = [1, 1, 8, 8]
+    low = SMALL.model_copy(update={"max_pixels": 64 * 64 - 1})
+    for image in [*made.images[:6], made.images[7]]:
+        image["width"] = 32  # so that these are within it as annotated
+    for annotation in made.annotations:
+        annotation["bbox"] = [1, 1, 8, 8]
+    chips(made.write(), made.image_root, out, low, max_bad=1.0)
+    assert states(out)[7] == "too_many_pixels"
+    report = chips(made.path, made.image_root, out, SMALL, max_bad=1.0)
+    assert states(out)[7] == "size_mismatch"
+    assert report.num_made == 2
+    chips(made.path, made.image_root, tmp_path / "fresh", SMALL, max_bad=1.0)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_chips__a_changed_image_of_the_same_size_is_seen(tmp_path: Path) -> None:
+    made, out = small_set(tmp_path / "set", 8), tmp_path / "out"
+    for image in made.images:
+        image["file_name"] = f"{image['id']}.bmp"
+        (made.image_root / image["file_name"]).write_bytes(encoded(texture(64, 64, image["id"]), "BMP"))
+    chips(made.write(), made.image_root, out, SMALL)
+    changed, old = made.image_root / "6.bmp", (made.image_root / "6.bmp").stat()
+    os.utime(made.image_root / "1.bmp")  # touched, and the same
+    changed.write_bytes(encoded(texture(64, 64, 77), "BMP"))
+    os.utime(changed, ns=(old.st_atime_ns, old.st_mtime_ns))  # as a copy that keeps times would leave it
+    assert changed.stat().st_size == old.st_size
+    report = chips(made.path, made.image_root, out, SMALL)
+    assert report.num_made == 1
+    chips(made.path, made.image_root, tmp_path / "fresh", SMALL)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_chips__a_small_data_set_has_sixteen_shards(tmp_path: Path) -> None:
+    made, out = small_set(tmp_path / "set", 17), tmp_path / "out"
+    options = SMALL.model_copy(update={"images_per_shard": None})
+    assert chips(made.write(), made.image_root, out, options).num_shards == 17
+    assert verify(out).problems == []
 
 
 @pytest.mark.parametrize("damage", ["tar cut", "tar gone", "record damaged"])
@@ -193,6 +300,10 @@ def test_chips__two_builds_do_not_share_a_folder(demo_set: DataSet, tmp_path: Pa
         build(demo_set, tmp_path)
 
 
+def plan_digests(out: Path) -> dict[Path, str]:
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((out / "plan").glob("*.parquet"))}
+
+
 def test_plan_only__is_the_manifest_without_storage_and_needs_no_images(
     demo_set: DataSet, built: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +312,8 @@ def test_plan_only__is_the_manifest_without_storage_and_needs_no_images(
     assert plan.columns == PLAN.names
     manifest = pl.read_parquet(built / "positives/chips-*.parquet").drop("shard", "offset", "size", "crc32")
     assert plan.equals(manifest)
+    record = json.loads((tmp_path / "plan/run.json").read_bytes())
+    assert record["files"] == {path.name: sha for path, sha in plan_digests(tmp_path).items()}
     assert not (tmp_path / "run.json").exists()
     assert report.counts == json.loads((built / "run.json").read_bytes())["counts"]
     with pytest.raises(UsageError, match="holds chips already"):

@@ -193,7 +193,7 @@ def test_negatives__other_settings_are_refused_by_name_and_replaced_on_demand(sc
 def test_negatives__a_stale_pool_is_noticed_and_remade(scenes: Path, out: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes / "pool/negatives", out / "negatives")
     coco = json.loads((scenes / "train.json").read_bytes())
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != coco["images"][0]["id"]]
+    del coco["annotations"][0]
     (tmp_path / "changed.json").write_text(json.dumps(coco))
     chips(tmp_path / "changed.json", scenes / "train", out, OPTIONS)
     assert any("mined for other positives" in problem for problem in verify(out).problems)
@@ -201,6 +201,40 @@ def test_negatives__a_stale_pool_is_noticed_and_remade(scenes: Path, out: Path, 
     assert report.num_made == 1  # the shard whose boxes have changed
     run = json.loads((out / "negatives/run.json").read_bytes())
     assert run["positives"] == json.loads((out / "run.json").read_bytes())["fingerprint"]
+    assert verify(out).problems == []
+
+
+def test_negatives__a_changed_ledger_is_refused(scenes: Path, out: Path) -> None:
+    """Without it the people of an image would become background."""
+    path = out / "annotations.parquet"
+    pl.read_parquet(path).with_columns(fate=pl.lit("refused"), x1=pl.lit(None, pl.Float64)).write_parquet(path)
+    with pytest.raises(
+        DataError, match=r"annotations\.parquet: is not the file that the chips were made with.*`sniper"
+    ):
+        build(scenes, out)
+    assert not (out / "negatives").exists()
+
+
+def test_negatives__settings_that_do_not_act_refuse_nothing(scenes: Path, out: Path) -> None:
+    negatives(out, random=1)
+    other = NegativeSettings(nms=0.5, min_finest=7, rpn_epochs=9)
+    assert negatives(out, random=1, settings=other).num_made == 0
+    shutil.rmtree(out / "negatives")
+    shutil.copytree(scenes / "pool/negatives", out / "negatives")
+    assert build(scenes, out, settings=NegativeSettings(rpn_epochs=9)).num_made == 0
+
+
+def test_negatives__overwrite_removes_only_what_builds_write(scenes: Path, out: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(scenes / "pool/negatives", elsewhere)
+    (out / "negatives").symlink_to(elsewhere)
+    (elsewhere / "notes.txt").write_text("of the user")
+    (elsewhere / "picture.png").symlink_to(scenes / "train.json")
+    report = build(scenes, out, settings=NegativeSettings(min_finest=15), overwrite=True)
+    assert report.num_made == report.num_shards
+    assert (out / "negatives").is_symlink()
+    assert (elsewhere / "notes.txt").read_text() == "of the user"
+    assert (elsewhere / "picture.png").is_symlink()
     assert verify(out).problems == []
 
 

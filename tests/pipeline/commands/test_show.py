@@ -33,6 +33,12 @@ def test_show__draws_a_row_per_scale_from_the_shards(demo_set: DataSet, tmp_path
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "sheet.png").read_bytes()
 
 
+def test_show__brackets_in_the_name_of_a_folder_are_no_pattern(demo_set: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "run[1] (a)"
+    chips(demo_set.annotations, demo_set.images, out, ChipSettings())
+    assert show(out, tmp_path / "sheet.png", columns=1) == 3
+
+
 def test_show__every_status_has_a_color() -> None:
     assert set(STATUS_COLORS) == set(STATUS_NAMES)
 

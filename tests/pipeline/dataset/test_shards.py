@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.commands.chips import chips
-from pipeline.dataset.shards import TarWriter, read_record, read_rows
+from pipeline.dataset.shards import UNBOUNDED, TarWriter, chip_json, read_record, read_rows, shard_files, shard_name
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from schemas.tables import MANIFEST
@@ -59,9 +59,8 @@ def test_manifest__polars_and_offsets_agree_with_tarfile(built: Path) -> None:
         with (built / chip["shard"]).open("rb") as tar_file:
             tar_file.seek(chip["offset"])
             assert tar_file.read(chip["size"]) == members[f"{chip['key']}.jpg"]
-        row = {name: chip[name] for name in MANIFEST.names[:-4]}
-        if row["range_max"] == float("inf"):
-            row["range_max"] = None
+        row = {name: chip[name] for name in MANIFEST.names[:-4] if chip[name] is not None}
+        row["range_max"] = min(row["range_max"], UNBOUNDED)
         assert json.loads(members[f"{chip['key']}.json"]) == row
 
 
@@ -80,6 +79,29 @@ def test_shards__webdataset_reads_the_same_chips(built: Path) -> None:
             tar.seek(row["offset"])
             ours = np.asarray(Image.open(io.BytesIO(tar.read(row["size"]))))
         np.testing.assert_array_equal(sample["jpg"], ours)
+
+
+def test_chip_json__holds_nothing_whose_type_another_chip_would_contradict() -> None:
+    """Readers such as Hugging Face datasets guess the type of a key from the first five chips."""
+    row = {"key": "a", "range_max": np.inf, "boxes": [], "num_proposals": None, "mean_score": None, "scale": 0.5}
+    assert json.loads(chip_json(row)) == {"key": "a", "range_max": UNBOUNDED, "scale": 0.5}
+    box = {"label": 1, "x1": 0.0}
+    said = json.loads(chip_json({**row, "boxes": [box], "range_max": 80.0, "num_proposals": 3, "mean_score": 0.25}))
+    assert said == {
+        "key": "a",
+        "range_max": 80.0,
+        "boxes": [box],
+        "num_proposals": 3,
+        "mean_score": 0.25,
+        "scale": 0.5,
+    }
+
+
+def test_shard_files__are_in_order_past_99_999_and_leave_out_copies(tmp_path: Path) -> None:
+    names = [shard_name(index) for index in (99_998, 99_999, 100_000, 100_001)]
+    for name in (*names, "chips-00000 (1)", "chips-099999", "chips-7"):
+        (tmp_path / f"{name}.parquet").touch()
+    assert [path.stem for path in shard_files(tmp_path, ".parquet")] == names
 
 
 def test_read_record__names_the_file_that_is_none(tmp_path: Path) -> None:
