@@ -113,7 +113,7 @@ def test_make_shard__is_made_anew_when_a_decoder_that_it_lacked_has_come(
         assert chips(coco.path, coco.image_root, tmp_path / "out", settings, max_bad=1).num_made == 0
     report = chips(coco.path, coco.image_root, tmp_path / "out", settings)
     assert report.num_made == 1
-    assert report.rejects == []
+    assert list(report.rejects) == []
     records = [read_record(tmp_path / f"out/positives/chips-0000{i}.parquet") for i in range(2)]
     assert [record.decoders for record in records] == [{}, {"WEBP": "libwebp"}]
 
