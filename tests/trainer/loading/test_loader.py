@@ -198,12 +198,12 @@ def test_repeat_threshold__rare_classes_come_again(dataset: ChipDataset) -> None
 
 def test_repeat_threshold__each_copy_has_draws_of_its_own(dataset: ChipDataset) -> None:
     """Copies of a chip are mirrored, and draw their anchors, each for itself; without copies nothing changes."""
-    loader = BatchLoader(dataset, LoaderSettings(negatives_per_image=0, repeat_threshold=30), 8)
+    loader = BatchLoader(dataset, LoaderSettings(negatives_per_image=0, repeat_threshold=1), 8)
     plain = BatchLoader(dataset, LoaderSettings(negatives_per_image=0), 8)
     mirrored, alone = (
         {
             key: bool(flag)
-            for epoch in range(3)
+            for epoch in range(8)
             for step in each.epoch(State(0, epoch))
             for micro in step.micros
             for key, flag in zip([f"{epoch}/{key}" for key in micro.batch.keys], micro.flips, strict=True)
@@ -212,9 +212,9 @@ def test_repeat_threshold__each_copy_has_draws_of_its_own(dataset: ChipDataset) 
     )
     assert alone.items() <= mirrored.items()
     copies = [key for key in mirrored if "~" in key]
-    assert len(copies) > 20
+    assert len(copies) > 8
     different = sum(mirrored[key] != mirrored[key.split("~")[0]] for key in copies)
-    assert 0.2 < different / len(copies) < 0.8
+    assert 0 < different < len(copies)
     device = torch.device("cpu")
     keys = [key.split("/")[1] for key in mirrored if key.startswith("0/")]
     assert len(set(key_states(keys, 0, 0, device).tolist())) == len(keys)
