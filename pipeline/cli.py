@@ -15,11 +15,12 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.engines.progress import show_log
+from pipeline.engines.progress import log, show_log
 from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError
 from schemas.settings import Settings, load_settings
+from schemas.wording import counted
 
 COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
 
@@ -62,6 +63,12 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
         command(settings=load_settings(config, assignments), **options)
 
     return wrapped
+
+
+def tell_next(*commands: str) -> None:
+    """Say which commands come next."""
+    for command in commands:
+        log.info(f"next: {command}")
 
 
 annotations_option = click.option("--annotations", type=location, required=True, help="COCO JSON file")
@@ -119,6 +126,7 @@ def check(annotations: Location, images: Location | None, workers: int, settings
     if report.rejects or source.warnings:
         sys.exit(1)
     click.echo("nothing wrong found")
+    tell_next(f"sniper chips --annotations {annotations} --images {images or 'IMAGES'} --out CHIPS")
 
 
 @cli.command()
@@ -178,14 +186,19 @@ def chips(
         click.echo(line)
     click.echo(describe(report.counts, (workers or cores()) if plan_only else None))
     if plan_only:
-        click.echo(f"{out}/plan: planned {report.num_shards} shards; no image was read")
+        click.echo(f"{out}/plan: planned {counted(report.num_shards, 'shard')}; no image was read")
     elif report.num_made:
         there = report.num_shards - report.num_made
-        click.echo(f"{out}: made {report.num_made} shards" + (f"; {there} were there already" if there else ""))
+        already = f"; {counted(there, 'was', 'were')} there already" if there else ""
+        click.echo(f"{out}: made {counted(report.num_made, 'shard')}{already}")
     else:
         click.echo(f"{out}: all {report.num_shards} shards are there already; nothing to do")
     if report.shortfall:
         raise SniperError(report.shortfall)
+    if plan_only:
+        tell_next("the same command without --plan-only")
+    else:
+        tell_next(f"sniper show {out} --out sheet.png", f"sniper negatives --data {out}")
 
 
 @cli.command()
@@ -198,9 +211,11 @@ def verify(data: Location, workers: int) -> None:
     report = run(data, workers=workers)
     for line in report.problems:
         click.echo(line)
-    click.echo(f"{data}: {report.num_shards} shards, {report.num_chips:,} chips, {len(report.problems)} problems")
+    shards, chips = counted(report.num_shards, "shard"), counted(report.num_chips, "chip")
+    click.echo(f"{data}: {shards}, {chips}, {counted(len(report.problems), 'problem')}")
     if report.problems:
         sys.exit(1)
+    tell_next(f"sniper train --data {data} --out RUN")
 
 
 @cli.command()
@@ -214,7 +229,7 @@ def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> N
     from pipeline.commands.show import show as run
 
     number = run(data, out, kind=kind, columns=columns, seed=seed)
-    click.echo(f"{out}: {number} chips")
+    click.echo(f"{out}: {counted(number, 'chip')}")
 
 
 @cli.command("settings")

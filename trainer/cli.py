@@ -2,16 +2,19 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from pipeline.cli import annotations_option, engine_options, settings_options
+from pipeline.cli import annotations_option, engine_options, settings_options, tell_next
 from pipeline.engines.extras import needed
+from pipeline.engines.progress import log
 from pipeline.storage import Location, location
 from schemas.errors import UsageError
 from schemas.settings import Settings
+from schemas.wording import counted, duration
 
 
 @click.command()
@@ -42,13 +45,17 @@ def negatives(
 
     build = read_build(data, "sniper chips")
     refuse_other_chips(data, build.settings["chips"], settings.chips)
-    if proposals is None and random is None:
+    trains = proposals is None and random is None
+    if trains:
         with needed("train"):
             from trainer.training.make_proposals import make_proposals
         root = image_root(build, images)
         proposals = make_proposals(data, root, settings, overwrite=overwrite)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun the first process mines and cuts
+    started = time.perf_counter()
+    if trains:
+        log.info("step 3 of 3: mining and cutting")
     report = run(
         data,
         images=images,
@@ -60,9 +67,13 @@ def negatives(
         address=address,
         overwrite=overwrite,
     )
-    click.echo(describe(report.counts))
+    if trains:
+        log.info(f"step 3 of 3 took {duration(time.perf_counter() - started)}")
+    click.echo(describe(report.counts, random=random is not None))
     there = report.num_shards - report.num_made
-    click.echo(f"{data}/negatives: made {report.num_made} shards" + (f"; {there} were there already" if there else ""))
+    already = f"; {counted(there, 'was', 'were')} there already" if there else ""
+    click.echo(f"{data}/negatives: made {counted(report.num_made, 'shard')}{already}")
+    tell_next(f"sniper show {data} --kind negative --out sheet.png", f"sniper train --data {data} --out RUN")
 
 
 @click.command()
@@ -100,6 +111,11 @@ def train(
         raise UsageError("train: give --val-annotations and --val-images together")
     validation = (val_annotations, val_images) if val_annotations and val_images else None
     click.echo(run(data, out, settings, resume="auto" if resume == "auto" else bool(resume), validation=validation))
+    if int(os.environ.get("RANK", 0)) == 0:
+        tell_next(
+            f"sniper evaluate --checkpoint {out} --annotations VAL.json --images VAL",
+            f"sniper detect --checkpoint {out} PHOTOS --out DETECTIONS",
+        )
 
 
 @click.command()
@@ -143,6 +159,7 @@ def evaluate(
     for line in describe_rejects(report.rejects):
         click.echo(line)
     click.echo(describe(report))
+    tell_next(f"sniper detect --checkpoint {checkpoint} {images} --out DETECTIONS")
     if any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
         sys.exit(1)
 
@@ -168,6 +185,6 @@ def detect(
         click.echo(f"{result['file']}: {result['error']}")
     number = sum(len(result.get("detections", ())) for result in results)
     count = sum("detections" in result for result in results)
-    click.echo(f"{out}: {number:,} detections on {count} images")
+    click.echo(f"{out}: {counted(number, 'detection')} on {counted(count, 'image')}")
     if bad:
         sys.exit(1)

@@ -223,12 +223,22 @@ def _counts(shards: list[MinedShard], settings: ChipSettings) -> dict[str, Any]:
     }
 
 
-def describe(counts: dict[str, Any]) -> str:
-    """Put the counts of a pool into text."""
+def describe(counts: dict[str, Any], *, random: bool = False) -> str:
+    """Put the counts of a pool into text; a pool of random chips knows no proposals."""
     images, proposals, chips = counts["images"], counts["proposals"], counts["chips"]
+    total = f"chips      {chips['total']:,}: {chips['per_image']:.2f} per image"
     lines = [
         f"images     {images['total']:,} = {images['with_chips']:,} with negative chips + "
         f"{images['without_chips']:,} without",
+    ]
+    if random:
+        lines += [
+            "",
+            f"{'scale':<28}{'chips':>10}",
+            *(f"{row['scale']:<28}{row['chips']:>10,}" for row in counts["scales"]),
+        ]
+        return "\n".join([*lines, "", total])
+    lines += [
         f"proposals  {proposals['read']:,} read, {proposals['after_nms']:,} after pooling the scales, "
         f"{proposals['covered']:,} in negative chips (one may count at several scales)",
         "",
@@ -240,4 +250,4 @@ def describe(counts: dict[str, Any]) -> str:
         lines.append(
             f"{row['scale']:<28}{row['chips']:>10,}{row['proposals_covered']:>12,}{per_chip:>10}{mean_score:>12}"
         )
-    return "\n".join([*lines, "", f"chips      {chips['total']:,}: {chips['per_image']:.2f} per image"])
+    return "\n".join([*lines, "", total])

@@ -44,6 +44,7 @@ def score(
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
     lines = {id_: f"{name} #{id_}" if name in twice else name for id_, name in names.items()}
     summary |= {f"AP[{lines[id_]}]": whole.precision(category=k) for k, id_ in enumerate(whole.categories)}
+    summary |= {f"AP50[{lines[id_]}]": whole.precision(iou=0.5, category=k) for k, id_ in enumerate(whole.categories)}
     areas = {f"{lo:g}-{hi:g}": area_range(lo, hi) for lo, hi in bounds}
     by_range = run_coco(with_box_areas(truth), results, areas, max_dets)
     summary |= {f"AP_range_{name}": by_range.precision(area=name) for name in areas}

@@ -290,6 +290,15 @@ def crowded(truth: dict[str, Any], max_dets: int) -> int:
 
 
 def describe(report: Evaluation) -> str:
-    """Put the scores into lines of text, one for each, followed by the notes."""
-    lines = [f"{name:<28}{'n/a' if value is None else f'{value:.3f}'}" for name, value in report.summary.items()]
+    """Put the scores into lines of text, followed by the notes. The AP and the AP50 of a class stand in one line."""
+    lines = []
+    for name, value in report.summary.items():
+        if name.startswith("AP["):
+            lines.append(f"{name:<28}{_number(value)}   AP50 {_number(report.summary[f'AP50{name[2:]}'])}")
+        elif not name.startswith("AP50["):
+            lines.append(f"{name:<28}{_number(value)}")
     return "\n".join([*lines, *(f"WARNING: {note}" for note in report.notes)])
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

@@ -18,6 +18,7 @@ from pipeline.images.drawing import DETECTION_COLOR, STATUS_COLORS, draw_label
 from pipeline.storage import Location, is_file, make_folder, read_bytes, write_atomic
 from schemas.codes import Status
 from schemas.errors import DataError, UsageError
+from schemas.wording import duration
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections
 
@@ -173,13 +174,6 @@ def pass_line(index: int, passes: int, seconds: float, steps: int) -> str:
     """
     whole = duration(seconds * passes * steps)
     return f"first step, pass {index + 1} of {passes}: {seconds:.1f} s, so the run takes about {whole}"
-
-
-def duration(seconds: float) -> str:
-    """Write a length of time for a person."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def draw_batch(path: Location, batch: Batch, found: list[RawDetections], names: Sequence[str]) -> None:

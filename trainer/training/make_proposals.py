@@ -8,11 +8,10 @@ from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
 from pipeline.storage import Location, remove, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
+from schemas.wording import counted, duration
 from trainer.inference.extract import extract_proposals
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.runtime.ranks import from_first, joined, stoppable
-from trainer.training.journal import duration
-from trainer.training.outline import counted
 from trainer.training.run import tell
 from trainer.training.train import NETWORK, train
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from schemas.settings import Settings
+from schemas.wording import counted
 from trainer.learning.schedule import WARMUP_SHARE
 from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
@@ -52,11 +53,6 @@ def outline(run: Run, dataset: ChipDataset) -> str:
         "memory": f"about {expected_memory(run, per_pass):.1f} GB on each rank",
     }
     return "\n".join(["what will be trained:", *(f"  {name:<16}{text}" for name, text in rows.items())])
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """Write a number with its noun, in the singular for one."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _default(settings: Settings, section: str) -> str:

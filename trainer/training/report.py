@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from schemas.codes import Status
-from schemas.settings import Settings
+from schemas.settings import ModelSettings, Settings
 from trainer.loading.dataset import ChipDataset
-from trainer.model.anchors import best_anchor_iou
+from trainer.model.anchors import anchor_layout, best_anchor_iou
 
 RECALL_WANTED, RECALL_IOU, RECALL_BOXES = 0.9, 0.5, 50_000
+TRIED_BOXES = 5_000  # for each choice of anchors that is tried
+GAIN = 0.01  # that more anchors must bring, since each costs time
 
 
 def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
@@ -22,7 +24,8 @@ def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
     rows = rows[:: max(1, len(rows) // RECALL_BOXES)]
     chip = chip[rows]
     boxes = torch.tensor(m.corners[rows])
-    best = best_anchor_iou(boxes, torch.tensor(m.contents[chip], dtype=torch.int64), settings.model)
+    contents = torch.tensor(m.contents[chip], dtype=torch.int64)
+    best = best_anchor_iou(boxes, contents, settings.model)
     lines = []
     scales = torch.tensor(m.ranges[chip, 0])  # the range tells scales apart, factors vary
     for low in sorted(set(scales.tolist())):
@@ -33,7 +36,36 @@ def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
             missed = boxes[here & (best < RECALL_IOU)]
             sizes = Counter(map(tuple, (missed[:, 2:] - missed[:, :2]).round().int().tolist()))
             worst = ", ".join(f"{w}x{h}" for (w, h), _ in sizes.most_common(5))
-            lines.append(
-                f"  WARNING: below {RECALL_WANTED:.0%}; missed most in chip pixels: {worst}; see model.anchor_scales"
-            )
+            lines.append(f"  WARNING: below {RECALL_WANTED:.0%}; missed most in chip pixels: {worst}")
+    if any("WARNING" in line for line in lines):
+        lines.append(f"  {_better_anchors(boxes, contents, settings.model)}")
     return "\n".join(lines)
+
+
+def _better_anchors(boxes: torch.Tensor, contents: torch.Tensor, model: ModelSettings) -> str:
+    """Name the anchors, of some that come near those of the settings, which meet the most boxes.
+
+    Args:
+        boxes: float32 [N, 4], chip pixels.
+        contents: int64 [N, 2], height and width of the content of each box's chip.
+        model: the network as it is set.
+    """
+    some = slice(None, None, max(1, len(boxes) // TRIED_BOXES))
+    finest = min(width * height for width, height in anchor_layout(model).shapes) ** 0.5
+    coarsest = max(width * height for width, height in anchor_layout(model).shapes) ** 0.5
+    scales = [round(scale, 1) for scale in model.anchor_scales or sorted({finest, coarsest})]
+    wider = [
+        sorted({*scales, *(round(finest / f, 1) for f in less), *(round(coarsest * f, 1) for f in more)})
+        for less in ((), (1.4,), (1.4, 2.0))
+        for more in ((), (1.4,), (1.4, 2.0))
+    ]
+    ratios = [model.anchor_ratios, sorted({0.25, *model.anchor_ratios, 4.0})]
+    best, chosen = -1.0, ""
+    for shape in ratios:
+        for scale in wider:
+            tried = model.model_copy(update={"anchor_scales": scale, "anchor_ratios": shape})
+            share = (best_anchor_iou(boxes[some], contents[some], tried) >= RECALL_IOU).float().mean().item()
+            if share > best + GAIN:
+                best, chosen = share, f"model.anchor_scales={scale}"
+                chosen += f" and model.anchor_ratios={shape}" if shape != model.anchor_ratios else ""
+    return f"try {chosen}, which meets {best:.1%} of all valid boxes; a finer model.levels meets smaller ones, too"

@@ -9,6 +9,7 @@ import torch
 from pipeline.dataset.build_file import finished_builds, refuse_other_chips
 from pipeline.engines.progress import log
 from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
+from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings, Settings
 from trainer.evaluation.evaluate import GroundTruth, open_ground_truth
@@ -138,9 +139,9 @@ def _scores(out: Location) -> list[Score]:
     return read_scores(out) or [Score(best.step, best.loader[1], best.best_ap)]
 
 
-def _other_network(data: Location, builds: dict[str, Any], settings: Settings) -> list[str]:
+def _other_network(data: Location, builds: dict[str, Build], settings: Settings) -> list[str]:
     """Say where the network that found the negatives differs from the one to be trained."""
-    if "negatives" not in builds or builds["negatives"].get("proposals") != str(data / "proposals"):
+    if "negatives" not in builds or builds["negatives"].proposals != str(data / "proposals"):
         return []
     if not is_file(data / "proposals" / NETWORK):
         return []  # made before it was noted

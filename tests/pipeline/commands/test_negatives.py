@@ -101,6 +101,7 @@ def test_negatives__manifest_and_counts(scenes: Path) -> None:
     assert sum(scale["proposals_covered"] for scale in counts["scales"]) == rows["num_proposals"].sum()
     assert counts["proposals"]["read"] > counts["proposals"]["after_nms"] > 0
     assert "mean score" in describe(counts)
+    assert not {"proposals", "covered", "mean"} & set(describe(counts, random=True).split())
     assert verify(out).problems == []
 
 

@@ -426,6 +426,9 @@ def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoin
         assert said in text
     names = [line for line in report.summary if line.startswith("AP[")]
     assert len(names) == len(content["categories"])
+    by_class = [line for line in text.splitlines() if line.startswith("AP[")]
+    assert len(by_class) == len(names)
+    assert all(" AP50 " in line for line in by_class)
 
 
 def test_evaluate__refuses_other_settings_and_the_rpn_alone(demo: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""What is said of the anchors, and the value that is advised where they miss boxes."""
+
+import re
+
+from schemas.settings import Settings, load_settings
+from trainer.loading.dataset import ChipDataset
+from trainer.training.report import anchor_report
+
+
+def shares(text: str) -> list[float]:
+    return [float(share) for share in re.findall(r"anchors meet ([0-9.]+)%", text)]
+
+
+def test_anchor_report__names_a_value_that_meets_more_boxes(dataset: ChipDataset) -> None:
+    settings = load_settings(None, ("model.levels=[3, 5]", "model.anchor_scales=[9]"))
+    text = anchor_report(dataset, settings)
+    assert "WARNING: below 90%; missed most in chip pixels: " in text
+    scales, ratios = r"model\.anchor_scales=\[[^]]*\]", r"model\.anchor_ratios=\[[^]]*\]"
+    advised = re.search(rf"try ({scales})(?: and ({ratios}))?, which meets", text)
+    assert advised is not None
+    better = load_settings(None, ("model.levels=[3, 5]", *filter(None, advised.groups())))
+    assert better.model != settings.model
+    assert sum(shares(anchor_report(dataset, better))) > sum(shares(text))
+
+
+def test_anchor_report__warns_of_nothing_where_boxes_are_met(dataset: ChipDataset) -> None:
+    wide = {"levels": [2, 6], "anchor_scales": [2, 3, 4, 5, 6, 8], "anchor_ratios": [0.25, 0.5, 1, 2, 4]}
+    text = anchor_report(dataset, Settings.model_validate({"model": wide}))
+    assert min(shares(text)) >= 90
+    assert "try" not in text
