@@ -2,7 +2,7 @@
 
 import json
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
