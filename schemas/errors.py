@@ -20,6 +20,12 @@ class DataError(SniperError):
     """The data fell short: an annotation file, an image folder, a shard."""
 
 
+class MissingError(DataError):
+    """A file or folder that a command was given, or needs, is not there: wrong use."""
+
+    exit_status = 2
+
+
 class UsageError(SniperError):
     """Wrong use: a folder that holds something else, a missing extra, contradicting options."""
 

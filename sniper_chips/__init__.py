@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from schemas.settings import Settings, load_settings
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
-    from trainer.inference.detect import detect
+    from trainer.inference.detect import detect, detect_into
     from trainer.training.make_proposals import make_proposals
     from trainer.training.train import train
 
@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "chips",
     "detect",
+    "detect_into",
     "evaluate",
     "evaluate_proposals",
     "load_settings",
@@ -49,6 +50,7 @@ _MODULES = {
     "check": "pipeline.commands.check",
     "chips": "pipeline.commands.chips",
     "detect": "trainer.inference.detect",
+    "detect_into": "trainer.inference.detect",
     "evaluate": "trainer.evaluation.evaluate",
     "evaluate_proposals": "trainer.evaluation.recall",
     "load_settings": "schemas.settings",

@@ -151,9 +151,11 @@ def evaluate(
         from trainer.evaluation.evaluate import describe
         from trainer.evaluation.evaluate import evaluate as score_detections
         from trainer.evaluation.recall import evaluate_proposals
+        from trainer.runtime.ranks import stoppable
     run = evaluate_proposals if proposals else score_detections
     max_dets = max_dets or (300 if proposals else 100)
-    report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets)
+    with stoppable("To score, run the same command again; it begins anew"):
+        report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets)
     if report is None:
         return  # under torchrun the first process reports
     for line in describe_rejects(report.rejects):
@@ -178,13 +180,13 @@ def detect(
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
 
     with needed("train"):
-        from trainer.inference.detect import detect as run
-    results = run(checkpoint, images, settings, out=out, min_drawn=min_drawn)
-    bad = [result for result in results if "error" in result]
-    for result in bad:
-        click.echo(f"{result['file']}: {result['error']}")
-    number = sum(len(result.get("detections", ())) for result in results)
-    count = sum("detections" in result for result in results)
-    click.echo(f"{out}: {counted(number, 'detection')} on {counted(count, 'image')}")
-    if bad:
+        from trainer.inference.detect import detect_into as run
+        from trainer.runtime.ranks import breakable, stoppable
+    advice = f"To go on, run the same command again: what was found is in {out}"
+    with stoppable(advice), breakable():
+        report = run(out, checkpoint, images, settings, min_drawn=min_drawn)
+    for file, error in report.errors:
+        click.echo(f"{file}: {error}")
+    click.echo(f"{out}: {counted(report.num_detections, 'detection')} on {counted(report.num_images, 'image')}")
+    if report.errors:
         sys.exit(1)

@@ -20,7 +20,7 @@ from pipeline.coco.stream import JsonText, NotJsonError
 from pipeline.coco.text import blocks, encodings, opened
 from pipeline.storage import Location, local_copy
 from schemas.codes import Reason
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 
 LISTS = ("images", "annotations", "categories")
 NOT_COCO = "expected a COCO object with the lists images, annotations and categories"
@@ -150,7 +150,7 @@ def _read_file(place: Location, records: Annotations, max_pixels: int | None, se
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
     except FileNotFoundError as error:
-        raise DataError(f"{place}: no such annotation file") from error
+        raise MissingError(f"{place}: no such annotation file") from error
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
 

@@ -11,22 +11,23 @@ from PIL import Image, ImageDraw
 
 from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, find_build
 from pipeline.dataset.shards import shard_files
-from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, STATUS_COLORS, Font, draw_label, label_font
+from pipeline.images.drawing import FAINT, INK, PAPER, PROPOSAL_COLOR, Font, draw_label, label_font
+from pipeline.images.pictures import STATUS_STROKES, Stroke, draw_box, picture_format, write_picture
 from pipeline.planning.scales import box_sizes
 from pipeline.storage import (
     Location,
     is_file,
     is_folder,
     location,
-    make_folder,
     read_all,
     read_range,
-    write_atomic,
 )
 from pipeline.storage.parquet import read_frame
 from schemas.errors import DataError, UsageError
 
-PROPOSAL = "proposal"
+PROPOSAL = Stroke(PROPOSAL_COLOR, 1)
+SHOWN = 10  # proposals of a chip, the best: hundreds would hide what the chip shows
+LABELLED = ("valid", "rescued")
 GAP, LINE, HEADER = 10, 16, 30  # pixels
 
 
@@ -40,7 +41,7 @@ def show(
 
     Args:
         data: a chip data set.
-        out: picture to write; its suffix decides the format.
+        out: picture to write, in the format that its suffix says.
         kind: positive or negative.
         columns: chips per scale.
         tile: side of a drawn chip, pixels.
@@ -50,9 +51,10 @@ def show(
         The number of chips drawn.
 
     Raises:
-        UsageError: there are no such chips.
+        UsageError: there are no such chips, or the name of the picture says no format.
         DataError: a chip's bytes cannot be read.
     """
+    picture_format(out)
     folder = f"{kind}s"
     manifests = shard_files(data / folder, ".parquet")
     if not manifests:
@@ -77,7 +79,7 @@ def show(
     }
     drawn = [chip for sample in samples.values() for chip in sample]
     proposals = _add_proposals(data, drawn) if kind == "negative" else False
-    _draw_legend(draw, STATUS_COLORS | ({PROPOSAL: PROPOSAL_COLOR} if proposals else {}), font)
+    _draw_legend(draw, STATUS_STROKES | ({f"proposal (the {SHOWN} best)": PROPOSAL} if proposals else {}), font)
     for row, (scale_index, sample) in enumerate(samples.items()):
         top = HEADER + row * (tile + 2 * LINE + GAP)
         for column, chip in enumerate(sample):
@@ -86,10 +88,7 @@ def show(
                 draw.text((left, top), _row_title(chip, counts[scale_index]), INK, font)
             sheet.paste(_draw_chip(_read_chip(data, chip), chip, names, tile), (left, top + LINE))
             draw.text((left, top + LINE + tile + 1), _caption(chip), FAINT, font)
-    make_folder(out.parent)
-    picture = io.BytesIO()
-    sheet.save(picture, Image.registered_extensions().get(out.suffix.lower(), "PNG"))
-    write_atomic(out, picture.getvalue())
+    write_picture(out, sheet)
     return len(drawn)
 
 
@@ -170,15 +169,15 @@ def _draw_chip(image: Image.Image, chip: dict[str, Any], names: dict[int, str], 
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
     canvas.paste(image.resize(size, Image.Resampling.BICUBIC))
     draw = ImageDraw.Draw(canvas)
-    for proposal in chip.get("proposals", ()):
-        draw.rectangle(_corners(proposal.tolist(), zoom), outline=PROPOSAL_COLOR)
+    for proposal in chip.get("proposals", ())[:SHOWN][::-1]:
+        draw_box(draw, _corners(proposal.tolist(), zoom), PROPOSAL)
     labels = []
-    for box in chip["boxes"]:
+    for box in sorted(chip["boxes"], key=lambda box: box["status"] in LABELLED):  # those that are learnt lie on top
         corners = _corners([box[name] for name in ("x1", "y1", "x2", "y2")], zoom)
-        color = STATUS_COLORS[box["status"]]
-        draw.rectangle(corners, outline=color, width=2 if box["status"] in ("valid", "rescued") else 1)
-        if box["status"] in ("valid", "rescued"):
-            labels.append(((corners[0] + 2, corners[1] + 2), names.get(box["category_id"], "?"), color))
+        stroke = STATUS_STROKES[box["status"]]
+        draw_box(draw, corners, stroke)
+        if box["status"] in LABELLED:
+            labels.append(((corners[0] + 2, corners[1] + 2), names.get(box["category_id"], "?"), stroke.color))
     for corner, name, color in labels:  # last, so that no box crosses them
         draw_label(draw, corner, name, color, 12)
     return canvas
@@ -190,12 +189,12 @@ def _corners(box: list[float], zoom: float) -> list[int]:
     return [x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)]
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, colors: dict[str, str], font: Font) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, strokes: dict[str, Stroke], font: Font) -> None:
     left = float(GAP)
-    for name, color in colors.items():
-        draw.rectangle((left, 9, left + 11, 20), outline=color, width=2)
-        draw.text((left + 17, 8), name, INK, font)
-        left += 17 + draw.textlength(name, font) + 2 * GAP
+    for name, stroke in strokes.items():
+        draw_box(draw, (left, 8, left + 30, 21), stroke)
+        draw.text((left + 36, 8), name, INK, font)
+        left += 36 + draw.textlength(name, font) + 2 * GAP
 
 
 def _row_title(chip: dict[str, Any], count: int) -> str:

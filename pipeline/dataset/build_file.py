@@ -11,7 +11,7 @@ from pipeline import __version__
 from pipeline.images.chip import codec
 from pipeline.storage import Location, is_file, is_folder, read_bytes, write_atomic
 from schemas.build import Build
-from schemas.errors import DataError, UsageError
+from schemas.errors import DataError, MissingError, UsageError
 from schemas.settings import ChipSettings
 from schemas.settings.section import contradictions
 from schemas.tables import FORMAT_VERSION
@@ -68,7 +68,7 @@ def read_build(folder: Location, command: str) -> Build:
     try:
         return msgspec.json.decode(read_bytes(path), type=Build)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
+        raise MissingError(f"{path}: is missing: no finished chips here, or unfinished; run `{command}`") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it and run `{command}`") from error
 

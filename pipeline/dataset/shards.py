@@ -19,7 +19,7 @@ from pipeline.coco import Reject
 from pipeline.dataset.build_file import command_for
 from pipeline.storage import HashingFile, Location, atomic_file, files_in, read_bytes, start_writeback
 from pipeline.storage.parquet import read_metadata
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 from schemas.tables import MANIFEST
 
 BLOCK = 512  # tar's unit
@@ -220,7 +220,7 @@ def read_shard(path: Location) -> tuple[pa.Table, Record]:
     try:
         content = read_bytes(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing; run `{command_for(path)}`") from error
+        raise MissingError(f"{path}: is missing; run `{command_for(path)}`") from error
     try:
         table = pq.read_table(pa.BufferReader(content))
         record = msgspec.json.decode((table.schema.metadata or {})[METADATA_KEY], type=Record)

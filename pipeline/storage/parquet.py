@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from pipeline.storage.files import read_bytes, read_range, size_of
 from pipeline.storage.stores import Location
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 
 MAKE_IT = "run the command that wrote it, `sniper chips` or `sniper negatives`: it makes what is missing"
 TAIL = 1 << 16  # bytes that hold the metadata of most files
@@ -23,7 +23,7 @@ def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
     try:
         content = read_bytes(place)
     except FileNotFoundError as error:
-        raise DataError(f"{place}: is missing; {MAKE_IT}") from error
+        raise MissingError(f"{place}: is missing; {MAKE_IT}") from error
     try:
         return pq.read_table(pa.BufferReader(content), columns=columns)
     except (OSError, pa.ArrowException) as error:

@@ -5,9 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import yaml
-
-from schemas.settings.section import Section
+from schemas.settings.section import Section, as_yaml
 from schemas.settings.whole import Settings
 
 HEADER = """\
@@ -42,8 +40,8 @@ def list_settings(settings: Settings) -> Iterator[tuple[str, str, list[Entry]]]:
         entries = [
             Entry(
                 field,
-                yaml_value(values[field]),
-                yaml_value(defaults[field]),
+                as_yaml(values[field]),
+                as_yaml(defaults[field]),
                 field in section.model_fields_set,
                 " ".join([*(about.description or "").split(), *_choices(about.annotation)]),
             )
@@ -64,23 +62,11 @@ def as_config(settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def yaml_value(value: Any) -> str:
-    """Write a value of a setting as YAML in one line, as --set takes it."""
-    return yaml.safe_dump([_without_null(value)], default_flow_style=True, width=float("inf")).strip()[1:-1]
-
-
-def _without_null(value: Any) -> Any:
-    """Leave out what is null in a scale such as {long_side: 512}."""
-    if isinstance(value, dict):
-        return {key: item for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def _choices(annotation: Any) -> list[str]:
     """Name the words that a setting may be, where it is one of a few."""
     for kind in (annotation, *get_args(annotation)):
         if get_origin(kind) is Literal:
-            return [f"One of {', '.join(map(yaml_value, get_args(kind)))}."]
+            return [f"One of {', '.join(map(as_yaml, get_args(kind)))}."]
     return []
 
 

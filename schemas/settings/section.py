@@ -1,4 +1,4 @@
-"""The base of all settings."""
+"""The base of all settings, and how a value is written for a person."""
 
 from typing import Any
 
@@ -22,8 +22,15 @@ class Section(BaseModel):
 
 
 def as_yaml(value: Any) -> str:
-    """Write a value in one line, as a settings file or --set would have it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    """Write a value of a setting as YAML in one line, as a settings file or --set would have it."""
+    return yaml.safe_dump([_without_null(value)], default_flow_style=True, width=float("inf")).strip()[1:-1]
+
+
+def _without_null(value: Any) -> Any:
+    """Leave out what is null in a scale such as {long_side: 512}."""
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if item is not None}
+    return [_without_null(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def contradictions(name: str, given: Section, recorded: dict[str, Any]) -> list[str]:

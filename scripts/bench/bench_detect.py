@@ -46,7 +46,7 @@ def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, devic
     chips, options = ChipSettings(), DetectSettings()
     overlaps = tile_overlaps(chips.bounds())
     batches = compose(plan_views(images, chips, options.max_side, overlaps), options.batch_pixels)
-    reader = read_batches(batches, images, root, chips.max_pixels, [], threads=2, pin=device.type == "cuda")
+    reader = read_batches(batches, images, root, chips.max_pixels, {}, threads=2, pin=device.type == "cuda")
     ready = [(batch.images.to(device), batch.sizes.to(device)) for batch in reader]
     started = time.perf_counter()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
@@ -14,9 +15,11 @@ from pipeline.dataset.job import ShardJob, Target
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.plan import plan_span
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, load_settings
 from scripts.make_demo_data import make_demo_data
+from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.loading.dataset import ChipDataset
+from trainer.training.train import train
 
 SETTINGS = ChipSettings.model_validate({"size": 96, "scales": [0.5, 0.25, {"long_side": 96}], "images_per_shard": 2})
 NUM_IMAGES = 5
@@ -70,3 +73,19 @@ def own_folder(pool_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def dataset(pool_folder: Path) -> ChipDataset:
     return ChipDataset(pool_folder)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo images, the chips of those for training, and no run. Not to be changed."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_demo_data(folder, num_train=4, num_val=8)
+    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(demo: Path) -> Path:
+    """The checkpoint of a tiny run on the demo's chips. Not to be changed."""
+    torch.set_num_threads(1)
+    return train(demo / "chips", demo / "run", tiny_settings("train.norm=train", "train.norm_momentum=0.3"))

@@ -4,29 +4,35 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
+
+from schemas.arrays import IntArray
+from trainer.evaluation.ground_truth import Categories, Objects
+from trainer.evaluation.results import CocoResults
 
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-
-CocoResults = list[dict[str, Any]]
-"""COCO results: {"image_id", "category_id", "bbox": [x, y, width, height] in source pixels, "score"} for each box."""
 
 Summary = dict[str, float | None]
 """Name of a score -> its value, 0 to 1, or None where the ground truth has no box that it counts."""
 
 
 def score(
-    truth: dict[str, Any], results: CocoResults, bounds: Sequence[tuple[float, float]], max_dets: int
+    objects: Objects,
+    categories: Categories,
+    results: CocoResults,
+    bounds: Sequence[tuple[float, float]],
+    max_dets: int,
 ) -> Summary:
     """Score detections with AP and AR as COCO defines them: of all boxes, by size, by class and by valid range.
 
     Args:
-        truth: the ground truth as the content of a COCO annotation file.
+        objects: the ground truth.
+        categories: (id, name) of its classes, by id.
         results: what was found.
         bounds: the valid ranges of the method, [lo, hi) of sqrt(width * height) of a box, source pixels.
         max_dets: detections per image and class that every score takes into account.
@@ -35,31 +41,26 @@ def score(
         The scores in the order in which they are printed. COCO's sizes (small, medium, large) are of the annotated
         area, the ranges are of the box.
     """
-    whole = run_coco(truth, results, COCO_AREAS, max_dets)
+    ids = [id_ for id_, _ in categories]
+    whole = run_coco(objects, ids, results, COCO_AREAS, max_dets)
     summary: Summary = {"AP": whole.precision(), "AP50": whole.precision(iou=0.5)}
     summary["AP75"] = whole.precision(iou=0.75)
     summary |= {f"AP_{name}": whole.precision(area=name) for name in ("small", "medium", "large")}
     summary |= {f"AR_{name}" if name != "all" else "AR": whole.recall(area=name) for name in COCO_AREAS}
-    names = {category["id"]: category.get("name", category["id"]) for category in truth["categories"]}
-    twice = {name for name, count in Counter(names.values()).items() if count > 1}
-    lines = {id_: f"{name} #{id_}" if name in twice else name for id_, name in names.items()}
-    summary |= {f"AP[{lines[id_]}]": whole.precision(category=k) for k, id_ in enumerate(whole.categories)}
-    summary |= {f"AP50[{lines[id_]}]": whole.precision(iou=0.5, category=k) for k, id_ in enumerate(whole.categories)}
     areas = {f"{lo:g}-{hi:g}": area_range(lo, hi) for lo, hi in bounds}
-    by_range = run_coco(with_box_areas(truth), results, areas, max_dets)
+    by_range = run_coco(objects.as_large_as_boxes(), ids, results, areas, max_dets)
     summary |= {f"AP_range_{name}": by_range.precision(area=name) for name in areas}
+    counts = Counter(name for _, name in categories)
+    for k, (id_, name) in enumerate(categories):
+        line = f"{name} #{id_}" if counts[name] > 1 else name
+        summary[f"AP[{line}]"] = whole.precision(category=k)
+        summary[f"AP50[{line}]"] = whole.precision(iou=0.5, category=k)
     return summary
 
 
 def area_range(lo: float, hi: float) -> tuple[float, float]:
     """Turn the sizes [lo, hi) into the least and the largest area, both included, as pycocotools takes them."""
     return lo**2, math.nextafter(min(hi**2, 1e10), 0)
-
-
-def with_box_areas(truth: dict[str, Any]) -> dict[str, Any]:
-    """Return the ground truth with width * height of the box as the area of each object."""
-    boxes = [{**box, "area": box["bbox"][2] * box["bbox"][3]} for box in truth["annotations"]]
-    return {**truth, "annotations": boxes}
 
 
 class Scores(NamedTuple):
@@ -70,14 +71,12 @@ class Scores(NamedTuple):
         recalls: float64 [T, K, A], -1 where there is no box.
         ious: float64 [T], the thresholds of IoU.
         areas: names of the ranges of area.
-        categories: category ids.
     """
 
     precisions: Any
     recalls: Any
     ious: Any
     areas: list[str]
-    categories: list[int]
 
     def precision(self, iou: float | None = None, area: str = "all", category: int | None = None) -> float | None:
         """Return the mean precision over the thresholds and all that is not singled out; None without any box."""
@@ -101,41 +100,76 @@ def _mean(values: Any) -> float | None:
 
 
 def run_coco(
-    truth: dict[str, Any], results: CocoResults, areas: dict[str, tuple[float, float]], max_dets: int
+    objects: Objects,
+    ids: Sequence[int],
+    results: CocoResults,
+    areas: dict[str, tuple[float, float]],
+    max_dets: int,
 ) -> Scores:
-    """Run COCOeval on boxes.
+    """Run COCOeval on boxes, one category after the other: it keeps some kilobytes for each box that it is given.
 
     Args:
-        truth: the ground truth as the content of a COCO annotation file.
+        objects: the ground truth.
+        ids: category ids, in the order of the scores.
         results: what was found.
         areas: name of a range -> least and largest area, both included, of the objects that count in it.
         max_dets: detections per image and class that are taken into account.
     """
-    # numbered anew: pycocotools takes a match with the object of id 0 for none
-    objects = [{**box, "id": i} for i, box in enumerate(truth["annotations"], 1)]
-    truth = {**truth, "annotations": objects}
+    params = Params("bbox")
+    shape = (len(params.iouThrs), len(params.recThrs), len(ids), len(areas))
+    precisions, recalls = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
+    true_rows, found_rows = _rows_of(objects.category_id), _rows_of(results.category_id)
+    for k, id_ in enumerate(ids):
+        if id_ not in true_rows:
+            continue
+        truth, found = objects.take(true_rows[id_]), results.take(found_rows.get(id_, slice(0)))
+        arrays = _run_category(truth, found, areas, max_dets)
+        precisions[:, :, k] = arrays["precision"][:, :, 0, :, 0]
+        recalls[:, k] = arrays["recall"][:, 0, :, 0]
+    return Scores(precisions, recalls, params.iouThrs, list(areas))
+
+
+def _rows_of(ids: IntArray | None) -> dict[int, IntArray]:
+    """Group rows by their id, keeping their order."""
+    if ids is None or not len(ids):
+        return {}
+    order = np.argsort(ids, kind="stable")
+    found, starts = np.unique(ids[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _run_category(
+    objects: Objects, results: CocoResults, areas: dict[str, tuple[float, float]], max_dets: int
+) -> dict[str, Any]:
+    """Run COCOeval on the boxes of one category, whatever its id, and return its arrays."""
+    images = [{"id": id_} for id_ in np.union1d(objects.image_id, results.image_id).tolist()]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its timings
-        evaluation = COCOeval(_index(truth), _index({**truth, "annotations": _as_boxes(results)}), "bbox")
+        evaluation = COCOeval(_index(images, _truths(objects)), _index(images, _found(results)), "bbox")
         evaluation.params.areaRng = [list(bounds) for bounds in areas.values()]
         evaluation.params.areaRngLbl = list(areas)
         evaluation.params.maxDets = [max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
-    arrays, params = evaluation.eval, evaluation.params
-    precisions, recalls = arrays["precision"][..., 0], arrays["recall"][..., 0]
-    return Scores(precisions, recalls, params.iouThrs, list(areas), list(params.catIds))
+    return dict(evaluation.eval)
 
 
-def _as_boxes(results: CocoResults) -> list[dict[str, Any]]:
-    return [
-        {**result, "id": i, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-        for i, result in enumerate(results, 1)
-    ]
+def _truths(objects: Objects) -> Iterator[dict[str, Any]]:
+    columns = zip(*(column.tolist() for column in objects), strict=True)
+    # from 1: pycocotools takes a match with the object of id 0 for none
+    for number, (image_id, _, box, area, crowd) in enumerate(columns, 1):
+        record = {"id": number, "image_id": image_id, "category_id": 1, "bbox": box, "area": area}
+        yield {**record, "iscrowd": int(crowd)}
 
 
-def _index(dataset: dict[str, Any]) -> Any:
+def _found(results: CocoResults) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(results.records(), 1):
+        width, height = record["bbox"][2:]
+        yield {**record, "id": number, "category_id": 1, "area": width * height, "iscrowd": 0}
+
+
+def _index(images: list[dict[str, int]], boxes: Iterator[dict[str, Any]]) -> Any:
     """Make a COCO object of the content of a file; unlike loadRes it takes an empty list of boxes."""
     coco = COCO()
-    coco.dataset = dataset
+    coco.dataset = {"images": images, "annotations": list(boxes), "categories": [{"id": 1}]}
     coco.createIndex()
     return coco

@@ -1,7 +1,6 @@
 """Score the RPN alone, `sniper evaluate --proposals`: recall of its proposals by size (docs/method.md, 11.2)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +8,12 @@ import pyarrow as pa
 from pipeline.coco import SourceImage
 from pipeline.kernels import writable
 from pipeline.planning.mine import PooledProposals, merge_scales
-from pipeline.storage import Location
+from pipeline.storage import Location, location
 from schemas.settings import NegativeSettings, Settings
-from trainer.evaluation.coco_scores import CocoResults, Summary, area_range, run_coco, with_box_areas
-from trainer.evaluation.evaluate import Evaluation, open_ground_truth, score_source
+from trainer.evaluation.coco_scores import Summary, area_range, run_coco
+from trainer.evaluation.evaluate import Evaluation, score_source
+from trainer.evaluation.ground_truth import Objects, open_ground_truth
+from trainer.evaluation.results import CocoResults
 from trainer.inference.batches import SearchLog
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
@@ -23,12 +24,12 @@ SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
 
 
 def evaluate_proposals(
-    checkpoint: Location,
-    annotations: Location,
-    images: Location,
+    checkpoint: Location | str,
+    annotations: Location | str,
+    images: Location | str,
     settings: Settings | None = None,
     *,
-    out: Location | None = None,
+    out: Location | str | None = None,
     max_dets: int = 300,
 ) -> Evaluation | None:
     """Score the proposals of a checkpoint's RPN. Under torchrun the ranks share the images.
@@ -52,17 +53,19 @@ def evaluate_proposals(
             checkpoint.
     """
     with joined() as rank:
-        _, inference = open_inference(checkpoint, settings or Settings(), rank.device)
+        _, inference = open_inference(location(checkpoint), settings or Settings(), rank.device)
+        root = location(images)
 
         def find(sources: Sequence[SourceImage], spans: Sequence[range], log: SearchLog) -> Iterator[CocoResults]:
-            for position, rows in propose_images(inference, spans, sources, images, log):
-                yield [] if rows is None else best_proposals(sources[position].image_id, rows, max_dets)
+            for position, rows in propose_images(inference, spans, sources, root, log):
+                if rows is not None:
+                    yield best_proposals(sources[position].image_id, rows, max_dets)
 
-        def summarise(objects: dict[str, Any], proposals: CocoResults) -> Summary:
+        def summarise(objects: Objects, proposals: CocoResults) -> Summary:
             return recall(objects, proposals, max_dets)
 
-        truth = open_ground_truth(annotations, images, inference.chips, None)
-        return score_source(truth, find, summarise, rank, out, max_dets)
+        truth = open_ground_truth(location(annotations), root, inference.chips, None, max_dets)
+        return score_source(truth, find, summarise, rank, None if out is None else location(out))
 
 
 def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
@@ -74,32 +77,30 @@ def best_proposals(image_id: int, rows: pa.Table, most: int) -> CocoResults:
         most: how many may stay.
 
     Returns:
-        COCO results without category_id, best first.
+        COCO results without classes, best first.
     """
     boxes = np.stack([rows[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     pool = PooledProposals(np.array([0, len(boxes)]), boxes, writable(rows["score"].to_numpy()))
     pool = merge_scales(pool, NegativeSettings().nms)
-    pairs = zip(pool.boxes[:most].tolist(), pool.score[:most].tolist(), strict=True)
-    return [{"image_id": image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s} for (x1, y1, x2, y2), s in pairs]
+    boxes, scores = pool.boxes[:most], pool.score[:most]
+    return CocoResults(np.full(len(boxes), image_id, np.int64), None, boxes, scores)
 
 
-def recall(truth: dict[str, Any], proposals: CocoResults, max_dets: int) -> Summary:
+def recall(objects: Objects, proposals: CocoResults, max_dets: int) -> Summary:
     """Score proposals with AR (the mean over IoU 0.5 to 0.95), AR50, AR75 and AR of each of SIZES, whatever the class.
 
     Args:
-        truth: the ground truth as the content of a COCO annotation file; crowds count neither way.
-        proposals: COCO results without category_id.
+        objects: the ground truth; crowds count neither way.
+        proposals: what was found.
         max_dets: proposals of each image that count, the best.
 
     Returns:
         The scores in the order in which they are printed.
     """
     # one class for all is what COCOeval's useCats=0 means; that one would ask for a known category of each proposal
-    truth = with_box_areas(truth)
-    boxes = [{**box, "category_id": 1} for box in truth["annotations"]]
-    truth = {**truth, "annotations": boxes, "categories": [{"id": 1}]}
-    found = [{**proposal, "category_id": 1} for proposal in proposals]
+    objects = objects.as_large_as_boxes()._replace(category_id=np.ones_like(objects.category_id))
+    found = proposals._replace(category_id=np.ones_like(proposals.image_id))
     by_size = {f"{lo}-{hi}": area_range(lo, hi) for lo, hi in SIZES}
-    scores = run_coco(truth, found, {"all": (0.0, 1e10), **by_size}, max_dets)
+    scores = run_coco(objects, [1], found, {"all": (0.0, 1e10), **by_size}, max_dets)
     summary = {"AR": scores.recall(), "AR50": scores.recall(iou=0.5), "AR75": scores.recall(iou=0.75)}
     return summary | {f"AR_{size}": scores.recall(area=size) for size in by_size}

@@ -1,6 +1,5 @@
-"""`sniper detect`: boxes on whole images of any size, from all scales, as one list per image."""
+"""Detect on whole images of any size at all scales, `sniper detect`: one list of boxes per image."""
 
-import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,27 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 from upath import UPath
 
 from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress
-from pipeline.images.chip import Large, cut_chip
 from pipeline.images.decode import ImageRefusedError, open_image
-from pipeline.images.sources import SUFFIXES, Findings, find_images, frame_notes, open_sources
+from pipeline.images.sources import SUFFIXES, find_images, frame_notes
 from pipeline.pyramid.merging import Detections, merge
-from pipeline.storage import Location, location, make_folder, write_atomic
+from pipeline.storage import Location, location, read_bytes
 from schemas.codes import Reason
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.inference.batches import SearchLog, run_views, split_spans
-from trainer.inference.opening import Inference, open_detector
+from trainer.inference.opening import Inference, fingerprint, open_detector
+from trainer.inference.output import FINAL, DetectReport, Result, open_output
 from trainer.model import predict
+from trainer.runtime.checkpoint import Checkpoint
 
 LOG = logging.getLogger("sniper")
 SPAN = 8  # images whose views share batches; few, so that results come soon
-LARGEST_DRAWN = 4096  # pixels of the longer side of the picture of a large image
-STEM = 100  # characters of an image's name that its picture has
 
 
 def detect_images(
@@ -42,7 +39,7 @@ def detect_images(
         spans: positions among `images`; views of images of one span share batches.
         images: what can be searched.
         root: folder that their file names are relative to.
-        log: takes the times and, once the iterator is exhausted, a row for each refused image.
+        log: takes the times and a row for each refused image, before the next image is yielded.
 
     Yields:
         For each image of the spans that can be read its position among `images` and its merged detections.
@@ -61,62 +58,125 @@ def detect(
     *,
     out: Location | str | None = None,
     min_drawn: float = 0.3,
-) -> list[dict[str, Any]]:
-    """Detect on image files of this machine, and folders of them.
+) -> list[Result]:
+    """Detect on image files of this machine, and folders of them, and return all results.
 
     Args:
         checkpoint: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
         images: an image file or a folder of them, or several. Folders are searched with all folders below them.
         settings: the section `detect` is used, and chips.max_pixels where it was given.
-        out: folder for detections.json and a picture of each image. What lies in it is not searched.
+        out: folder for what `detect_into` writes; None: nothing is written.
         min_drawn: score from which a detection is drawn on the picture, 0 to 1.
 
     Returns:
         For each image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score",
         "category_id", "category"}]}, boxes in source pixels, best first; {"file", "error"} where a file cannot be
-        used. An image of which no picture could be made has an "error" beside its detections.
+        used. With `out` there is "picture", the name of the picture, or an "error" beside the detections where none
+        could be made.
 
     Raises:
         UsageError: there is no such file, or no image in a folder, or settings were given that contradict the
             checkpoint.
         DataError: the checkpoint cannot be read, or is of the RPN alone.
+        OutOfMemoryError: the network needs more memory than there is.
     """
+    if out is None:
+        state, inference, files = _open(checkpoint, images, settings, None)
+        return list(_search(inference, state.categories, files))
+    detect_into(out, checkpoint, images, settings, min_drawn=min_drawn)
+    results: list[Result] = json.loads(read_bytes(location(out) / FINAL))
+    return results
+
+
+def detect_into(
+    out: Location | str,
+    checkpoint: Location | str,
+    images: Location | str | Sequence[Location | str],
+    settings: Settings | None = None,
+    *,
+    min_drawn: float = 0.3,
+) -> DetectReport:
+    """Detect on image files of this machine, and folders of them, and write each result as soon as it is there.
+
+    The results go line by line into out/detections.jsonl, with a picture of each image beside it, and in the end as
+    one list into out/detections.json. Called again after an interruption, with the same network, settings and images,
+    it goes on where it was. Memory does not grow with the number of detections.
+
+    Args:
+        out: folder for the results. What lies in it is not searched.
+        checkpoint: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
+        images: an image file or a folder of them, or several. Folders are searched with all folders below them.
+        settings: the section `detect` is used, and chips.max_pixels where it was given.
+        min_drawn: score from which a detection is drawn on the picture, 0 to 1.
+
+    Raises:
+        UsageError: there is no such file, no image in a folder, settings were given that contradict the checkpoint, or
+            another process writes to `out`.
+        DataError: the checkpoint cannot be read, or is of the RPN alone.
+        OutOfMemoryError: the network needs more memory than there is.
+    """
+    out = location(out)
+    state, inference, files = _open(checkpoint, images, settings, out)
+    options = inference.options.model_dump(mode="json", exclude={"threads"})
+    made_with = {"weights": fingerprint(inference.model), "max_pixels": inference.chips.max_pixels, "detect": options}
+    with open_output(out, files, made_with, min_drawn) as output:
+        for result in _search(inference, state.categories, files[output.done :]):
+            output.add(result)
+    return output.report
+
+
+def _open(
+    checkpoint: Location | str,
+    images: Location | str | Sequence[Location | str],
+    settings: Settings | None,
+    out: Location | None,
+) -> tuple[Checkpoint, Inference, list[Path]]:
+    """Open the checkpoint, and list the images that are to be searched."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state, inference = open_detector(location(checkpoint), settings or Settings(), device)
-    out = None if out is None else location(out)
     wanted = [images] if isinstance(images, str | Path | UPath) else images
     searched = [_files(location(path), out) for path in wanted]
-    files = [file for found, _ in searched for file in found]
-    if out is not None:
-        make_folder(out)
-    sources, errors, num_several = _measure(files)
-    notes = frame_notes(0, num_several)
     if num_litter := sum(count for _, count in searched):
-        notes.append(f"{num_litter:,} files of systems and editors (such as ._a.jpg or in @eaDir) were skipped")
-    for note in notes:
+        LOG.warning("%d files of systems and editors (such as ._a.jpg or in @eaDir) were skipped", num_litter)
+    return state, inference, [file for found, _ in searched for file in found]
+
+
+def _search(inference: Inference, categories: list[tuple[int, str]], files: Sequence[Path]) -> Iterator[Result]:
+    """Yield the result of each file, in order."""
+    sources, errors, num_several = _measure(files)
+    for note in frame_notes(0, num_several):
         LOG.warning(note)
-    log = SearchLog()
-    results: dict[str, dict[str, Any]] = {file: {"file": file, "error": error} for file, error in errors.items()}
+    ready: dict[int, Result] = {}  # by position among the files; those that wait for an earlier one of their span
+    for position, file in enumerate(files):
+        if str(file) in errors:
+            ready[position] = {"file": str(file), "error": errors[str(file)]}
+    log, following = SearchLog(), 0
+
+    def pass_on() -> Iterator[Result]:
+        nonlocal following
+        for reject in log.rejects:
+            assert reject.id is not None
+            ready[reject.id] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
+        log.rejects.clear()
+        while following in ready:
+            yield ready.pop(following)
+            following += 1
+
     with Progress("detect", len(sources), "images") as progress:
-        for position, found in detect_images(inference, split_spans(len(sources), SPAN), sources, Path(), log):
-            source = sources[position]
-            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-            named = [_as_dict(box, score, *state.categories[label - 1]) for box, score, label in rows]
-            size = {"width": source.width, "height": source.height}
-            results[source.file_name] = {"file": source.file_name, **size, "detections": named}
+        for index, found in detect_images(inference, split_spans(len(sources), SPAN), sources, Path(), log):
+            source = sources[index]
+            ready[source.image_id] = {
+                "file": source.file_name,
+                "width": source.width,
+                "height": source.height,
+                "detections": [
+                    _as_dict(box, score, *categories[label - 1])
+                    for box, score, label in zip(*(column.tolist() for column in found), strict=True)
+                ],
+            }
+            yield from pass_on()
             progress.add(1)
-    for reject in log.rejects:
-        results[reject.file or ""] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
-    in_order = [results[str(file)] for file in files]
-    if out is not None:
-        for index, result in enumerate(in_order):
-            if "detections" in result:
-                try:
-                    _draw(result, out / f"{index:04d}-{Path(result['file']).stem[:STEM]}.jpg", min_drawn)
-                except (OSError, ValueError) as error:
-                    result["error"] = f"no picture could be made: {error}"
-        write_atomic(out / "detections.json", json.dumps(in_order, indent=1).encode())
-    return in_order
+    yield from pass_on()
 
 
 def _as_dict(box: list[float], score: float, category_id: int, category: str) -> dict[str, Any]:
@@ -157,34 +217,3 @@ def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], 
             sources.append(SourceImage(index, str(path), *opened.frames.turned))
             num_several += opened.has_several
     return sources, errors, num_several
-
-
-def _draw(result: dict[str, Any], path: Location, min_score: float) -> None:
-    from pipeline.images.drawing import CLASS_COLORS, draw_label  # for pictures alone
-
-    source = SourceImage(0, result["file"], result["width"], result["height"])
-    findings = Findings()
-    _, _, found = next(open_sources(Path(), [source], source.width * source.height, findings, thorough=False))
-    if found is None:
-        raise ValueError(findings.rejects[0].message)
-    zoom = 1.0
-    if isinstance(found, Large):
-        zoom = LARGEST_DRAWN / max(source.width, source.height)
-        size = max(1, int(source.width * zoom)), max(1, int(source.height * zoom))
-        picture = Image.fromarray(cut_chip(found, (0, 0, source.width, source.height), zoom, *size))
-    else:
-        picture = found.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    line = max(2, max(picture.size) // 400)
-    height = max(12, max(picture.size) // 80)
-    for detection in reversed(result["detections"]):
-        if detection["score"] >= min_score:
-            x, y, w, h = (zoom * side for side in detection["bbox"])
-            color = CLASS_COLORS[detection["category_id"] % len(CLASS_COLORS)]
-            draw.rectangle((x, y, x + w, y + h), outline=color, width=line)
-            label = f"{detection['category']} {detection['score']:.2f}"
-            # above the box, since many are smaller than their label
-            draw_label(draw, (x, y - line), label, color, height, above=True)
-    encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=90)
-    write_atomic(path, encoded.getvalue())

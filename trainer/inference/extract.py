@@ -95,7 +95,7 @@ def propose_images(
         spans: positions among `images`; views of images of one span share batches.
         images: what can be searched.
         root: folder that their file names are relative to.
-        log: takes the times and, once the iterator is exhausted, a row for each refused image.
+        log: takes the times and a row for each refused image, before the next image is yielded.
 
     Yields:
         For each image of the spans its position and a table of schema PROPOSALS, in the order of scales and tiles,

@@ -4,11 +4,13 @@ import os
 from typing import NamedTuple
 
 import torch
+import xxhash
 
 from pipeline.engines.progress import log
 from pipeline.storage import Location
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Precision, Settings
+from schemas.settings.section import contradictions
 from trainer.model import Detector
 from trainer.runtime.checkpoint import Checkpoint, chosen_file, make_detector, origin, read_checkpoint
 
@@ -55,14 +57,11 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
     if "max_pixels" in settings.chips.model_fields_set:
         chips["max_pixels"] = settings.chips.max_pixels
     there = {"chips": {name: chips[name] for name in ("scales", "ranges")}, "model": checkpoint.settings["model"]}
-    differing = []
-    for section, values in there.items():
-        given, now = getattr(settings, section).model_fields_set, settings.model_dump(mode="json")[section]
-        differing += [
-            f"{section}.{name}: {value!r} there, {now[name]!r} given"
-            for name, value in values.items()
-            if name in given and now[name] != value
-        ]
+    differing = [
+        line
+        for section, values in there.items()
+        for line in contradictions(section, getattr(settings, section), values)
+    ]
     if differing:
         raise UsageError(
             f"{path}: was trained with other settings, which stay as they are:\n  " + "\n  ".join(differing)
@@ -103,3 +102,12 @@ def open_detector(path: Location, settings: Settings, device: torch.device) -> t
             "`sniper evaluate --proposals` scores it"
         )
     return checkpoint, inference
+
+
+def fingerprint(model: Detector) -> str:
+    """Return a hash of all weights, by which results of the same network are known."""
+    digest = xxhash.xxh3_128()
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

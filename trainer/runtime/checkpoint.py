@@ -20,7 +20,7 @@ from pipeline.storage import (
     remove,
     write_atomic,
 )
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 from schemas.settings import ModelSettings, Norm, Precision
 from trainer.model import Detector
 
@@ -139,7 +139,7 @@ def read_content(path: Location) -> Any:
     try:
         data = read_bytes(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
+        raise MissingError(f"{path}: no such checkpoint; `sniper train --out DIR` writes DIR/step-*.pt") from error
     size = len(data) - len(SEAL) - 64
     is_sealed = data[:-64].endswith(SEAL)
     if is_sealed and hashlib.sha256(memoryview(data)[:size]).hexdigest().encode() != data[-64:]:

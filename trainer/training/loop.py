@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.storage import Location, write_atomic
 from schemas.errors import DataError
-from trainer.evaluation.evaluate import GroundTruth
+from trainer.evaluation.ground_truth import GroundTruth
 from trainer.loading.batch import Batch
 from trainer.loading.loader import Epoch, Step
 from trainer.runtime.checkpoint import checkpoint_path

@@ -11,8 +11,8 @@ from pipeline.engines.progress import log
 from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
-from schemas.settings import ChipSettings, Settings
-from trainer.evaluation.evaluate import GroundTruth, open_ground_truth
+from schemas.settings import Settings
+from trainer.evaluation.ground_truth import GroundTruth
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
 from trainer.runtime.checkpoint import (
@@ -24,12 +24,14 @@ from trainer.runtime.checkpoint import (
     read_last,
     read_scores,
 )
+from trainer.runtime.memory import explained_memory
 from trainer.runtime.ranks import Rank, breakable, from_first, joined, stoppable
 from trainer.training.loop import run_loop
 from trainer.training.outline import mismatches, outline
 from trainer.training.report import anchor_report
 from trainer.training.resuming import changed_settings, check_resumable, resumed_settings
 from trainer.training.run import Run, make_run, tell, warn
+from trainer.training.validate import open_validation
 
 NETWORK = "network.json"
 """Settings of the network whose RPN proposed, in data/proposals."""
@@ -72,7 +74,8 @@ def train(
         with breakable():
             from_first(lambda: _take(out, resume, held))
             run, truth = _prepare(data, out, settings, rank, rpn_only=rpn_only, validation=judged)
-        return run_loop(run, truth)
+        with explained_memory(rank.device, lambda: _memory_remedy(run)):
+            return run_loop(run, truth)
 
 
 def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> None:
@@ -124,7 +127,18 @@ def _prepare(
         if run.scores:
             warn(rank, "the run was validated before; give --val-annotations and --val-images to go on with that")
         return run, None
-    return run, open_ground_truth(*validation, ChipSettings.model_validate(run.chips), run.categories)
+    return run, open_validation(run, *validation)
+
+
+def _memory_remedy(run: Run) -> str:
+    """Tell what to lower when there is no memory for a step."""
+    chips, side = run.settings.train.chips_per_rank, run.chips["size"]
+    lower = f"try --set train.chips_per_rank={chips // 2}, which changes no step but its time"
+    return (
+        f"a forward pass takes train.chips_per_rank = {chips} chips of {side}x{side} px; "
+        + (lower if chips > 1 else "take a smaller network, such as model.backbone=resnet50")
+        + (f", with --resume if {run.out} holds a checkpoint" if run.step else "")
+    )
 
 
 def _scores(out: Location) -> list[Score]:

@@ -3,9 +3,12 @@
 import torch
 import torchvision
 
+from pipeline.coco.rejects import describe_rejects
+from pipeline.storage import Location
 from schemas.errors import StoppedError
 from schemas.settings import ChipSettings
-from trainer.evaluation.evaluate import Evaluation, GroundTruth, score_model
+from trainer.evaluation.evaluate import Evaluation, score_model
+from trainer.evaluation.ground_truth import GroundTruth, check_images, open_ground_truth
 from trainer.inference.opening import Inference
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections, predict
@@ -21,6 +24,23 @@ from trainer.runtime.checkpoint import (
 from trainer.runtime.ranks import from_first, stop_together
 from trainer.training.journal import PICTURED, auxiliary, draw_batch
 from trainer.training.run import Run
+
+MAX_DETS = 100  # per image and class, as COCO's own scores
+
+
+def open_validation(run: Run, annotations: Location, images: Location) -> GroundTruth:
+    """Read what is to be scored against, and say before the first step what is odd in it.
+
+    Raises:
+        DataError: the file cannot be trusted, it has no category of the run, or images are missing.
+        UsageError: there is no such image folder.
+    """
+    most = min(MAX_DETS, run.settings.detect.max_detections)
+    truth = open_ground_truth(annotations, images, ChipSettings.model_validate(run.chips), run.categories, most)
+    from_first(lambda: check_images(truth))
+    for line in (*truth.notes, *describe_rejects(truth.source.rejects)):
+        run.tell(f"validation data: {line}")
+    return truth
 
 
 def is_due(run: Run) -> bool:
@@ -46,13 +66,15 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
     chips = ChipSettings.model_validate(run.chips)
     inference = Inference(model, chips, run.settings.detect, run.rank.device, run.precision)
     try:
-        report = score_model(inference, run.categories, truth, run.rank, None, 100)
+        report = score_model(inference, truth, run.rank, None, MAX_DETS)
         run.scores = from_first(lambda: _noted(run, report))
     except StoppedError:
         stop_together(f"step {run.step} is kept in {checkpoint_path(run.out, run.step)}, its validation is not done")
         raise
     if report is None:
         return {}
+    for line in describe_rejects(reject for reject in report.rejects if reject.kind == "image"):
+        run.tell(f"validation: left out {line}")
     values = {name: value for name, value in report.summary.items() if value is not None}
     run.tell(
         "validation: " + ", ".join(f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values)

@@ -17,7 +17,7 @@ from pipeline.storage import Location, local_copy
 from pipeline.storage.parquet import read_frame
 from schemas.arrays import IntArray
 from schemas.codes import Fate
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 
 IMAGE_COLUMNS = ["image_id", "file_name", "width", "height", "state", "hash"]
 CORNERS = ["x1", "y1", "x2", "y2"]
@@ -130,7 +130,7 @@ def _opened(path: Location, digests: dict[str, str] | None) -> Iterator[pq.Parqu
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{path}: is damaged: {error}; delete it and run `sniper chips`") from error
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing; run `sniper chips`") from error
+        raise MissingError(f"{path}: is missing; run `sniper chips`") from error
 
 
 def kept_images(data: Location) -> list[SourceImage]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageColor
 from pipeline.commands.chips import chips
 from pipeline.commands.show import show
 from pipeline.images.drawing import STATUS_COLORS
+from pipeline.images.pictures import STATUS_STROKES
 from schemas.codes import STATUS_NAMES
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings
@@ -27,6 +28,8 @@ def test_show__draws_a_row_per_scale_from_the_shards(demo_set: DataSet, tmp_path
     legend, sheet = picture[:28], picture[28:]
     for color in STATUS_COLORS.values():
         assert count_pixels(legend, color) > 20
+    strokes = [(stroke.width, stroke.dash) for stroke in STATUS_STROKES.values()]
+    assert len(set(strokes)) == len(STATUS_NAMES)  # without colours, too, all are told apart
     assert count_pixels(sheet, STATUS_COLORS["valid"]) > 500
     assert (sheet.std(axis=(0, 1)) > 20).all()  # there are pictures on it
     show(tmp_path / "out", tmp_path / "again.png", columns=4)
@@ -46,3 +49,18 @@ def test_show__every_status_has_a_color() -> None:
 def test_show__says_when_there_are_none(demo_set: DataSet, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no positive chips"):
         show(tmp_path, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.webp", "WEBP"), ("a.tif", "TIFF")]
+)
+def test_show__writes_the_format_that_the_name_says(demo_set: DataSet, tmp_path: Path, name: str, kind: str) -> None:
+    chips(demo_set.annotations, demo_set.images, tmp_path / "out", ChipSettings())
+    show(tmp_path / "out", tmp_path / name, columns=1)
+    assert Image.open(tmp_path / name).format == kind
+
+
+@pytest.mark.parametrize("name", ["sheet", "sheet.txt", "sheet.json"])
+def test_show__a_name_that_says_no_format_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="expected a name that ends in .png"):
+        show(tmp_path / "out", tmp_path / name)

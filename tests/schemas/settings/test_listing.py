@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from schemas.settings import Settings, load_settings
-from schemas.settings.listing import as_config, list_settings, yaml_value
+from schemas.settings.listing import as_config, list_settings
+from schemas.settings.section import as_yaml
 from scripts.settings_table import MARK, PAGE, tables
 from tests.conftest import RunSniper
 
@@ -50,6 +51,6 @@ def test_as_config__defaults_can_be_taken_as_they_stand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, 1e-05, 3, "420", "a: b", "", [1, [2.5, None]], {"long_side": 5}])
-def test_yaml_value__is_one_line_that_reads_back(value: object) -> None:
-    assert yaml.safe_load(yaml_value(value)) == value
-    assert "\n" not in yaml_value(value)
+def test_as_yaml__is_one_line_that_reads_back(value: object) -> None:
+    assert yaml.safe_load(as_yaml(value)) == value
+    assert "\n" not in as_yaml(value)

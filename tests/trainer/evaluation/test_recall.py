@@ -21,8 +21,11 @@ from schemas.settings import ChipSettings, DetectSettings, load_settings
 from schemas.tables import PROPOSALS
 from scripts.make_demo_data import make_demo_data
 from tests.conftest import RunSniper
+from tests.trainer.columns import objects_of, results_of
 from tests.trainer.runs import TINY, TINY_CHIPS
+from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.recall import best_proposals, recall
+from trainer.evaluation.results import join_results
 from trainer.inference.batches import SearchLog
 from trainer.inference.extract import MOST, propose_images
 from trainer.inference.opening import Inference
@@ -43,15 +46,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def truth_of(*boxes: tuple[float, float, float, float], crowd: int = 0) -> dict[str, Any]:
-    """One image with these boxes, x y width height, of alternating classes; ids from 0."""
+def truth_of(*boxes: tuple[float, float, float, float], crowd: int = 0) -> Objects:
+    """One image with these boxes, x y width height, of alternating classes."""
     fields = [{"image_id": 1, "bbox": list(box), "area": 1.0, "iscrowd": 0} for box in boxes]
     fields += [{"image_id": 1, "bbox": [500, 500, 60, 60], "area": 1.0, "iscrowd": 1} for _ in range(crowd)]
-    return {
-        "images": [{"id": 1, "width": 900, "height": 900}],
-        "annotations": [{**box, "id": i, "category_id": 1 + i % 2} for i, box in enumerate(fields)],
-        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
-    }
+    return objects_of([{**box, "category_id": 1 + i % 2} for i, box in enumerate(fields)])
 
 
 def proposal(box: tuple[float, float, float, float], score: float = 0.5) -> dict[str, Any]:
@@ -61,27 +60,27 @@ def proposal(box: tuple[float, float, float, float], score: float = 0.5) -> dict
 def test_recall__of_the_truth_is_one_where_there_are_boxes() -> None:
     """Of two classes, by the size of the box (their `area` is 1); a crowd that nothing finds costs nothing."""
     boxes = [(0.0, 0.0, 8.0, 18.0), (100.0, 0.0, 30.0, 30.0), (0.0, 100.0, 300.0, 75.0)]  # 12, 30, 150 px
-    summary = recall(truth_of(*boxes, crowd=1), [proposal(box) for box in boxes], 300)
+    summary = recall(truth_of(*boxes, crowd=1), results_of([proposal(box) for box in boxes]), 300)
     there = ("AR", "AR50", "AR75", "AR_0-25", "AR_25-50", "AR_100-200")
     assert summary == {**dict.fromkeys(there, 1.0), "AR_50-100": None, "AR_200-300": None}
 
 
 def test_recall__by_hand() -> None:
     """IoU 0.62 is enough at 0.5, 0.55 and 0.6 of ten thresholds; 25 px belong to one bin."""
-    summary = recall(truth_of((0, 0, 25, 25)), [proposal((0, 0, 25, 15.5))], 300)
+    summary = recall(truth_of((0, 0, 25, 25)), results_of([proposal((0, 0, 25, 15.5))]), 300)
     assert (summary["AR50"], summary["AR75"]) == (1, 0)
     assert summary["AR"] == summary["AR_25-50"] == pytest.approx(0.3)
     assert summary["AR_0-25"] is None
 
 
 def test_recall__nothing_found() -> None:
-    assert recall(truth_of((0, 0, 25, 25)), [], 300)["AR"] == 0
-    assert recall(truth_of(), [proposal((0, 0, 9, 9))], 300)["AR"] is None
+    assert recall(truth_of((0, 0, 25, 25)), join_results([]), 300)["AR"] == 0
+    assert recall(truth_of(), results_of([proposal((0, 0, 9, 9))]), 300)["AR"] is None
 
 
 def test_recall__the_best_count() -> None:
     near, far = (0.0, 0.0, 50.0, 50.0), (200.0, 200.0, 50.0, 50.0)
-    proposals = [proposal(near, 0.1), proposal((600, 600, 50, 50), 0.9), proposal(far, 0.5)]
+    proposals = results_of([proposal(near, 0.1), proposal((600, 600, 50, 50), 0.9), proposal(far, 0.5)])
     assert [recall(truth_of(near, far), proposals, most)["AR"] for most in (1, 2, 3)] == [0, 0.5, 1]
 
 
@@ -91,9 +90,10 @@ def test_best_proposals__pooled_over_scales() -> None:
     scores = np.array([0.6, 0.7, 0.8, 0.1], np.float32)
     columns = [np.full(4, 3), np.array([0, 0, 1, 1], np.int8), *np.ascontiguousarray(boxes.T), scores]
     found = best_proposals(3, pa.table(columns, schema=PROPOSALS), 2)
-    assert [(each["image_id"], each["bbox"]) for each in found] == [(3, [10, 10, 40, 39]), (3, [60, 10, 30, 40])]
-    assert [each["score"] for each in found] == pytest.approx([0.8, 0.7])
-    assert best_proposals(3, PROPOSALS.empty_table(), 2) == []
+    assert (found.image_id == 3).all()
+    assert found.boxes.tolist() == [[10, 10, 50, 49], [60, 10, 90, 50]]
+    assert found.scores.tolist() == pytest.approx([0.8, 0.7])
+    assert len(best_proposals(3, PROPOSALS.empty_table(), 2).scores) == 0
 
 
 def test_propose_images__boxes_have_an_area(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.coco import SourceImage
 from pipeline.pyramid.merging import Detections
 from schemas.codes import Status
 from schemas.settings import ModelSettings
 from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_detector, take
+from tests.trainer.columns import objects_of
 from trainer.evaluation.coco_scores import run_coco
-from trainer.evaluation.evaluate import as_results
+from trainer.evaluation.results import join_results, of_image
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector, predict
@@ -221,18 +221,15 @@ def bright_rectangles() -> Batch:
 
 def ap50(model: Detector, batch: Batch) -> float:
     """COCO's AP at an IoU of 0.5 of all that the network finds in the chips, the mean over their classes."""
-    categories = [(label, "") for label in range(1, CLASSES + 1)]
+    labels = list(range(1, CLASSES + 1))
     results, truth = [], []
     for chip, found in enumerate(predict(model.eval(), batch.images, batch.sizes)):
-        image = SourceImage(chip, "", *batch.sizes[chip].tolist())
-        results += as_results(image, Detections(*(each.numpy() for each in found)), categories)
+        results.append(of_image(chip, Detections(*(each.numpy() for each in found)), labels))
         for (x1, y1, x2, y2), label, _ in chip_boxes(batch, chip):
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             truth.append({**box, "image_id": chip, "category_id": label})
-    images = [{"id": chip} for chip in range(len(batch))]
-    names = [{"id": label, "name": name} for label, name in categories]
-    objects = {"images": images, "annotations": truth, "categories": names}
-    precision = run_coco(objects, results, {"all": (0, 1e10)}, 100).precision(0.5)
+    areas = {"all": (0.0, 1e10)}
+    precision = run_coco(objects_of(truth), labels, join_results(results), areas, 100).precision(0.5)
     assert precision is not None
     return precision
 

@@ -1,0 +1,35 @@
+"""Views: they cover every image, and waste little."""
+
+import numpy as np
+
+from pipeline.coco import SourceImage
+from pipeline.pyramid.merging import widened_ranges
+from pipeline.pyramid.views import compose, plan_views
+from schemas.settings import ChipSettings
+
+
+def test_widened_ranges__are_the_papers() -> None:
+    assert widened_ranges(ChipSettings().bounds()) == [(0, 90), (32, 180), (75, float("inf"))]
+
+
+def test_views__cover_every_image_within_the_side_and_waste_little() -> None:
+    images = [SourceImage(1, "a", 640, 480), SourceImage(2, "b", 20_000, 11_111), SourceImage(3, "c", 40, 3000)]
+    views = plan_views(images, ChipSettings(), 2048, [90, 180, float("inf")])
+    for m, image in enumerate(images):
+        for s in range(3):
+            windows = [v.window for v in views if (v.image, v.scale_index) == (m, s)]
+            covered = np.zeros((image.height // 10 + 1, image.width // 10 + 1), bool)
+            for x1, y1, x2, y2 in windows:
+                assert 0 <= x1 < x2 <= image.width
+                assert 0 <= y1 < y2 <= image.height
+                covered[int(y1 // 10) : int(y2 // 10) + 1, int(x1 // 10) : int(x2 // 10) + 1] = True
+            assert covered.all()
+    assert all(view.width <= 2048 and view.height <= 2048 for view in views)
+    batches = compose(views, 4_000_000)
+    assert sorted(view for batch in batches for view in batch) == sorted(views)
+    for batch in batches:
+        assert len({(view.scale_index, view.shape) for view in batch}) == 1
+        for view in batch:
+            assert 0 <= view.shape[0] - view.height < 32
+            assert 0 <= view.shape[1] - view.width < 32
+        assert len(batch) * batch[0].shape[0] * batch[0].shape[1] <= 4_000_000 or len(batch) == 1

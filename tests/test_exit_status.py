@@ -1,0 +1,32 @@
+"""The rule of exit statuses: 0 done, 1 the data fell short, 2 wrong use. A missing file is always wrong use."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunSniper
+
+COMMANDS = (
+    "check --annotations none.json",
+    "check --annotations none.json --images none",
+    "chips --annotations none.json --images . --out out",
+    "negatives --data none",
+    "negatives --data none --random 1",
+    "show none --out sheet.png",
+    "verify none",
+    "train --data none --out run",
+    "evaluate --checkpoint none.pt --annotations none.json --images .",
+    "evaluate --proposals --checkpoint none --annotations none.json --images .",
+    "detect --checkpoint none.pt .",
+    "settings --config none.yaml",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_missing_file__is_wrong_use(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sniper: RunSniper
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = sniper(*command.split())
+    assert result.status == 2, result.err
+    assert "none" in result.err

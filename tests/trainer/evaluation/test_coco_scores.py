@@ -1,0 +1,123 @@
+"""Scores: what is put in through the pyramid or the chips comes out as 1, whatever the number of boxes."""
+
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from pipeline.coco import SourceImage
+from pipeline.planning.plan import plan_span
+from pipeline.pyramid.merging import merge, tile_overlaps
+from pipeline.pyramid.views import Viewed, plan_views
+from schemas.settings import ChipSettings, DetectSettings
+from tests.pipeline.sources import make_source
+from tests.trainer.columns import objects_of, results_of
+from trainer.evaluation.coco_scores import run_coco, score
+from trainer.evaluation.results import join_results, of_image
+
+
+def perfect(
+    image: SourceImage, boxes: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], options: DetectSettings
+) -> Any:
+    """The boxes of an image as a perfect network would find them in every view, whole or cut by a tile."""
+    settings = ChipSettings()
+    views = plan_views([image], settings, options.max_side, tile_overlaps(settings.bounds()))
+    seen = []
+    for view in views:
+        x1, y1, x2, y2 = view.window
+        origin, limit = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
+        clipped = np.clip(boxes, origin, limit)
+        here = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+        in_view = ((clipped[here] - origin) * view.scale).astype(np.float32)
+        seen.append((view, (in_view, np.full(len(in_view), 0.9, np.float32), labels[here])))
+    return merge(Viewed(0, seen), image, settings.bounds(), options)
+
+
+@pytest.mark.parametrize(("max_side", "seed"), [(4096, 1), (700, 2), (1000, 3)])
+def test_merge__truth_through_the_pyramid_scores_one(max_side: int, seed: int) -> None:
+    """All sizes, crowds, tiles: what is put in comes out once, with the source ids."""
+    source = make_source(seed, num_images=25)
+    options = DetectSettings(max_side=max_side, merge="hard", max_detections=10_000, iou=0.999)
+    images = source.images(0, source.num_images)
+    results, annotations = [], []
+    for m, image in enumerate(images):
+        rows = slice(int(source.offsets[m]), int(source.offsets[m + 1]))
+        boxes, crowd = source.box[rows], source.crowd[rows]
+        # an object longer than what tiles share at its scale is cut by all of them; elongated ones stay out here
+        sides = boxes[:, 2:] - boxes[:, :2]
+        plain = sides.max(axis=1, initial=0) <= 1.5 * np.sqrt(sides.prod(axis=1))
+        boxes, crowd = boxes[plain], crowd[plain]
+        found = perfect(image, boxes[~crowd], np.ones(int((~crowd).sum()), np.int64), options)
+        results.append(of_image(image.image_id, found, [7]))
+        for (x1, y1, x2, y2), is_crowd in zip(boxes.tolist(), crowd.tolist(), strict=True):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(is_crowd)}
+            annotations.append({"id": len(annotations) + 1, "image_id": image.image_id, "category_id": 7, **box})
+    things = [(7, "thing")]
+    summary = score(objects_of(annotations), things, join_results(results), ChipSettings().bounds(), 10_000)
+    assert summary["AP"] == pytest.approx(1.0)
+    assert summary["AR"] == pytest.approx(1.0)
+    assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
+
+
+def test_truth_through_chips_and_back_scores_one() -> None:
+    """What the chips say of the boxes they hold whole, put back into the image, is what was cut."""
+    source = make_source(5, num_images=25)
+    rows = plan_span(source, 0, source.num_images, ChipSettings()).chips.to_pylist()
+    found = {}
+    for row in rows:
+        for box in row["boxes"]:
+            if box["status"] in ("valid", "rescued"):
+                corners = [box[name] / row["scale"] for name in ("x1", "y1", "x2", "y2")]
+                x1, y1, x2, y2 = (c + row["xy"[i % 2] + "1"] for i, c in enumerate(corners))
+                found[box["annotation_id"]] = (row["image_id"], box["category_id"], [x1, y1, x2 - x1, y2 - y1])
+    results = [{"image_id": i, "category_id": c, "bbox": box, "score": 0.9} for i, c, box in found.values()]
+    annotations = []
+    for at in np.flatnonzero(source.crowd | np.isin(source.annotation_id, list(found))):
+        x1, y1, x2, y2 = source.box[at].tolist()
+        image = int(source.image_id[np.searchsorted(source.offsets, at, "right") - 1])
+        box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(source.crowd[at])}
+        annotations.append({"id": int(at) + 1, "image_id": image, "category_id": 7, **box})
+    assert len(found) > 0.75 * (~source.crowd).sum()  # the others are thinner than 4 px in every chip
+    things = [(7, "thing")]
+    summary = score(objects_of(annotations), things, results_of(results), ChipSettings().bounds(), 10_000)
+    assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
+
+
+@pytest.mark.parametrize("merge", ["gaussian", "linear", "hard"])
+def test_merge__thousands_of_boxes_of_one_image_come_through(merge: Literal["gaussian", "linear", "hard"]) -> None:
+    """2,500 boxes side by side, which every scale sees; of what a scale finds again soft-NMS leaves low scores."""
+    boxes = np.array([[20.0 * x, 20.0 * y, 20.0 * x + 17, 20.0 * y + 17] for x in range(50) for y in range(50)])
+    image = SourceImage(1, "a", 1000, 1000)
+    ids = list(range(1, 26))  # pycocotools compares each box with each of its class
+    labels = 1 + np.arange(len(boxes)) % len(ids)
+    found = perfect(image, boxes, labels, DetectSettings(merge=merge, max_detections=10_000))
+    fields = [{"image_id": 1, "category_id": int(k), "iscrowd": 0, "area": 289.0} for k in labels]
+    annotations = [
+        {**f, "bbox": [x1, y1, x2 - x1, y2 - y1]} for f, (x1, y1, x2, y2) in zip(fields, boxes.tolist(), strict=True)
+    ]
+    results = of_image(1, found, ids)
+    scores = run_coco(objects_of(annotations), ids, results, {"all": (0.0, 1e10)}, 10_000)
+    assert scores.precision() == pytest.approx(1.0)
+    assert (found.scores > 0.5).sum() == len(boxes)
+
+
+def test_score__thousands_of_boxes_count_when_max_dets_is_above_them() -> None:
+    """2,400 boxes of 20 classes in one image; pycocotools counts detections per image and class."""
+    boxes = [[10.0 * (i % 50), 10.0 * (i // 50), 8, 8] for i in range(2400)]
+    fields = [{"image_id": 1, "category_id": 1 + i % 20, "bbox": box} for i, box in enumerate(boxes)]
+    objects = objects_of([{**f, "area": 64} for f in fields])
+    categories = [(i, f"dot{i}") for i in range(1, 21)] + [(99, "none")]
+    results = results_of([{**field, "score": 0.5} for field in fields])
+    enough = score(objects, categories, results, [(0, 80)], 200)
+    assert enough["AP"] == pytest.approx(1.0)
+    assert enough["AP[none]"] is None
+    few = score(objects, categories, results, [(0, 80)], 10)
+    assert few["AP"] is not None
+    assert few["AP"] < 0.15
+
+
+def test_score__no_detections_and_no_truth() -> None:
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81}
+    assert score(objects_of([]), [(1, "a")], results_of([]), [(0, 80)], 100)["AP"] is None
+    assert score(objects_of([box]), [(1, "a")], results_of([]), [(0, 80)], 100)["AP"] == 0
+    assert score(objects_of([box]), [(1, "a")], join_results([]), [(0, 80)], 100)["AP50[a]"] == 0

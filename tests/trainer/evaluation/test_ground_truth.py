@@ -1,0 +1,115 @@
+"""What is scored against: classes that are numbered otherwise, areas that cannot be, images that are missing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.coco.read import read_coco
+from schemas.errors import DataError
+from schemas.settings import ChipSettings
+from tests.builders import CocoSet
+from trainer.evaluation.ground_truth import (
+    Categories,
+    GroundTruth,
+    Objects,
+    check_images,
+    match_categories,
+    open_ground_truth,
+    read_objects,
+)
+
+KNOWN = [(1, "disc"), (3, "square"), (7, "triangle")]
+
+
+@pytest.mark.parametrize(
+    ("there", "ids", "said"),
+    [
+        (KNOWN, [1, 3, 7], []),
+        ([(0, "disc"), (1, "square"), (2, "triangle")], [0, 1, 2], ["go by their names: disc is 0 here, 1 in"]),
+        ([(1, "triangle"), (3, "disc"), (7, "square")], [3, 7, 1], ["square is 7 here, 3 in training"]),
+        ([(1, "disc"), (3, "square"), (8, "star")], [1, 3, None], ["knows no category 8 (star)"]),
+        ([(1, "disk"), (3, "square"), (7, "triangle")], [1, 3, 7], ["other names than in training, 1: 'disc' learnt"]),
+        # the name of one is gone, and its id is another class now
+        ([(1, "triangle"), (3, "disc")], [3, None, 1], ["disc is 3 here", "triangle is 1 here"]),
+        # two classes of one name: the ids decide
+        ([(1, "square"), (3, "square"), (7, "triangle")], [1, 3, 7], ["1: 'disc' learnt, 'square' here"]),
+    ],
+)
+def test_match_categories__by_id_and_else_by_name(there: Categories, ids: list[int | None], said: list[str]) -> None:
+    found, notes = match_categories(KNOWN, there, Path("val.json"))
+    assert found == ids
+    assert bool(notes) == bool(said)
+    assert all(part in "\n".join(notes) for part in said), notes
+
+
+def test_match_categories__nothing_in_common_is_refused() -> None:
+    with pytest.raises(DataError, match=r"val.json: has categories 9 \(star\), the network knows 1 \(disc\), 3"):
+        match_categories(KNOWN, [(9, "star")], Path("val.json"))
+
+
+def objects_in(path: Path, content: dict[str, Any]) -> tuple[Objects, int]:
+    path.write_text(json.dumps(content))
+    return read_objects(read_coco(path, as_written=True))
+
+
+def test_read_objects__keeps_what_is_in_order(tmp_path: Path) -> None:
+    """Numbers written as floats or text, `ignore` and ids that repeat mean the same as to `sniper chips`."""
+    boxes: list[dict[str, Any]] = [
+        {"id": 1, "image_id": 1.0, "category_id": "1", "bbox": [1, 1, 5, 5]},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 5]},
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [-2, 1, 5, 5], "area": 20, "ignore": 1},
+    ]
+    images = [{"id": 1, "file_name": "1.jpg", "width": 50, "height": 50}]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    objects, num_wrong = objects_in(tmp_path / "coco.json", content)
+    assert (objects.image_id.tolist(), objects.category_id.tolist()) == ([1, 1], [1, 1])
+    assert objects.boxes.tolist() == [[1, 1, 5, 5], [-2, 1, 5, 5]]
+    assert (objects.area.tolist(), objects.crowd.tolist(), num_wrong) == ([25, 20], [False, True], 0)
+
+
+@pytest.mark.parametrize("area", [0, -1, 0.01, 41, 1e999, "12", [1], True, 10**400])
+def test_read_objects__areas_that_cannot_be_true_are_those_of_the_box(area: Any, tmp_path: Path) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 8]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 50}],
+        "annotations": [{**box, "area": area}, {**box, "area": 20}, {**box, "area": 0.04}, {**box, "area": None}, box],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    objects, num_wrong = objects_in(tmp_path / "coco.json", content)
+    assert objects.area.tolist() == [40, 20, 0.04, 40, 40]
+    assert num_wrong == 1
+
+
+def opened(made: CocoSet) -> GroundTruth:
+    return open_ground_truth(
+        made.write(), made.image_root, ChipSettings(), [(category["id"], "a") for category in made.categories], 9
+    )
+
+
+def test_open_ground_truth__says_how_many_areas_are_wrong(tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    made.add_image(5, boxes=[[1, 1, 5, 5]])
+    for area in (12, 0, -1):
+        made.add_box(5, [2, 2, 6, 5], area=area)
+    truth = opened(made)
+    assert truth.objects.area.tolist() == [25, 12, 30, 30]
+    assert any("area of 2 of 4 boxes" in note for note in truth.notes)
+
+
+def test_check_images__one_missing_of_few_is_refused(tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    made.add_image(5)
+    truth = opened(made)
+    check_images(truth)
+    made.add_image(6, file_name="gone.jpg", write=False)
+    with pytest.raises(DataError, match=r"1 of 2 images are missing, such as gone.jpg"):
+        check_images(opened(made))
+
+
+def test_check_images__one_in_a_thousand_is_let_through(tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    for index in range(1000):
+        made.add_image(index, b"not looked into", boxes=[], write=index != 5)
+    check_images(opened(made))

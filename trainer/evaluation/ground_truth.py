@@ -1,0 +1,198 @@
+"""What is scored against: the boxes of an annotation file, and which of the network's classes each of them is."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.coco.read import read_coco
+from pipeline.coco.source import AsWritten, Source
+from pipeline.images.sources import image_folder, image_place
+from pipeline.storage import Location, is_file
+from pipeline.storage.files import ahead
+from schemas.arrays import FloatArray, IntArray
+from schemas.errors import DataError
+from schemas.settings import ChipSettings
+
+MAX_BAD = 0.001  # share of missing images that a validation set may have, as in `sniper chips`
+LEAST_SHARE, MOST_SHARE = 0.001, 1.01  # of a box that an object's area can be
+
+Categories = Sequence[tuple[int, str]]
+"""(id, name) of classes."""
+
+
+class Objects(NamedTuple):
+    """The annotated boxes that count, as columns.
+
+    Attributes:
+        image_id: int64 [N].
+        category_id: int64 [N].
+        boxes: float64 [N, 4], x y width height as annotated, source pixels.
+        area: float64 [N], source pixels squared; of the object's outline where the file gives it.
+        crowd: bool [N].
+    """
+
+    image_id: IntArray
+    category_id: IntArray
+    boxes: FloatArray
+    area: FloatArray
+    crowd: npt.NDArray[np.bool_]
+
+    def take(self, rows: npt.NDArray[np.bool_] | IntArray) -> "Objects":
+        """Return some of the boxes."""
+        return Objects(*(column[rows] for column in self))  # type: ignore[arg-type]
+
+    def as_large_as_boxes(self) -> "Objects":
+        """Return the same with width * height of the box as the area of each object."""
+        return self._replace(area=self.boxes[:, 2] * self.boxes[:, 3])
+
+
+class GroundTruth(NamedTuple):
+    """What is scored against.
+
+    Attributes:
+        images: folder that the file names are relative to.
+        source: the annotation file as it was read.
+        objects: its boxes that are in order.
+        ids: category id in this file by label of the network, from 1; None for a class that the file cannot have.
+        notes: what a reader of the scores should know.
+    """
+
+    images: Location
+    source: Source
+    objects: Objects
+    ids: list[int | None]
+    notes: list[str]
+
+
+def open_ground_truth(
+    annotations: Location, images: Location, chips: ChipSettings, categories: Categories | None, most: int
+) -> GroundTruth:
+    """Read what is to be scored against.
+
+    Args:
+        annotations: COCO JSON file.
+        images: folder that its file names are relative to.
+        chips: an image with more than `max_pixels` is refused, and boxes of `ignore_categories` count as crowd.
+        categories: (source id, name) of what the network knows, by label from 1; None where classes do not matter.
+        most: results of an image that can count; a note says how many images have more boxes.
+
+    Raises:
+        DataError: the file cannot be trusted, or has no category that the network knows.
+        UsageError: there is no such image folder.
+    """
+    image_folder(images)
+    source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
+    notes = [*source.warnings, *source.notes]
+    objects, num_wrong = read_objects(source)
+    if num_wrong:
+        notes.append(
+            f"the field area of {num_wrong:,} of {len(source.row):,} boxes cannot be true (not positive and finite, "
+            "or not between 0.001 and 1.01 of width * height); width * height stands in for it"
+        )
+    ids: list[int | None] = []
+    if categories is not None:
+        ids, remarks = match_categories(categories, source.categories, annotations)
+        notes += remarks
+    if num_crowded := int((np.diff(source.offsets) > most).sum()):
+        notes.append(
+            f"{num_crowded:,} images hold more boxes than the {most} results of an image that can count; see "
+            "--max-dets and, for detections, detect.max_detections"
+        )
+    return GroundTruth(images, source, objects, ids, notes)
+
+
+def match_categories(known: Categories, there: Categories, where: Location) -> tuple[list[int | None], list[str]]:
+    """Find the category of a file that each class of a network is: the one of its id, or where ids differ of its name.
+
+    Args:
+        known: (source id, name) of the network's classes, by label from 1.
+        there: (id, name) of the file's categories.
+        where: the file, for messages.
+
+    Returns:
+        The file's category id for each class, None for a class that the file cannot have; and notes for the user.
+
+    Raises:
+        DataError: the file has none of the classes.
+    """
+    name_of_id = dict(there)
+    counts = Counter(name for _, name in there)
+    id_of_name = {name: id_ for id_, name in there if counts[name] == 1}
+    if name_of_id.keys().isdisjoint(id_ for id_, _ in known) and id_of_name.keys().isdisjoint(n for _, n in known):
+        raise DataError(
+            f"{where}: has categories {_listed(there)}, the network knows {_listed(known)}: none in common; give data "
+            "with the categories it was trained on"
+        )
+    ids: list[int | None] = []
+    moved, renamed = [], []
+    for id_, name in known:
+        found = id_ if name_of_id.get(id_) == name else id_of_name.get(name)
+        ids.append(found)
+        if found not in (id_, None):
+            moved.append(f"{name} is {found} here, {id_} in training")
+    for label, (id_, name) in enumerate(known):
+        if ids[label] is None and id_ in name_of_id and id_ not in ids:  # renamed, it seems
+            ids[label] = id_
+            renamed.append(f"{id_}: {name!r} learnt, {name_of_id[id_]!r} here")
+    notes = []
+    if moved:
+        notes.append(f"categories have other ids than in training and go by their names: {'; '.join(moved)}")
+    if renamed:
+        notes.append(f"categories have other names than in training, {'; '.join(renamed)}: are they the same?")
+    if unknown := [f"{id_} ({name})" for id_, name in there if id_ not in ids]:
+        notes.append(f"the network knows no category {', '.join(unknown)}: nothing of it can be found")
+    return ids, notes
+
+
+def _listed(categories: Categories) -> str:
+    shown = ", ".join(f"{id_} ({name})" for id_, name in categories[:10])
+    return shown + (", ..." if len(categories) > 10 else "")
+
+
+def read_objects(source: Source) -> tuple[Objects, int]:
+    """Return the boxes of an annotation file that are in order, as they were written.
+
+    Args:
+        source: read with `as_written`.
+
+    Returns:
+        The boxes, and of how many the field `area` is not believed.
+    """
+    assert source.as_written is not None
+    areas, num_wrong = trusted_areas(source.as_written)
+    image_id = np.repeat(source.image_id, np.diff(source.offsets))
+    boxes = np.ascontiguousarray(source.as_written.xywh)
+    return Objects(image_id, source.category_of_label[source.label], boxes, areas, source.crowd), num_wrong
+
+
+def trusted_areas(written: AsWritten) -> tuple[FloatArray, int]:
+    """Return the area of each object, float64 [N], and how many of the file's are not believed.
+
+    COCO's small, medium and large go by the field `area`, the area of the object's outline. Where there is none,
+    width times height of the box stands in; also where the field cannot be true: it is not positive and finite, or
+    not between 0.001 and 1.01 of width times height.
+    """
+    box_area = written.xywh[:, 2] * written.xywh[:, 3]
+    share = written.area / box_area
+    believed = np.isfinite(written.area) & (share >= LEAST_SHARE) & (share <= MOST_SHARE)
+    wrong = ~(believed | np.isnan(written.area))
+    return np.where(believed, written.area, box_area), int(np.count_nonzero(wrong))
+
+
+def check_images(truth: GroundTruth) -> None:
+    """Look whether the images are there, before hours of work go by without them.
+
+    Raises:
+        DataError: more than one in a thousand is missing.
+    """
+    names = truth.source.file_name.to_pylist()
+    places = [image_place(truth.images, name) for name in names]
+    missing = [name for name, found in zip(names, ahead(is_file, places), strict=True) if not found]
+    if len(missing) > MAX_BAD * len(names):
+        raise DataError(
+            f"{truth.images}: {len(missing):,} of {len(names):,} images are missing, such as {missing[0]}; give the "
+            "folder that file_name is relative to"
+        )

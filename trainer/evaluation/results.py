@@ -1,0 +1,84 @@
+"""What was found on many images, as columns: 36 bytes a box, where a list of dicts takes twenty times as much."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.pyramid.merging import Detections
+from pipeline.storage import Location, atomic_file
+from schemas.arrays import IntArray
+
+BLOCK = 10_000  # boxes that are written to a file at a time
+
+
+class CocoResults(NamedTuple):
+    """Boxes as a file of COCO results has them.
+
+    Attributes:
+        image_id: int64 [N].
+        category_id: int64 [N]; None where there is no box, or classes do not matter as for proposals.
+        boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
+        scores: float32 [N].
+    """
+
+    image_id: IntArray
+    category_id: IntArray | None
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+    def take(self, rows: npt.NDArray[Any] | slice) -> "CocoResults":
+        """Return some of the boxes, in the order of `rows`."""
+        return CocoResults(*(None if column is None else column[rows] for column in self))  # type: ignore[arg-type]
+
+    def xywh(self) -> npt.NDArray[np.float64]:
+        """Return the boxes as x y width height, float64 [N, 4]."""
+        boxes = self.boxes.astype(np.float64)
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield {"image_id", "category_id", "bbox": [x, y, width, height], "score"} for each box."""
+        names = ("image_id", "category_id", "bbox", "score")
+        columns = (self.image_id, self.category_id, self.xywh(), self.scores)
+        there = [(name, column) for name, column in zip(names, columns, strict=True) if column is not None]
+        for values in zip(*(column.tolist() for _, column in there), strict=True):
+            yield dict(zip((name for name, _ in there), values, strict=True))
+
+
+def of_image(image_id: int, found: Detections, ids: Sequence[int | None]) -> CocoResults:
+    """Turn the detections of an image into COCO results.
+
+    Args:
+        image_id: id of the image.
+        found: its merged detections.
+        ids: category ids by label from 1; what has none is left out.
+    """
+    known = np.array([False, *(category_id is not None for category_id in ids)])
+    category_ids = np.array([0, *(category_id or 0 for category_id in ids)], np.int64)
+    kept = known[found.labels]
+    labels = found.labels[kept]
+    return CocoResults(
+        np.full(len(labels), image_id, np.int64), category_ids[labels], found.boxes[kept], found.scores[kept]
+    )
+
+
+def join_results(parts: Sequence[CocoResults]) -> CocoResults:
+    """Join the results of images, or of ranks, into one; within an image the order stays, images ascend by id."""
+    parts = [part for part in parts if len(part.scores)]
+    if not parts:
+        return CocoResults(np.empty(0, np.int64), None, np.empty((0, 4), np.float32), np.empty(0, np.float32))
+    columns = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
+    joined = CocoResults(*columns)  # type: ignore[arg-type]
+    return joined.take(np.argsort(joined.image_id, kind="stable"))
+
+
+def write_results(path: Location, results: CocoResults) -> None:
+    """Write a file of COCO results, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(b"[")
+        for start in range(0, len(results.scores), BLOCK):
+            block = list(results.take(slice(start, start + BLOCK)).records())
+            file.write((b", " if start else b"") + json.dumps(block)[1:-1].encode())
+        file.write(b"]")

@@ -1,0 +1,205 @@
+"""The folder of `sniper detect --out`: a line and a picture for each image as soon as it is done, at the end one JSON.
+
+`detections.jsonl` has one result a line, in the order of the images, and `0000-NAME.jpg` is the picture that a line
+names; `detections.json` holds all results in one list, once all images are done. Until then `.unfinished.json` says
+what the run is made with, so that it can be gone on with.
+"""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from pipeline.coco import SourceImage
+from pipeline.images.chip import Large, cut_chip
+from pipeline.images.decode import ImageRefusedError
+from pipeline.images.sources import Findings, open_sources
+from pipeline.storage import Location, atomic_file, files_in, is_file, locked, remove, write_atomic
+from schemas.errors import UsageError
+
+LOG = logging.getLogger("sniper")
+LINES, FINAL, RECORD = "detections.jsonl", "detections.json", ".unfinished.json"
+LARGEST_DRAWN = 4096  # pixels of the longer side of the picture of a large image
+STEM = 100  # characters of an image's name that its picture has
+PICTURE = re.compile(r"\d{4,}-.*\.jpg")
+
+Result = dict[str, Any]
+"""What was found on an image: see `trainer.inference.detect.detect`."""
+
+
+class DetectReport(NamedTuple):
+    """What was done on the images of a folder of results.
+
+    Attributes:
+        num_images: images that were searched, those of an interrupted run included.
+        num_detections: what was found on them.
+        errors: file and fault of each image that could not be used, or of which no picture could be made.
+    """
+
+    num_images: int = 0
+    num_detections: int = 0
+    errors: tuple[tuple[str, str], ...] = ()
+
+
+class Output:
+    """Takes the results of images in order, and draws their pictures."""
+
+    def __init__(self, folder: Location, lines: IO[bytes], done: int, min_drawn: float) -> None:
+        self.done = done
+        """Images that an interrupted run has done already, the first ones."""
+        self.report = DetectReport()
+        """What was done on all images; complete when the folder is closed."""
+        self._folder, self._lines, self._min_drawn, self._next = folder, lines, min_drawn, done
+
+    def add(self, result: Result) -> None:
+        """Keep the result of the next image."""
+        name = picture_name(self._next, Path(result["file"]))
+        self._next += 1
+        if "detections" in result:
+            try:
+                _draw(result, self._folder / name, self._min_drawn)
+                result["picture"] = name
+            except (OSError, ValueError, UsageError, ImageRefusedError) as error:
+                result["error"] = f"no picture could be made: {error}"
+        self._lines.write(json.dumps(result).encode() + b"\n")
+        self._lines.flush()
+
+
+@contextmanager
+def open_output(out: Location, files: Sequence[Path], made_with: Any, min_drawn: float) -> Iterator[Output]:
+    """Hold a folder for the results of some images, and write detections.json when the block ends without an error.
+
+    What an interrupted run with the same `made_with` has done stays; what any other run has left is removed, and the
+    user is told so.
+
+    Args:
+        out: the folder.
+        files: the images, in order.
+        made_with: what the results depend on beside the images, as JSON knows it.
+        min_drawn: score from which a detection is drawn.
+
+    Raises:
+        UsageError: another process holds the folder, or it cannot be written.
+    """
+    with locked(out, "sniper detect"), tempfile.TemporaryDirectory(prefix="sniper-") as temporary:
+        here = out if isinstance(out, Path) else Path(temporary)  # a store takes no lines at the end of a file
+        record = json.dumps({"made_with": made_with, "min_drawn": min_drawn}).encode()
+        done = 0
+        if is_file(here / RECORD) and (here / RECORD).read_bytes() == record:
+            done = _keep_done(here, files)
+        else:
+            _remove_earlier(out)
+            write_atomic(here / RECORD, record)
+        if done:
+            LOG.info("%s: %d of %d images are done already", out, done, len(files))
+        with (here / LINES).open("ab") as lines:
+            output = Output(out, lines, done, min_drawn)
+            yield output
+        output.report = _write_final(here / LINES, out / FINAL)
+        remove(here / RECORD)
+
+
+def picture_name(index: int, image: Path) -> str:
+    """Name the picture of the image at a position."""
+    return f"{index:04d}-{image.stem[:STEM]}.jpg"
+
+
+def results_in(lines: Path) -> Iterator[tuple[Result, int]]:
+    """Yield the results of a file of lines, and where each of them ends, in bytes; the last line may be broken off."""
+    end = 0
+    with lines.open("rb") as file:
+        for line in file:
+            end += len(line)
+            if not line.endswith(b"\n"):
+                return
+            yield json.loads(line), end
+
+
+def _keep_done(folder: Path, files: Sequence[Path]) -> int:
+    """Keep the lines of the first images that are still as they were; return their number."""
+    lines = folder / LINES
+    if not is_file(lines):
+        return 0
+    written, kept, end = lines.stat().st_mtime_ns, 0, 0
+    for (result, line_end), file in zip(results_in(lines), files, strict=False):
+        is_same = result["file"] == str(file) and file.exists() and file.stat().st_mtime_ns <= written
+        if not is_same or ("picture" in result and result["picture"] != picture_name(kept, file)):
+            break
+        kept, end = kept + 1, line_end
+    with lines.open("r+b") as opened:
+        opened.truncate(end)
+    return kept
+
+
+def _remove_earlier(out: Location) -> None:
+    """Remove the results of an earlier run, and tell of it and of pictures that may be of one."""
+    removed = 0
+    if isinstance(out, Path) and is_file(out / LINES):
+        for result, _ in results_in(out / LINES):
+            if "picture" in result:
+                remove(out / result["picture"])
+                removed += 1
+        LOG.warning("%s: the results of an earlier run were removed, with %d pictures", out, removed)
+    for name in (LINES, FINAL):
+        remove(out / name)
+    if others := [path.name for path in files_in(out, "*.jpg") if PICTURE.fullmatch(path.name)]:
+        LOG.warning(
+            "%s: holds %d pictures that are not of this run, such as %s; remove them or choose another --out",
+            *(out, len(others), others[0]),
+        )
+
+
+def _write_final(lines: Path, path: Location) -> DetectReport:
+    """Write all results as one JSON list, whole or not at all, and count them."""
+    num_images, num_detections, errors = 0, 0, []
+    with lines.open("rb") as source, atomic_file(path) as file:
+        file.write(b"[\n")
+        for number, line in enumerate(source):
+            file.write((b",\n" if number else b"") + line.rstrip(b"\n"))
+            result = json.loads(line)
+            num_images += "detections" in result
+            num_detections += len(result.get("detections", ()))
+            if "error" in result:
+                errors.append((result["file"], result["error"]))
+        file.write(b"\n]\n")
+    return DetectReport(num_images, num_detections, tuple(errors))
+
+
+def _draw(result: Result, path: Location, min_score: float) -> None:
+    from PIL import Image, ImageDraw  # for pictures alone
+
+    from pipeline.images.drawing import CLASS_COLORS, draw_label
+    from pipeline.images.pictures import Stroke, draw_box, write_picture
+
+    source = SourceImage(0, result["file"], result["width"], result["height"])
+    findings = Findings()
+    _, _, opened = next(open_sources(Path(), [source], source.width * source.height, findings, thorough=False))
+    if opened is None:
+        raise ValueError(findings.rejects[0].message)
+    zoom = 1.0
+    if isinstance(opened, Large):
+        zoom = LARGEST_DRAWN / max(source.width, source.height)
+        size = max(1, int(source.width * zoom)), max(1, int(source.height * zoom))
+        picture = Image.fromarray(cut_chip(opened, (0, 0, source.width, source.height), zoom, *size))
+    else:
+        picture = opened.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    line = max(2, max(picture.size) // 400)
+    height = max(12, max(picture.size) // 80)
+    colors = {
+        found["category_id"]: CLASS_COLORS[found["category_id"] % len(CLASS_COLORS)] for found in result["detections"]
+    }
+    drawn = [found for found in result["detections"] if found["score"] >= min_score]
+    colors = {id_: CLASS_COLORS[id_ % len(CLASS_COLORS)] for id_ in (found["category_id"] for found in drawn)}
+    for found in reversed(drawn):
+        x, y, w, h = (zoom * side for side in found["bbox"])
+        draw_box(draw, (x, y, x + w, y + h), Stroke(colors[found["category_id"]], line))
+    for found in reversed(drawn):  # above all boxes, and each above its own, which may be smaller than its label
+        x, y = (zoom * side for side in found["bbox"][:2])
+        text = f"{found['category']} {found['score']:.2f}"
+        draw_label(draw, (x, y - line), text, colors[found["category_id"]], height, above=True)
+    write_picture(path, picture)
