@@ -5,7 +5,7 @@ import time
 
 from pipeline.dataset.build import clear_proposals
 from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
-from pipeline.storage import Location, remove, write_atomic
+from pipeline.storage import Location, is_file, read_bytes, remove, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from schemas.wording import counted, duration
@@ -64,7 +64,9 @@ def _finish(checkpoint: Location, folder: Location) -> None:
     for other in find_checkpoints(checkpoint.parent):
         if other != checkpoint:
             remove(other)
-    write_atomic(folder / NETWORK, json.dumps(kept.settings["model"], indent=1).encode())
+    network = json.dumps(kept.settings["model"], indent=1).encode()
+    if not is_file(folder / NETWORK) or read_bytes(folder / NETWORK) != network:
+        write_atomic(folder / NETWORK, network)
 
 
 def _refuse_stale(data: Location, folder: Location) -> None:

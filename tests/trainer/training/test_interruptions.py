@@ -175,7 +175,7 @@ def test_train__ends_where_a_checkpoint_cannot_be_written_and_says_what_is_kept(
 
 
 def test_train__refuses_a_folder_where_another_process_is_at_work(chip_folder: Path, tmp_path: Path) -> None:
-    with locked(tmp_path, "sniper train"), pytest.raises(UsageError, match="sniper train is writing here"):
+    with locked(tmp_path, "sniper train"), pytest.raises(UsageError, match="`sniper train` .* is writing here"):
         train(chip_folder, tmp_path, tiny_settings(*OPTIONS))
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
