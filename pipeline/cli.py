@@ -72,6 +72,13 @@ def tell_next(*commands: str) -> None:
 
 
 annotations_option = click.option("--annotations", type=location, required=True, help="COCO JSON file")
+annotation_files_option = click.option(
+    "--annotations",
+    type=location,
+    required=True,
+    multiple=True,
+    help="COCO JSON file; several, by repeating it, become one data set",
+)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1),
@@ -96,13 +103,16 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@annotations_option
+@annotation_files_option
 @click.option(
-    "--images", type=location, help="folder that file_name is relative to; without it only the file is checked"
+    "--images",
+    type=location,
+    multiple=True,
+    help="folder that file_name is relative to, once or for each --annotations; without it only the file is checked",
 )
 @workers_option
 @settings_options
-def check(annotations: Location, images: Location | None, workers: int, settings: Settings) -> None:
+def check(annotations: tuple[Location, ...], images: tuple[Location, ...], workers: int, settings: Settings) -> None:
     """List everything that is wrong with the data, before any work."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.check import check as run
@@ -110,7 +120,7 @@ def check(annotations: Location, images: Location | None, workers: int, settings
     options = settings.chips
     report = run(
         annotations,
-        images,
+        images or None,
         max_pixels=options.max_pixels,
         ignore_categories=options.ignore_categories,
         workers=workers,
@@ -130,8 +140,13 @@ def check(annotations: Location, images: Location | None, workers: int, settings
 
 
 @cli.command()
-@annotations_option
-@click.option("--images", type=location, help="folder that file_name is relative to; not needed with --plan-only")
+@annotation_files_option
+@click.option(
+    "--images",
+    type=location,
+    multiple=True,
+    help="folder that file_name is relative to, once or for each --annotations; not needed with --plan-only",
+)
 @click.option(
     "--out", type=location, required=True, help="folder to write; resumed when it holds part of the same build"
 )
@@ -152,8 +167,8 @@ def check(annotations: Location, images: Location | None, workers: int, settings
 )
 @settings_options
 def chips(
-    annotations: Location,
-    images: Location | None,
+    annotations: tuple[Location, ...],
+    images: tuple[Location, ...],
     out: Location,
     workers: int | None,
     engine: str,
@@ -171,7 +186,7 @@ def chips(
 
     report = run(
         annotations,
-        images,
+        images or None,
         out,
         settings.chips,
         workers=workers,

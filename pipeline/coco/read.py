@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.coco.checks import remarks
 from pipeline.coco.checks.annotations import Annotations
@@ -40,6 +41,7 @@ def read_coco(
     max_pixels: int | None = None,
     ignore_categories: Collection[str] = (),
     *,
+    folders: Sequence[str] = (),
     as_written: bool = False,
 ) -> Source:
     """Read and check COCO annotation files as one data set.
@@ -56,17 +58,25 @@ def read_coco(
         places: annotation files.
         max_pixels: refuse images annotated with more; their files would be refused, and planning them costs memory.
         ignore_categories: names of categories whose boxes are regions that nobody labelled; read as crowd.
+        folders: for each file, what to put before its file names; none: nothing.
         as_written: keep the boxes as their records give them, with the field `area`: 80 more bytes per box.
 
     Raises:
         DataError: a file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images, boxes but no
             categories, or an image or category id that occurs twice; all that is wrong in the lists is named at once.
+            Or two files name the same image.
     """
     places = places if isinstance(places, Sequence) else [places]
     records, seen = Annotations(with_area=as_written), Seen()
     found = [_read_file(place, records, max_pixels, seen) for place in places]
+    if folders:
+        pairs = zip(found, folders, strict=True)
+        found = [lists._replace(images=lists.images.below(folder)) for lists, folder in pairs]
     categories = merged([lists.categories for lists in found])
     files = _files(found, places, categories)
+    file_name = pa.concat_arrays([file.images.file_name for file in files])
+    if len(files) > 1:
+        _refuse_shared(file_name)
     rejects = no_rejects()
     for file in files:
         for fault in file.images.faults:
@@ -80,7 +90,7 @@ def read_coco(
     unknown = records.category_ids.keys() - files[0].label_of_id.keys() - {ABSENT} if len(files) == 1 else ()
     return Source(
         image_id=_joined([file.images.image_id + file.shift for file in files]),
-        file_name=pa.concat_arrays([file.images.file_name for file in files]),
+        file_name=file_name,
         width=_joined([file.images.width for file in files]),
         height=_joined([file.images.height for file in files]),
         offsets=boxes.offsets,
@@ -100,6 +110,17 @@ def read_coco(
         warnings=remarks.warnings(categories, unknown, ignore_categories, boxes, tally),
         as_written=boxes.as_written,
     )
+
+
+def _refuse_shared(file_name: pa.Array) -> None:
+    """Refuse files that name the same image: each would take the boxes of the other for background."""
+    counts = pc.value_counts(file_name)
+    shared = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(shared):
+        raise DataError(
+            f"{len(shared):,} images are named by more than one of the annotation files, first {shared[0]}; merge the "
+            "records of those files, or give the image folder of each, --images beside --annotations"
+        )
 
 
 def _joined(columns: list[Any]) -> Any:

@@ -4,13 +4,13 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from pipeline.coco import Reject, SourceImage
-from pipeline.coco.read import read_coco
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
+from pipeline.commands.inputs import Places, read_inputs
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
-from pipeline.images.sources import Findings, frame_notes, image_folder, open_sources
+from pipeline.images.sources import Findings, frame_notes, open_sources
 from pipeline.storage import Location
 
 BATCH = 64  # images per work item
@@ -30,8 +30,8 @@ class _Job(NamedTuple):
 
 
 def check(
-    annotations: Location,
-    images: Location | None,
+    annotations: Places,
+    images: Places | None,
     *,
     max_pixels: int,
     ignore_categories: Collection[str] = (),
@@ -40,8 +40,9 @@ def check(
     """Check an annotation file and, where `images` is given, decode every image it names as a build would.
 
     Args:
-        annotations: COCO JSON file.
-        images: folder that its file names are relative to; None: no image is opened.
+        annotations: COCO JSON file, or several that become one data set.
+        images: folder that the file names are relative to, one for all files or one for each; None: no image is
+            opened.
         max_pixels: an image with more pixels is refused.
         ignore_categories: names of categories whose boxes count as crowd.
         workers: number of processes.
@@ -50,12 +51,10 @@ def check(
         DataError: the annotation file as a whole cannot be trusted.
         UsageError: there is no such image folder.
     """
-    if images is not None:
-        image_folder(images)
-    source = read_coco(annotations, max_pixels, ignore_categories)
-    if images is None:
+    source, image_root = read_inputs(annotations, images, max_pixels, ignore_categories)
+    if image_root is None:
         return CheckReport(source, source.rejects, 0, [])
-    jobs = _jobs(source, images, max_pixels)
+    jobs = _jobs(source, image_root, max_pixels)
     with Progress("check", source.num_images, "images") as progress:
         found: dict[int, Rows[Reject]] = {}
         num_ambiguous = num_several = 0

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.coco import Reject
-from pipeline.coco.read import read_coco
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
+from pipeline.commands.inputs import Places, read_inputs
 from pipeline.commands.shortfall import Limits, find_shortfall
 from pipeline.dataset.build import clear_build, prepare, recorded_settings, refuse_changes, remove_surplus, task_memory
 from pipeline.dataset.build_file import (
@@ -33,7 +33,7 @@ from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
-from pipeline.images.sources import frame_notes, image_folder
+from pipeline.images.sources import frame_notes
 from pipeline.storage import Location, files_in, location, locked, make_folder, remove_temporary
 from schemas.build import Build
 from schemas.codes import Reason
@@ -65,8 +65,8 @@ class Report(NamedTuple):
 
 
 def chips(
-    annotations: Location,
-    images: Location | None,
+    annotations: Places,
+    images: Places | None,
     out: Location,
     settings: ChipSettings,
     *,
@@ -81,8 +81,9 @@ def chips(
     """Build the positive chips of a data set under `out`, doing only what is missing there.
 
     Args:
-        annotations: COCO JSON file.
-        images: folder that its file names are relative to; not needed with plan_only.
+        annotations: COCO JSON file, or several that become one data set: categories of one name are one.
+        images: folder that the file names are relative to, one for all files or one for each; not needed with
+            plan_only. Of several, the nearest folder above all of them is the one that the data set names.
         out: folder of the data set; it is made where there is none.
         settings: what a chip is and where chips go.
         workers: number of processes, or of tasks on Ray at a time; None: all cores. It changes nothing but the time.
@@ -104,9 +105,9 @@ def chips(
     if plan_only and overwrite:
         raise UsageError("--plan-only writes no chips, so --overwrite would delete a build for nothing; leave out one")
     out = location(out)
-    if not plan_only:
-        images = image_folder(None if images is None else location(images))
-    source = read_coco(annotations, settings.max_pixels, settings.ignore_categories)
+    if not plan_only and images is None:
+        raise UsageError("--images is missing; give the folder that file_name is relative to")
+    source, image_root = read_inputs(annotations, images, settings.max_pixels, settings.ignore_categories)
     limits = Limits(max_bad, max_bad_boxes)
     with locked(out):
         remove_temporary(out)  # first: they would keep their folders
@@ -114,15 +115,17 @@ def chips(
             clear_build(out)
         if plan_only:
             return _write_plan(source, out, settings, limits)
-        assert images is not None
+        assert image_root is not None
         standing = find_build(out, COMMANDS[POSITIVES])
         if standing is not None:
             _refuse_vanishing(out, annotations, source)
-        target = Target(out, POSITIVES, out / NAME, images, settings, recorded_settings(settings), codec(), decoders())
+        target = Target(
+            out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
+        )
         return _build(source, target, standing, Engine(engine, workers, address), limits)
 
 
-def _refuse_vanishing(out: Location, annotations: Location, source: Source) -> None:
+def _refuse_vanishing(out: Location, annotations: Places, source: Source) -> None:
     """Refuse to shrink a finished build by much: it was most likely the wrong annotation file.
 
     Raises:
@@ -133,9 +136,10 @@ def _refuse_vanishing(out: Location, annotations: Location, source: Source) -> N
     except DataError:
         return  # the ledger is lost, and is written anew
     if gone.share > VANISHING:
+        files = " and ".join(map(str, annotations)) if isinstance(annotations, list | tuple) else annotations
         raise UsageError(
             f"{out}: {gone.images:,} of {gone.total_images:,} images and {gone.boxes:,} of {gone.total_boxes:,} boxes "
-            f"of the finished build there are not in {annotations}, more than {VANISHING:.0%}. If it is the right "
+            f"of the finished build there are not in {files}, more than {VANISHING:.0%}. If it is the right "
             "file, replace the build with --overwrite; else choose another --out"
         )
 

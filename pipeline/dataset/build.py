@@ -24,7 +24,7 @@ RPN_FILES = {
     "proposals": ("part-*.parquet", "network.json"),
 }
 """What the run of the RPN and the extraction of its proposals write, by folder."""
-OF_FEW_SHARDS = {"stride", "max_pixels", "images_per_shard"}
+OF_FEW_SHARDS = {"stride", "max_pixels", "images_per_shard", "ignore_categories"}
 """Settings that act on some shards only, or on none. What they do to a shard stands in its rows and images, so another
 value makes only those shards anew that it changes."""
 

@@ -73,6 +73,17 @@ class Images(NamedTuple):
     repeated: list[str]
     num_records: int
 
+    def below(self, folder: str) -> "Images":
+        """Return the same images with a folder put before their file names; "" is none."""
+        if not folder:
+            return self
+        start, slash = (pa.scalar(text, pa.large_string()) for text in (folder, "/"))
+        moved = (fault._replace(file_name=fault.file_name and f"{folder}/{fault.file_name}") for fault in self.faults)
+        return self._replace(
+            file_name=pc.binary_join_element_wise(start, self.file_name, slash),
+            faults=Rows(ImageFault, FAULTS).plus(moved),
+        )
+
 
 class _Columns:
     """Images in order so far, in file order."""

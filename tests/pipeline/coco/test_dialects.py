@@ -207,9 +207,9 @@ def test_read_coco__several_files(tmp_path: Path) -> None:
         ],
     )
     second.write_text(json.dumps(other))
-    source = read_coco([first, second])
+    source = read_coco([first, second], folders=["", "more"])
     assert source.image_id.tolist() == [2, 5, 102, 105]
-    assert source.file_name.to_pylist() == ["a.jpg", "b.jpg"] * 2
+    assert source.file_name.to_pylist() == ["a.jpg", "b.jpg", "more/a.jpg", "more/b.jpg"]
     assert source.categories == [(4, "four"), (9, "nine"), (10, "five")]
     assert source.row.tolist() == [1, 0, 2, 5, 3]
     assert source.category_of_label[source.label].tolist() == [4, 9, 4, 10, 4]
