@@ -102,7 +102,6 @@ def train(
     **options: Any,
 ) -> None:
     """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
-
     with needed("train"):
         from trainer.training.train import train as run
     given = {name: value for name, value in options.items() if value is not None}
@@ -178,7 +177,6 @@ def detect(
     checkpoint: Location, images: tuple[Location, ...], out: Location, min_drawn: float, settings: Settings
 ) -> None:
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
-
     with needed("train"):
         from trainer.inference.detect import detect_into as run
         from trainer.runtime.ranks import breakable, stoppable

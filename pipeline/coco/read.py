@@ -128,7 +128,7 @@ def _joined(columns: list[Any]) -> Any:
 
 
 def _files(found: list[_Lists], places: Sequence[Location], categories: list[tuple[int, str]]) -> list[FileRecords]:
-    """The files with what keeps them apart."""
+    """Return the files with what keeps them apart."""
     label_of_name = {name: label for label, (_, name) in enumerate(categories, 1)}
     label_of_id = {category_id: label for label, (category_id, _) in enumerate(categories, 1)}
     ids = [abs(int(i)) for lists in found for i in _ends(lists.images.image_id)]

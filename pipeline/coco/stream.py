@@ -27,7 +27,7 @@ class NotJsonError(ValueError):
 
 
 def _without_polygons(block: str) -> str:
-    """A text of the same length, with blanks for the polygons."""
+    """Return a text of the same length, with blanks for the polygons."""
     return _POLYGONS.sub(lambda found: found[1] + " " * len(found[2]), block)
 
 
@@ -92,7 +92,7 @@ class JsonText:
         self._take("]")
 
     def _parsed(self) -> Any:
-        """The value that starts here."""
+        """Return the value that starts here."""
         while True:
             try:
                 value, end = _parse(self._text, self._at)
@@ -119,7 +119,7 @@ class JsonText:
         return True
 
     def _next(self) -> str:
-        """The next character that is no blank, which is not taken; empty at the end."""
+        """Return the next character that is no blank, which is not taken; empty at the end."""
         while True:
             found = _skip(self._text, self._at)
             assert found is not None

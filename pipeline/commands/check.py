@@ -17,6 +17,8 @@ BATCH = 64  # images per work item
 
 
 class CheckReport(NamedTuple):
+    """What a check found."""
+
     source: Source
     rejects: Rows[Reject]
     num_read: int  # image files decoded, in full

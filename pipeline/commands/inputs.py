@@ -46,7 +46,7 @@ def _several(places: Places) -> list[Location]:
 
 
 def _common_folder(folders: Sequence[Location]) -> tuple[Location, list[str]]:
-    """The nearest folder that holds all, and where each lies below it; "" for that folder itself.
+    """Return the nearest folder that holds all, and where each lies below it; "" for that folder itself.
 
     Raises:
         UsageError: there is none, since they lie in different stores.

@@ -56,10 +56,10 @@ def label_font(size: int) -> Font:
 def draw_label(
     draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, color: str, size: int, *, above: bool = False
 ) -> None:
-    """Draw a text in one line on a dark backing, inside the picture.
+    r"""Draw a text in one line on a dark backing, inside the picture.
 
     A character is drawn in the first font that has it: Pillow's own, then those of this machine. One that none has is
-    escaped, such as `\\u4e2d`.
+    escaped, such as `\u4e2d`.
 
     Args:
         draw: the picture; a label that would reach beyond its edge is moved inside.

@@ -426,7 +426,7 @@ def _place(start: float, low: float, high: float, extent: float, side: float, u:
 
 @kernel
 def _uniform(seed: int, image_id: int, s: int, n: int) -> float:
-    """A number in [0, 1) that depends on its arguments alone (splitmix64 finaliser, chained)."""
+    """Draw a number in [0, 1) that depends on its arguments alone (splitmix64 finaliser, chained)."""
     h = np.uint64(0x9E3779B97F4A7C15)
     for value in (seed, image_id, s, n):
         h = (h ^ np.uint64(value)) * np.uint64(0xBF58476D1CE4E5B9)

@@ -54,7 +54,7 @@ def _decay(
     iou: float,
     min_score: float,
 ) -> Float32Array:
-    """New scores float32 [N], 0 for what fell below min_score; class c has the rows offsets[c]:offsets[c + 1]."""
+    """Give new scores float32 [N], 0 for what fell below min_score; class c has the rows offsets[c]:offsets[c + 1]."""
     result = np.zeros(len(scores), np.float32)
     for c in range(len(offsets) - 1):
         first, count = offsets[c], offsets[c + 1] - offsets[c]

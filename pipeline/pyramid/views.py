@@ -75,8 +75,11 @@ def plan_views(
 
 
 def _tiles(extent: int, side: float, overlap: float) -> list[tuple[float, float]]:
-    """Windows of `side` that cover [0, extent]. What is no longer than `overlap` (at most half a side, less the edges)
-    lies in one of them, clear of its inner edges."""
+    """List the windows of `side` that cover [0, extent].
+
+    What is no longer than `overlap` (at most half a side, less the edges) lies in one of them, clear of its inner
+    edges.
+    """
     if extent <= side:
         return [(0.0, float(extent))]
     step = side - min(overlap + 2 * EDGE, side / 2)

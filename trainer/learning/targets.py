@@ -85,7 +85,7 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
 
 
 def _below(value: float) -> float:
-    """Return the largest float32 below a value v, so that `> _below(v)` means `>= v`."""
+    """Return the largest float32 below a value: what exceeds it is at least the value."""
     return float(torch.nextafter(torch.tensor(value), torch.tensor(0.0)))
 
 

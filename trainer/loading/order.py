@@ -148,7 +148,7 @@ def epoch_order(
 
 
 def copy_numbers(order: IntArray) -> IntArray:
-    """Number the copies of each row in an epoch's order, from 0 in the order in which they come; int64 [T]."""
+    """Count the copies of each row in an epoch's order, from 0 in the order in which they come; int64 [T]."""
     by_row = np.argsort(order, kind="stable")  # copies of a row become neighbours, in their order
     ascending = order[by_row]
     copies = np.empty(len(order), np.int64)

@@ -96,6 +96,7 @@ def kept_steps(steps: list[int], keep: int) -> set[int]:
 
 
 def checkpoint_path(folder: Location, step: int) -> Location:
+    """Return where a run's checkpoint of a step lies."""
     return folder / f"step-{step:08d}.pt"
 
 
@@ -108,7 +109,7 @@ def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
 
 
 def find_checkpoints(folder: Location) -> list[Location]:
-    """A run's checkpoints, oldest first."""
+    """List a run's checkpoints, oldest first."""
     return [path for path in files_in(folder, "step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name)]
 
 
@@ -197,7 +198,7 @@ def read_last(folder: Location) -> Checkpoint | None:
 
 
 def make_detector(checkpoint: Checkpoint) -> Detector:
-    """The network of a checkpoint, with its average of weights where it has one."""
+    """Make the network of a checkpoint, with its average of weights where it has one."""
     settings = ModelSettings.model_validate(checkpoint.settings["model"])
     model = Detector(settings, len(checkpoint.categories), checkpoint.chips["size"])
     model.load_state_dict(checkpoint.ema or checkpoint.model)

@@ -120,7 +120,7 @@ class Annotations:
 
 
 def _crowd(record: dict[str, Any], seen: Seen) -> int:
-    """The flags that iscrowd and ignore give; ODD where iscrowd is no mark."""
+    """Return the flags that iscrowd and ignore give; ODD where iscrowd is no mark."""
     crowd = record.get("iscrowd", 0)
     if type(crowd) is not int:
         crowd = bool(crowd) if crowd is None or type(crowd) is bool else whole(crowd, "iscrowd marks", seen)
@@ -133,7 +133,7 @@ def _crowd(record: dict[str, Any], seen: Seen) -> int:
 
 
 def _area(record: Any) -> float:
-    """The field `area`: NaN where there is none, -1 where it is no finite number."""
+    """Return the field `area`: NaN where there is none, -1 where it is no finite number."""
     area = record.get("area") if type(record) is dict else None
     if area is None:
         return math.nan
@@ -141,7 +141,7 @@ def _area(record: Any) -> float:
 
 
 def _odd(record: Any, image_id: int, category_id: int, flag: int) -> Odd:
-    """The first fault of a record that has one."""
+    """Return the first fault of a record that has one."""
     if type(record) is not dict:
         return Odd(Reason.BAD_RECORD, f"is {shown(record)}; expected an object")
     if "segments_info" in record and "bbox" not in record:

@@ -106,7 +106,7 @@ class _Columns:
             self._batch = []
 
     def take_names(self) -> pa.Array:
-        """The names as one array; they are gone here."""
+        """Return the names as one array; they are gone here."""
         names, self._names = [*self._names, pa.array(self._batch, pa.large_string())], []
         return pa.chunked_array(names).combine_chunks()
 
@@ -149,7 +149,7 @@ def check_images(records: Iterable[Any], max_pixels: int | None, seen: Seen) -> 
 def _fault(
     record: dict[str, Any], image_id: int, name: Any, width: int, height: int, max_pixels: int | None
 ) -> tuple[str, str] | None:
-    """What is wrong with an image record by itself: the reason and a message."""
+    """Tell what is wrong with an image record by itself: the reason and a message."""
     if image_id == ABSENT:
         return Reason.BAD_RECORD, f"id is {why_no_id(record.get('id'))}"
     if not is_text(name) or not name:
