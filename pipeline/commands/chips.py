@@ -204,7 +204,7 @@ def _settled(settings: ChipSettings, standing: Build | None, source: Source, out
     """
     if standing is None:
         return settings
-    then, now = standing.settings["chips"].get("images_per_shard"), settings.images_per_shard
+    then, now = standing.settings.get("chips", {}).get("images_per_shard"), settings.images_per_shard
     if now is None:
         return settings.model_copy(update={"images_per_shard": then})
     lengths = {min(span_length(source.num_images, number), source.num_images) for number in (then, now)}

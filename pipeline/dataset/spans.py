@@ -66,13 +66,13 @@ def _image_bytes(plan: Plan, num_images: int) -> IntArray:
     """Estimate the bytes that each image's chips will take in a tar, int64 [n]."""
     width, height, boxes = (plan.chips[name].to_numpy().astype(np.int64) for name in ("width", "height", "num_boxes"))
     chips = width * height * PIXEL_BYTES[0] // PIXEL_BYTES[1] + CHIP_BYTES + boxes * BOX_BYTES
-    total = np.zeros(num_images, np.int64)
-    np.add.at(total, plan.image, chips)
-    return total
+    return np.bincount(plan.image, chips, num_images).astype(np.int64)
 
 
 def _ends(image_bytes: IntArray, shard_bytes: int) -> list[int]:
     """Return where parts of the images end, so that each holds at most `shard_bytes`, or a single image."""
+    if image_bytes.sum() <= shard_bytes:
+        return [len(image_bytes)]
     ends, held = [], 0
     for position, size in enumerate(image_bytes.tolist()):
         if held and held + size > shard_bytes:

@@ -113,6 +113,26 @@ def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Pat
         make_proposals(data, data.parent / "train", settings("train.momentum=0.5"))
 
 
+def test_make_proposals__an_rpn_of_positives_that_have_changed_is_refused_and_kept(
+    data: Path, proposals: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "chips"
+    shutil.copytree(data, copy)
+    record = json.loads((copy / "run.json").read_bytes())
+    former = record["fingerprint"]
+    record["fingerprint"] = "0" * 64
+    (copy / "run.json").write_text(json.dumps(record))
+    before = stamps(copy)
+    with pytest.raises(UsageError, match=r"trained on positives that have changed since.*--proposals .*--overwrite"):
+        make_proposals(copy, data.parent / "train", settings())
+    assert stamps(copy) == before
+    record["formerly"] = [former]  # the same shards, under the name that an earlier version gave them
+    (copy / "run.json").write_text(json.dumps(record))
+    make_proposals(copy, data.parent / "train", settings())
+    after = stamps(copy)
+    assert all(after[path] == stamp for path, stamp in before.items() if path.endswith((".pt", ".parquet")))
+
+
 def test_negatives__then_training_uses_the_pool(
     data: Path,
     proposals: Path,
