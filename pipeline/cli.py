@@ -111,32 +111,48 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     help="folder that file_name is relative to, once or for each --annotations; without it only the file is checked",
 )
 @workers_option
+@click.option("--report", type=location, help="file for all refused records, .parquet or .csv")
 @settings_options
-def check(annotations: tuple[Location, ...], images: tuple[Location, ...], workers: int, settings: Settings) -> None:
+def check(
+    annotations: tuple[Location, ...],
+    images: tuple[Location, ...],
+    workers: int,
+    report: Location | None,
+    settings: Settings,
+) -> None:
     """List everything that is wrong with the data, before any work."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.check import check as run
+    from pipeline.commands.check import report_suffix, write_report
 
+    if report is not None:
+        report_suffix(report)  # a wrong one is told before any work
     options = settings.chips
-    report = run(
+    found = run(
         annotations,
         images or None,
         max_pixels=options.max_pixels,
         ignore_categories=options.ignore_categories,
         workers=workers,
     )
-    source = report.source
+    source = found.source
     click.echo(
         f"{source.num_images + len(source.refused_images):,} images, "
         f"{len(source.row) + len(source.refused_boxes):,} boxes, {len(source.categories)} categories; "
-        f"{report.num_read:,} image files decoded; {source.num_clipped:,} boxes are clipped to their image"
+        f"{found.num_read:,} image files decoded; {source.num_clipped:,} boxes are clipped to their image"
     )
-    for line in (*source.warnings, *source.notes, *report.notes, *describe_rejects(report.rejects)):
+    for line in (*source.warnings, *source.notes, *found.notes, *describe_rejects(found.rejects)):
         click.echo(line)
-    if report.rejects or source.warnings:
+    if report is not None:
+        write_report(found.rejects, report)
+        click.echo(f"{report}: all {len(found.rejects):,} refused records")
+    if found.rejects or source.warnings:
         sys.exit(1)
     click.echo("nothing wrong found")
-    tell_next(f"sniper chips --annotations {annotations} --images {images or 'IMAGES'} --out CHIPS")
+    given = " ".join(
+        [*(f"--annotations {file}" for file in annotations), *(f"--images {folder}" for folder in images)]
+    )
+    tell_next(f"sniper chips {given}{'' if images else ' --images IMAGES'} --out CHIPS")
 
 
 @cli.command()

@@ -7,7 +7,7 @@ import click
 from pipeline.cli import cli
 
 FROZEN = {
-    "check": "--annotations --images --workers --config --set",
+    "check": "--annotations --images --workers --report --config --set",
     "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad"
     " --max-bad-boxes --config --set",
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",

@@ -1,17 +1,24 @@
 """`sniper check`: everything that is wrong with the data, listed at once, before any work. Changes nothing."""
 
+import io
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
-from pipeline.commands.inputs import Places, read_inputs
+from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.sources import Findings, frame_notes, open_sources
-from pipeline.storage import Location
+from pipeline.storage import Location, make_folder, write_atomic
+from schemas.errors import UsageError
+from schemas.tables import REJECTS
 
 BATCH = 64  # images per work item
 
@@ -69,8 +76,9 @@ def check(
             progress.add(count)
     num_bad = sum(map(len, found.values()))  # one reject per image that was not decoded
     in_order = (reject for first_id in sorted(found) for reject in found[first_id])
-    notes = frame_notes(num_ambiguous, num_several)
-    return CheckReport(source, source.rejects.plus(in_order), source.num_images - num_bad, notes)
+    rejects = source.rejects.plus(in_order)
+    notes = [*frame_notes(num_ambiguous, num_several), *hints_on_missing(image_root, rejects)]
+    return CheckReport(source, rejects, source.num_images - num_bad, notes)
 
 
 def _jobs(source: Source, images: Location, max_pixels: int) -> Iterator[Task[_Job]]:
@@ -84,3 +92,37 @@ def _check_images(job: _Job) -> tuple[int, int, Findings]:
     for _ in open_sources(job.image_root, job.images, job.max_pixels, findings):
         pass
     return job.images[0].image_id, len(job.images), findings
+
+
+def report_suffix(place: Location) -> str:
+    """Return the suffix of a file for refused records.
+
+    Raises:
+        UsageError: it is neither .parquet nor .csv.
+    """
+    suffix = place.suffix.lower()
+    if suffix not in (".parquet", ".csv"):
+        raise UsageError(f"{place}: name the report with the suffix .parquet or .csv, for that is what it will be")
+    return suffix
+
+
+def write_report(rejects: Rows[Reject], place: Location) -> None:
+    """Write all refused records to a file, in the columns of rejects.parquet.
+
+    Args:
+        rejects: the records.
+        place: file to write, Parquet or CSV by its suffix.
+
+    Raises:
+        UsageError: it has another suffix.
+        DataError: it cannot be written.
+    """
+    columns = list(zip(*rejects, strict=True)) or [()] * len(REJECTS)
+    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)], REJECTS)
+    buffer = io.BytesIO()
+    if report_suffix(place) == ".parquet":
+        pq.write_table(table, buffer)
+    else:
+        csv.write_csv(table, buffer)
+    make_folder(place.parent)
+    write_atomic(place, buffer.getvalue())

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.coco import Reject
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
-from pipeline.commands.inputs import Places, read_inputs
+from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
 from pipeline.commands.shortfall import Limits, find_shortfall
 from pipeline.dataset.build import clear_build, prepare, recorded_settings, refuse_changes, remove_surplus, task_memory
 from pipeline.dataset.build_file import (
@@ -193,6 +193,7 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
         source, build.counts, limits, "Everything good was written; rejects.parquet names the others"
     )
     notes = [*source.warnings, *source.notes, *frame_notes(num_ambiguous, num_several)]
+    notes += hints_on_missing(target.image_root, rejects)
     return Report(build.counts, source.rejects.plus(rejects), notes, len(made), num_made, shortfall)
 
 

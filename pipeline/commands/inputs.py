@@ -1,11 +1,16 @@
 """What a command is given to read: annotation files and image folders, several of which become one data set."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from pipeline.coco import Reject
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
+from pipeline.images.names import near_misses, resolve_names
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, location
+from schemas.codes import Reason
 from schemas.errors import UsageError
 
 Places = str | Location | list[Location] | tuple[Location, ...]
@@ -38,7 +43,18 @@ def read_inputs(
         )
     root, below = _common_folder(folders) if folders else (None, [""])
     source = read_coco(files, max_pixels, ignore_categories, folders=below if len(below) == len(files) else ())
+    if isinstance(root, Path):
+        file_name, count = resolve_names(root, source.file_name)
+        note = f"{count:,} file names have backslashes or another Unicode form than their files, which were found"
+        if count:
+            source = replace(source, file_name=file_name, notes=[*source.notes, note])
     return source, root
+
+
+def hints_on_missing(root: Location, rejects: Iterable[Reject]) -> list[str]:
+    """Say of image files that are missing under which other names they lie there, on a disk of this machine."""
+    missing = (reject.file for reject in rejects if reject.reason == Reason.MISSING_FILE and reject.file is not None)
+    return near_misses(root, missing) if isinstance(root, Path) else []
 
 
 def _several(places: Places) -> list[Location]:
