@@ -149,10 +149,9 @@ def check(
     if found.rejects or source.warnings:
         sys.exit(1)
     click.echo("nothing wrong found")
-    given = " ".join(
-        [*(f"--annotations {file}" for file in annotations), *(f"--images {folder}" for folder in images)]
-    )
-    tell_next(f"sniper chips {given}{'' if images else ' --images IMAGES'} --out CHIPS")
+    given = [f"--annotations {file}" for file in annotations] + [f"--images {folder}" for folder in images]
+    given += [] if images else ["--images IMAGES"]
+    tell_next(f"sniper chips {' '.join(given)} --out CHIPS")
 
 
 @cli.command()
