@@ -17,26 +17,12 @@ from pipeline.storage import Location, is_folder, open_binary, read_each, read_r
 from schemas.codes import Reason
 from schemas.errors import AGAIN, DataError, UsageError
 
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    ]
-)
+# fmt: off
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+))
+# fmt: on
 """Lower-case suffixes of the files in a folder that are taken for images."""
 LARGE_PIXELS = 64_000_000
 """A TIFF that is annotated with more pixels is read by windows, where its tiles or strips are small."""
