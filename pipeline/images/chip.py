@@ -1,7 +1,9 @@
 """Cuts a chip out of an image: crop, resize and JPEG."""
 
 import math
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -53,8 +55,9 @@ class Large(NamedTuple):
 Picture = Image.Image | Large
 """A source image in the annotated frame: decoded as a whole, or read by windows."""
 
-BAND_PIXELS = 24_000_000
+BAND_PIXELS = 16_000_000
 """Source pixels of a large image that are held at once while it is resized."""
+_BANDS = threading.Semaphore(2)  # threads that resize a window of several bands at a time, so that memory is bounded
 
 
 def cut_chip(
@@ -109,15 +112,17 @@ def _resize_in_bands(
     reach_x, reach_y = max(step_x, 1) + 1, max(step_y, 1) + 1  # the support of the bilinear filter, and 1 for rounding
     left, right = max(0, math.floor(x1 - reach_x)), min(image.width, math.ceil(x2 + reach_x))
     rows = max(1, int((BAND_PIXELS / (right - left) - 2 * reach_y) / step_y))
-    bands = []
-    for first in range(0, height, rows):
+
+    def band(first: int) -> npt.NDArray[np.uint8]:
         last = min(first + rows, height)
         start, stop = y1 + first * step_y, y1 + last * step_y if last < height else y2
         top, bottom = max(0, math.floor(start - reach_y)), min(image.height, math.ceil(stop + reach_y))
         band_box = (x1 - left, start - top, x2 - left, stop - top)
-        band = image.region(left, top, right, bottom)
-        bands.append(np.asarray(band.resize((width, last - first), Image.Resampling.BILINEAR, box=band_box)))
-    return np.concatenate(bands)
+        source = image.region(left, top, right, bottom)
+        return np.asarray(source.resize((width, last - first), Image.Resampling.BILINEAR, box=band_box))
+
+    with _BANDS if rows < height else nullcontext():
+        return np.concatenate([band(first) for first in range(0, height, rows)])
 
 
 def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:

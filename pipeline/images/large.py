@@ -20,7 +20,7 @@ from pipeline.images.frames import DECODE_ERRORS, TURNS
 from schemas.codes import Reason
 
 MOST_BLOCK_PIXELS = 16_000_000  # of one tile or strip; larger ones cannot be read in bounded memory
-CACHE_BYTES = 128 << 20  # of decoded blocks that an image keeps
+CACHE_BYTES = 96 << 20  # of decoded blocks that an image keeps
 LEAST_CACHED = 4  # blocks: the corner of a window meets four tiles
 
 _WIDTH, _HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _PLANAR = 256, 257, 278, 277, 284

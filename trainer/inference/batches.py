@@ -1,5 +1,6 @@
 """Run a network over whole images at every scale, and hand out each image when all of its views are done."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -179,6 +180,7 @@ def read_batches(
     Yields:
         One ViewBatch for each batch, in order, without the views of refused images; it may be empty.
     """
+    locks = [threading.Lock() for _ in range(64)]
 
     @lru_cache(maxsize=2)  # the tiles of one image follow each other; more would cost memory where images are huge
     def opened(image: int) -> Picture | None:
@@ -189,7 +191,8 @@ def read_batches(
         return picture
 
     def fill(view: View, target: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:
-        picture = opened(view.image)
+        with locks[view.image % len(locks)]:  # threads that want the same image open it once
+            picture = opened(view.image)
         if picture is None:
             return False
         try:
