@@ -29,7 +29,7 @@ SOURCES = (
     "pipeline/planning/cover.py",
     "pipeline/planning/geometry.py",
     "pipeline/planning/mine.py",
-    "pipeline/pyramid/soft_nms.py",
+    "pipeline/pyramid/nms.py",
     "schemas/codes.py",
 )
 """Every file with a kernel, and the one whose numbers they take over as constants."""

@@ -72,7 +72,7 @@ def bin_boxes(boxes: FloatArray | Float32Array, begin: int, end: int, width: flo
         while level_side < length and k < len(first) - 2:
             k, level_side = k + 1, level_side * 2
         columns, rows = _bins_along(width, level_side), _bins_along(height, level_side)
-        column, row = min(int(boxes[b, 0] / level_side), columns - 1), min(int(boxes[b, 1] / level_side), rows - 1)
+        column, row = _bin_along(boxes[b, 0], level_side, columns), _bin_along(boxes[b, 1], level_side, rows)
         bin_of[i] = first[k] + row * columns + column
         start[bin_of[i] + 1] += 1
     for k in range(len(start) - 1):
@@ -88,6 +88,56 @@ def bin_boxes(boxes: FloatArray | Float32Array, begin: int, end: int, width: flo
 @kernel
 def _bins_along(extent: float, side: float) -> int:
     return int(np.ceil(extent / side))
+
+
+@kernel
+def _bin_along(x: float, side: float, count: int) -> int:
+    """Return the bin of a coordinate on one axis; the first or the last for what lies outside the image."""
+    return max(min(int(x / side), count - 1), 0)
+
+
+@kernel
+def rows_starting(
+    bins: Bins,
+    boxes: FloatArray | Float32Array,
+    low_x: float,
+    low_y: float,
+    high_x: float,
+    high_y: float,
+    shorter: float,
+    longer: float,
+    found: IntArray,
+) -> int:
+    """Find the boxes that may start in a place and be of a length; there are others among those found.
+
+    Args:
+        bins: of these boxes.
+        boxes: float64 or float32 [N, 4], x1 y1 x2 y2.
+        low_x, low_y, high_x, high_y: where the upper left corner may lie, in pixels of the boxes.
+        shorter, longer: bounds of the longer side of the boxes.
+        found: int64, as long as there are boxes in the bins; filled from the front with rows of `boxes`.
+
+    Returns:
+        How many there are.
+    """
+    count = 0
+    if len(bins.row) == 0:
+        for b in range(bins.begin, bins.end):
+            found[count] = b
+            count += 1
+        return count
+    side, first, smallest = bins.side, 0, 0.0  # sides of the boxes of a level lie between `smallest` and `side`
+    while first < len(bins.start) - 1:
+        columns, rows = _bins_along(bins.width, side), _bins_along(bins.height, side)
+        if smallest <= longer and side >= shorter:
+            left, right = _bin_along(low_x, side, columns), _bin_along(high_x, side, columns)
+            for row in range(_bin_along(low_y, side, rows), _bin_along(high_y, side, rows) + 1):
+                start = first + row * columns  # the bins of a row are neighbours
+                for i in range(bins.start[start + left], bins.start[start + right + 1]):
+                    found[count] = bins.row[i]
+                    count += 1
+        first, smallest, side = first + columns * rows, side, side * 2
+    return count
 
 
 @kernel
@@ -116,10 +166,10 @@ def rows_meeting(
     while first < len(bins.start) - 1:
         columns, rows = _bins_along(bins.width, side), _bins_along(bins.height, side)
         reach = side * 1.000001  # more than rounding can take from a box's length
-        left, right = max(int((x1 - reach) / side), 0), min(int(x2 / side), columns - 1)
-        top, bottom = max(int((y1 - reach) / side), 0), min(int(y2 / side), rows - 1)
-        for row in range(top, bottom + 1):  # the bins of a row are neighbours
-            for i in range(bins.start[first + row * columns + left], bins.start[first + row * columns + right + 1]):
+        left, right = _bin_along(x1 - reach, side, columns), _bin_along(x2, side, columns)
+        for row in range(_bin_along(y1 - reach, side, rows), _bin_along(y2, side, rows) + 1):
+            start = first + row * columns  # the bins of a row are neighbours
+            for i in range(bins.start[start + left], bins.start[start + right + 1]):
                 b = bins.row[i]
                 if boxes[b, 0] < x2 and boxes[b, 2] > x1 and boxes[b, 1] < y2 and boxes[b, 3] > y1:
                     found[count] = b

@@ -1,5 +1,6 @@
 """Merge the detections of all views of an image into one list."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,6 @@ import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import box_sizes
-from pipeline.pyramid.soft_nms import soft_nms
 from pipeline.pyramid.views import EDGE, Viewed, to_source
 from schemas.settings import DetectSettings
 
@@ -48,7 +48,7 @@ class Detections(NamedTuple):
 
 
 def merge(
-    viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings
+    viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings, chip_size: int
 ) -> Detections:
     """Keep of each scale what its range admits and no tile's inner edge cuts; run soft-NMS per class over the rest.
 
@@ -58,10 +58,13 @@ def merge(
         image: the same image's size.
         bounds: the training ranges, per scale [lo, hi) of sqrt(width * height), source pixels.
         options: how detections are merged, and how many stay.
+        chip_size: chip pixels; with `options.by_area` an image larger than a chip keeps more, by its area.
 
     Returns:
         The detections of the image, in source pixels.
     """
+    from pipeline.pyramid.nms import soft_nms  # compiled code, which planning views does without
+
     ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
     parts: list[Detections] = []
     for view, output in sorted(viewed.views, key=lambda item: item[0]):
@@ -73,6 +76,7 @@ def merge(
         parts.append(Detections(in_source[kept], scores[kept], labels[kept]))
     boxes = np.concatenate([part.boxes for part in parts])
     labels = np.concatenate([part.labels for part in parts])
+    num_chips = image.width * image.height / chip_size**2
     rows, new_scores = soft_nms(
         boxes,
         np.concatenate([part.scores for part in parts]),
@@ -81,7 +85,7 @@ def merge(
         sigma=options.sigma,
         iou=options.iou,
         min_score=options.min_score,
-        limit=options.max_detections,
+        limit=math.ceil(options.max_detections * (max(1.0, num_chips) if options.by_area else 1.0)),
     )
     return Detections(boxes[rows], new_scores, labels[rows])
 

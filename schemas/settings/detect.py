@@ -22,8 +22,12 @@ class DetectSettings(Section):
     min_score: float = Field(0.001, gt=0, lt=1)
     """A detection with a lower score is dropped, before and after merging."""
 
+    by_area: bool = True
+    """Whether counts grow with area: a view has `model.proposals`, and an image `max_detections`, for each chip's area in
+    it (at least once). false means as many for every view and image, as in the paper."""
+
     max_detections: int = Field(200, ge=1)
-    """Detections that an image keeps, the best."""
+    """Detections that an image keeps, the best; see `by_area`."""
 
     batch_pixels: int = Field(4_000_000, gt=0)
     """Pixels of one batch of views, padding included. Lower it where memory runs out."""

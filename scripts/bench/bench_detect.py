@@ -17,7 +17,7 @@ import torch
 from pipeline.coco import SourceImage
 from pipeline.coco.read import read_coco
 from pipeline.pyramid.merging import tile_overlaps
-from pipeline.pyramid.soft_nms import soft_nms
+from pipeline.pyramid.nms import soft_nms
 from pipeline.pyramid.views import compose, plan_views
 from schemas.settings import ChipSettings, DetectSettings, load_settings
 from trainer.inference.batches import SearchLog, read_batches, split_spans

@@ -45,10 +45,10 @@ def detect_images(
         For each image of the spans that can be read its position among `images` and its merged detections.
     """
     options, bounds = inference.options, inference.chips.bounds()
-    forward = partial(predict, min_score=options.min_score)
+    forward = partial(predict, min_score=options.min_score, by_area=options.by_area)
     for viewed in run_views(forward, inference, spans, images, root, log):
         if viewed.views:
-            yield viewed.image, merge(viewed, images[viewed.image], bounds, options)
+            yield viewed.image, merge(viewed, images[viewed.image], bounds, options, inference.chips.size)
 
 
 def detect(

@@ -22,6 +22,9 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 CHUNK = 2**24
 """Pairs of boxes that are compared at once; it bounds each temporary tensor at about 64 MB."""
 
+MOST_COMPARED = 4096
+"""Boxes of a chip or view of which NMS may compare all with all: memory and time grow with the square."""
+
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
@@ -130,6 +133,8 @@ def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     Returns:
         bool [B, N], True for the boxes that stay.
     """
+    if boxes.shape[1] > MOST_COMPARED:
+        return _nms_by_place(boxes, valid, threshold)
     if boxes.device.type == "cpu":
         return _nms_sequential(boxes, valid, threshold)
     return _nms_parallel(boxes, valid, threshold)
@@ -144,6 +149,17 @@ def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     for chip, rows in enumerate(mask.nonzero()[:, 0] for mask in valid):
         kept = torchvision.ops.nms(boxes[chip, rows], -rows.to(boxes.dtype), threshold)
         keep[chip, rows[kept]] = True
+    return keep
+
+
+def _nms_by_place(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Run the greedy loop on a CPU, comparing each box with those near it alone: for whole images."""
+    from pipeline.pyramid.nms import nms as nms_by_place  # compiled code, which chips do without
+
+    keep = torch.zeros_like(valid)
+    for chip, rows in enumerate(mask.nonzero()[:, 0] for mask in valid):
+        stay = nms_by_place(boxes[chip, rows].float().cpu().numpy(), threshold)
+        keep[chip, rows[torch.from_numpy(stay).to(rows.device)]] = True
     return keep
 
 

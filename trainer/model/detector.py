@@ -1,5 +1,6 @@
 """The detector, a Faster R-CNN (docs/method.md, 6). How it learns stands in `trainer.learning`."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -140,8 +141,20 @@ class Detector(nn.Module):
         return logits.view(num_chips, num, logits.shape[1]), deltas.view(num_chips, num, *deltas.shape[1:])
 
 
-def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+HEAD_BOXES = 4800
+"""Boxes that the box head takes at a time, those of 16 chips: a large view has tens of thousands."""
+
+
+def _propose(
+    model: Detector, features: Features, sizes: Tensor, num_chips: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Find proposals of any size, without a range filter (docs/method.md, 10.2).
+
+    Args:
+        model: in eval mode.
+        features: of B images.
+        sizes: int64 [B, 2], height and width of the content, pixels.
+        num_chips: there are this many times the proposals of a chip.
 
     Returns:
         Boxes float32 [B, num, 4], used bool [B, num] and objectness logits float32 [B, num], best first.
@@ -151,7 +164,15 @@ def _propose(model: Detector, features: Features, sizes: Tensor) -> tuple[Tensor
         anchors = anchor_grid(model.layout, features.shapes(), logits.device)
         proposals = clip(decode(deltas, anchors), sizes)
         eligible = on_content(anchors, sizes)
-        return select(proposals, logits, eligible, model.settings.pre_nms, model.settings.proposals)
+        pre_nms, num = (math.ceil(num_chips * count) for count in (model.settings.pre_nms, model.settings.proposals))
+        return select(proposals, logits, eligible, pre_nms, num)
+
+
+def _detect_in_slices(model: Detector, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the box head as `Detector.detect` does, in bounded memory whatever the number of boxes."""
+    slices = rois.split(max(1, HEAD_BOXES // len(rois)), 1)
+    logits, deltas = zip(*(model.detect(features, part) for part in slices), strict=True)
+    return torch.cat(logits, 1), torch.cat(deltas, 1)
 
 
 @torch.no_grad()
@@ -172,7 +193,9 @@ def propose(model: Detector, images: Tensor, sizes: Tensor) -> list[tuple[Tensor
 
 
 @torch.no_grad()
-def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001) -> list[RawDetections]:
+def predict(
+    model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001, *, by_area: bool = False
+) -> list[RawDetections]:
     """Detect on chips or whole images: all classes above `min_score`, no range filter, no NMS after the head.
 
     Args:
@@ -180,13 +203,15 @@ def predict(model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0
         images: uint8 [B, 3, H, W], RGB, any side, content top left.
         sizes: int64 [B, 2], height and width of the content, pixels.
         min_score: classes with a score up to this are left out (docs/method.md, 10.2).
+        by_area: whether an image larger than a chip gets as many proposals as the chips that it has the area of.
 
     Returns:
         One RawDetections per image, best proposal first.
     """
     features = model(images, sizes)
-    rois, used, _ = _propose(model, features, sizes)
-    logits, deltas = model.detect(features, rois)
+    area = images.shape[2] * images.shape[3] / model.chip_size**2
+    rois, used, _ = _propose(model, features, sizes, max(1.0, area) if by_area else 1.0)
+    logits, deltas = _detect_in_slices(model, features, rois)
     with full_precision(images):
         unweighted = deltas / constant(ROI_WEIGHTS, deltas.device)
         boxes = clip(decode(unweighted, rois[:, :, None]), sizes)  # [B, P, 1 or K, 4]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.pyramid.soft_nms import METHODS, soft_nms
+from pipeline.pyramid.nms import METHODS, soft_nms
 
 
 def slow_soft_nms(
