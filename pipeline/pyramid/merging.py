@@ -76,7 +76,6 @@ def merge(
         parts.append(Detections(in_source[kept], scores[kept], labels[kept]))
     boxes = np.concatenate([part.boxes for part in parts])
     labels = np.concatenate([part.labels for part in parts])
-    num_chips = image.width * image.height / chip_size**2
     rows, new_scores = soft_nms(
         boxes,
         np.concatenate([part.scores for part in parts]),
@@ -85,9 +84,21 @@ def merge(
         sigma=options.sigma,
         iou=options.iou,
         min_score=options.min_score,
-        limit=math.ceil(options.max_detections * (max(1.0, num_chips) if options.by_area else 1.0)),
+        limit=most_detections(image.width, image.height, options, chip_size),
     )
     return Detections(boxes[rows], new_scores, labels[rows])
+
+
+def most_detections(width: int, height: int, options: DetectSettings, chip_size: int) -> int:
+    """Return how many detections an image keeps: with `options.by_area` more, if it is larger than a chip.
+
+    Args:
+        width, height: of the image, source pixels.
+        options: says how many, and whether that holds for each chip's area.
+        chip_size: chip pixels.
+    """
+    num_chips = max(1.0, width * height / chip_size**2) if options.by_area else 1.0
+    return math.ceil(options.max_detections * num_chips)
 
 
 def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt.NDArray[np.bool_]:

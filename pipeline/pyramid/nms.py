@@ -145,8 +145,8 @@ def _stay(boxes: Float32Array, threshold: float) -> BoolArray:
             continue
         x1, y1, x2, y2 = boxes[b]
         width, height = x2 - x1, y2 - y1
-        # The sides of a box with such an IoU are threshold to 1 / threshold of these, and its corner is as near as that
-        # allows; a little is added for the sake of rounding.
+        # The sides of a box with such an IoU are threshold to 1 / threshold of these, and its corner is near; a little
+        # is added for the sake of rounding.
         reach = (1 / threshold - 1) * 1.0001
         shorter, longer = max(width, height) * threshold * 0.9999, max(width, height) / threshold * 1.0001
         found = rows_starting(

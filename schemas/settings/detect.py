@@ -23,8 +23,8 @@ class DetectSettings(Section):
     """A detection with a lower score is dropped, before and after merging."""
 
     by_area: bool = True
-    """Whether counts grow with area: a view has `model.proposals`, and an image `max_detections`, for each chip's area in
-    it (at least once). false means as many for every view and image, as in the paper."""
+    """Whether counts grow with area: a view has `model.proposals`, and an image `max_detections`, for each chip's area
+    in it (at least once). false means as many for every view and image, as in the paper."""
 
     max_detections: int = Field(200, ge=1)
     """Detections that an image keeps, the best; see `by_area`."""

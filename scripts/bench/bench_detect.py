@@ -5,6 +5,7 @@ The network is the demo's slim one, untrained, on real COCO images at the three 
 """
 
 import json
+import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from trainer.model import Detector, predict
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "../shared/data/coco-real"
+LARGE = 4096  # pixels, side of a view
 
 
 def pipeline_rate(
@@ -55,6 +57,35 @@ def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, devic
     if device.type == "cuda":
         torch.cuda.synchronize()
     return len(images) / (time.perf_counter() - started)
+
+
+def large_view(model: Detector, device: torch.device) -> dict[str, float]:
+    """Time and memory of one view of LARGE pixels a side, over those of as many pixels in chips."""
+    random = torch.randint(0, 255, (1, 3, LARGE, LARGE), dtype=torch.uint8)
+    side = model.chip_size
+    chips = random.view(3, LARGE // side, side, LARGE // side, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
+    seconds, peaks = [], [_peak_mb(device)]
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        predict(model, chips[:1].to(device), torch.tensor([[side, side]], device=device))
+        for images in (chips, random):  # chips first: a peak never falls
+            sizes = torch.tensor([images.shape[2:]] * len(images), device=device)
+            started = time.perf_counter()
+            found = predict(model, images.to(device), sizes, by_area=True)
+            num_boxes = sum(len(one.boxes) for one in found)
+            seconds.append(time.perf_counter() - started)
+            peaks.append(_peak_mb(device))
+    return {
+        "large_view_detections": num_boxes,
+        "large_view_s_per_megapixel": seconds[1] / LARGE**2 * 1e6,
+        "large_view_time_over_chips": seconds[1] / seconds[0],
+        "large_view_memory_over_chips": (peaks[2] - peaks[0]) / (peaks[1] - peaks[0]),
+    }
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def soft_nms_ms(pairs: int) -> float:
@@ -96,6 +127,7 @@ def main(num_images: int, backbone: str, rounds: int, json_file: Path | None) ->
         "model_only_images_per_s": alone,
         "ratio": statistics.median(row[0] / row[2] for row in rows),
         "data_wait_share": waits,
+        **large_view(model, device),
         "soft_nms_ms": soft_nms_ms(8000),
         "soft_nms_worst_ms": soft_nms_ms(72_000),
     }

@@ -66,7 +66,7 @@ def evaluate(
     """
     with joined() as rank:
         state, inference = open_detector(location(checkpoint), settings or Settings(), rank.device)
-        most = min(max_dets, inference.options.max_detections)
+        most = max_dets if inference.options.by_area else min(max_dets, inference.options.max_detections)
         places = location(annotations), location(images)
         truth = open_ground_truth(*places, inference.chips, state.categories, most)
         return score_model(inference, truth, rank, None if out is None else location(out), max_dets)

@@ -170,7 +170,7 @@ def _propose(
 
 def _detect_in_slices(model: Detector, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
     """Run the box head as `Detector.detect` does, in bounded memory whatever the number of boxes."""
-    slices = rois.split(max(1, HEAD_BOXES // len(rois)), 1)
+    slices = torch.split(rois, max(1, HEAD_BOXES // len(rois)), 1)
     logits, deltas = zip(*(model.detect(features, part) for part in slices), strict=True)
     return torch.cat(logits, 1), torch.cat(deltas, 1)
 

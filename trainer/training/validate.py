@@ -35,7 +35,8 @@ def open_validation(run: Run, annotations: Location, images: Location) -> Ground
         DataError: the file cannot be trusted, it has no category of the run, or images are missing.
         UsageError: there is no such image folder.
     """
-    most = min(MAX_DETS, run.settings.detect.max_detections)
+    options = run.settings.detect
+    most = MAX_DETS if options.by_area else min(MAX_DETS, options.max_detections)
     truth = open_ground_truth(annotations, images, ChipSettings.model_validate(run.chips), run.categories, most)
     from_first(lambda: check_images(truth))
     for line in (*truth.notes, *describe_rejects(truth.source.rejects)):

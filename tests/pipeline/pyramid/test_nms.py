@@ -3,11 +3,12 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.pyramid.nms import METHODS, soft_nms
+from pipeline.pyramid.nms import METHODS, nms, soft_nms
 
 
 def slow_soft_nms(
@@ -102,3 +103,44 @@ def test_soft_nms__limit_and_nothing() -> None:
     assert new.tolist() == scores[rows].tolist()
     rows, _ = soft_nms(boxes[:0], scores[:0], np.ones(0, np.int64))
     assert len(rows) == 0
+
+
+def crowd_of_boxes(rng: np.random.Generator, count: int, side: float) -> npt.NDArray[np.float32]:
+    """Boxes of all sizes, some beyond the edges, many of which nearly equal another one."""
+    size = np.exp(rng.uniform(np.log(2), np.log(side / 2), (count, 1)) + rng.uniform(-0.5, 0.5, (count, 2)))
+    low = rng.uniform(-5, side, (count, 2))
+    source = rng.integers(0, max(count // 6, 1), count)
+    low, size = low[source] + rng.normal(0, 1, (count, 2)), size[source] * np.exp(rng.normal(0, 0.08, (count, 2)))
+    return np.concatenate([low, low + size], axis=1).astype(np.float32)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 40, 700]), st.sampled_from([0.3, 0.7]))
+@settings(max_examples=60, deadline=None)
+def test_nms__keeps_what_looking_at_all_pairs_keeps(seed: int, count: int, threshold: float) -> None:
+    boxes = crowd_of_boxes(np.random.default_rng(seed), count, 300)
+    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    inter = np.maximum(high - low, 0).prod(axis=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    beats = inter / (area[:, None] + area[None] - inter) > threshold
+    stay = np.ones(count, bool)
+    for i in range(count):
+        if stay[i]:
+            stay[i + 1 :] &= ~beats[i, i + 1 :]
+    assert nms(boxes, threshold).tolist() == stay.tolist()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_soft_nms__of_many_boxes_is_that_of_few(seed: int) -> None:
+    """Crowds far apart do not act on each other: together, in bins, they come out as each by itself."""
+    rng = np.random.default_rng(seed)
+    crowds = [crowd_of_boxes(rng, 100, 60) + np.float32(1000 * i) for i in range(5)]
+    scores = rng.permutation(500).astype(np.float32) / 500
+    rows, new = soft_nms(np.concatenate(crowds), scores, np.ones(500, np.int64), limit=1000)
+    together = dict(zip(rows.tolist(), new.tolist(), strict=True))
+    apart = {}
+    for i, boxes in enumerate(crowds):
+        rows, new = soft_nms(boxes, scores[100 * i : 100 * i + 100], np.ones(100, np.int64), limit=1000)
+        apart |= dict(zip((rows + 100 * i).tolist(), new.tolist(), strict=True))
+    assert together.keys() == apart.keys()
+    assert all(value == pytest.approx(apart[row], rel=1e-4) for row, value in together.items())

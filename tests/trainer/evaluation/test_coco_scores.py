@@ -30,7 +30,7 @@ def perfect(
         here = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
         in_view = ((clipped[here] - origin) * view.scale).astype(np.float32)
         seen.append((view, (in_view, np.full(len(in_view), 0.9, np.float32), labels[here])))
-    return merge(Viewed(0, seen), image, settings.bounds(), options)
+    return merge(Viewed(0, seen), image, settings.bounds(), options, settings.size)
 
 
 @pytest.mark.parametrize(("max_side", "seed"), [(4096, 1), (700, 2), (1000, 3)])
