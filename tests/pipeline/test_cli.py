@@ -136,7 +136,7 @@ def test_annotation_file_that_cannot_be_used_is_named_and_fails(
         path.write_bytes(content)
     out = ["--out", tmp_path / "out"] if command == "chips" else []
     result = sniper(command, "--annotations", path, "--images", tmp_path, *out)
-    assert result.status == 1
+    assert result.status == (2 if content is None else 1)  # a missing file is wrong use
     assert result.err.startswith(f"sniper: {path}: ")
     assert expected in result.err
     assert not (tmp_path / "out").exists()
@@ -284,11 +284,8 @@ def test_advice_to_raise_max_pixels_can_be_followed(tmp_path: Path, sniper: RunS
     command = ["chips", *options(made, tmp_path / "out")]
     limited = sniper(*command, "--set", f"chips.max_pixels={SIDE * SIDE}")
     assert limited.status == 1
-    for part in ("chips.max_pixels=N", "--overwrite", "another --out"):
-        assert part in limited.out
-    raised = [*command, "--set", f"chips.max_pixels={2 * SIDE * SIDE}"]
-    assert sniper(*raised).status == 2
-    assert sniper(*raised, "--overwrite").status == 0
+    assert "chips.max_pixels=N" in limited.out
+    assert sniper(*command, "--set", f"chips.max_pixels={2 * SIDE * SIDE}").status == 0
 
 
 def test_chips_again_after_bad_images_does_nothing_and_reports_them_again(tmp_path: Path, sniper: RunSniper) -> None:
