@@ -52,6 +52,7 @@ class Reason(StrEnum):
     UNSUPPORTED_DEPTH = "unsupported_depth"  # more than 8 bits per channel: never clipped silently
     SIZE_MISMATCH = "size_mismatch"  # neither the size as stored nor the turned one is the annotated one
     UNDECODABLE = "undecodable"  # truncated or damaged
+    KILLS_WORKER = "kills_worker"  # worker processes die over it, of a fault in a decoder or for lack of memory
     # boxes
     UNKNOWN_IMAGE = "unknown_image"
     UNKNOWN_CATEGORY = "unknown_category"

@@ -13,7 +13,7 @@ from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
 from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
 from pipeline.engines.progress import Progress
-from pipeline.engines.run import run
+from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.sources import Findings, frame_notes, open_sources
 from pipeline.storage import Location, make_folder, write_atomic
@@ -36,6 +36,7 @@ class _Job(NamedTuple):
     image_root: Location
     images: list[SourceImage]
     max_pixels: int
+    killers: dict[int, str]  # why an image kills its worker, by position
 
 
 def check(
@@ -67,13 +68,12 @@ def check(
     with Progress("check", source.num_images, "images") as progress:
         found: dict[int, Rows[Reject]] = {}
         num_ambiguous = num_several = 0
-        for first_id, count, findings in run(_check_images, jobs, Engine(workers=workers)):
+        for first_id, findings in run_tasks(_check_images, jobs, Engine(workers=workers), progress):
             if findings.rejects:
                 found[first_id] = no_rejects().plus(findings.rejects)
                 found[first_id].pack()
             num_ambiguous += findings.num_ambiguous
             num_several += findings.num_several
-            progress.add(count)
     num_bad = sum(map(len, found.values()))  # one reject per image that was not decoded
     in_order = (reject for first_id in sorted(found) for reject in found[first_id])
     rejects = source.rejects.plus(in_order)
@@ -84,14 +84,20 @@ def check(
 def _jobs(source: Source, images: Location, max_pixels: int) -> Iterator[Task[_Job]]:
     for start in range(0, source.num_images, BATCH):
         batch = source.images(start, min(start + BATCH, source.num_images))
-        yield Task(f"images from {batch[0].file_name}", _Job(images, batch, max_pixels))
+        job = _Job(images, batch, max_pixels, {})
+        yield Task(f"images from {batch[0].file_name}", job, units=len(batch), refuse=_without)
 
 
-def _check_images(job: _Job) -> tuple[int, int, Findings]:
+def _without(job: _Job, position: int, why: str) -> _Job:
+    """Return the job with an image refused, since it kills the worker that decodes it."""
+    return job._replace(killers=job.killers | {position: why})
+
+
+def _check_images(job: _Job) -> tuple[int, Findings]:
     findings = Findings()
-    for _ in open_sources(job.image_root, job.images, job.max_pixels, findings):
+    for _ in open_sources(job.image_root, job.images, job.max_pixels, findings, killers=job.killers):
         pass
-    return job.images[0].image_id, len(job.images), findings
+    return job.images[0].image_id, findings
 
 
 def report_suffix(place: Location) -> str:

@@ -21,20 +21,20 @@ from pipeline.dataset.build_file import (
     write_build,
 )
 from pipeline.dataset.cutting import make_shard
-from pipeline.dataset.job import ShardJob, Target
+from pipeline.dataset.job import ShardJob, Target, without_image
 from pipeline.dataset.ledger.compare import find_vanished
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import remove_plan, write_plan_files
 from pipeline.dataset.shards import shard_name
 from pipeline.dataset.spans import PlannedSpan, plan_spans, span_length
-from pipeline.engines.progress import Progress
-from pipeline.engines.run import run
-from pipeline.engines.tasks import Engine, Task
+from pipeline.engines.progress import Progress, showing
+from pipeline.engines.run import run_tasks
+from pipeline.engines.tasks import Engine, Task, check_engine
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.images.sources import frame_notes
-from pipeline.storage import Location, files_in, location, locked, make_folder, remove_temporary
+from pipeline.storage import Location, files_in, location, locked, make_folder, probe_writable, remove_temporary
 from schemas.build import Build
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
@@ -67,7 +67,7 @@ class Report(NamedTuple):
 def chips(
     annotations: Places,
     images: Places | None,
-    out: Location,
+    out: Location | str,
     settings: ChipSettings,
     *,
     workers: int | None = 1,
@@ -104,12 +104,15 @@ def chips(
     """
     if plan_only and overwrite:
         raise UsageError("--plan-only writes no chips, so --overwrite would delete a build for nothing; leave out one")
+    where = Engine(engine, workers, address)
+    check_engine(where)
     out = location(out)
+    probe_writable(out)
     if not plan_only and images is None:
         raise UsageError("--images is missing; give the folder that file_name is relative to")
     source, image_root = read_inputs(annotations, images, settings.max_pixels, settings.ignore_categories)
     limits = Limits(max_bad, max_bad_boxes)
-    with locked(out):
+    with locked(out, "sniper chips"):
         remove_temporary(out)  # first: they would keep their folders
         if overwrite:
             clear_build(out)
@@ -122,7 +125,7 @@ def chips(
         target = Target(
             out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
         )
-        return _build(source, target, standing, Engine(engine, workers, address), limits)
+        return _build(source, target, standing, where, limits)
 
 
 def _refuse_vanishing(out: Location, annotations: Places, source: Source) -> None:
@@ -158,10 +161,11 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
             name = shard_name(index)
             spans[name] = span
             images = source.images(span.start, span.stop)
-            yield Task(name, ShardJob(target, name, images, span.plan.chips), task_memory(images))
+            job = ShardJob(target, name, images, span.plan.chips)
+            yield Task(name, job, task_memory(images), len(images), without_image)
 
     with Progress("chips", source.num_images, "images") as progress:
-        for name, record, was_there in run(make_shard, tasks(), engine):
+        for name, record, was_there in run_tasks(make_shard, tasks(), engine, progress):
             refused = {reject.id: Reason(reject.reason) for reject in record.rejects if reject.id is not None}
             start, stop, plan = spans.pop(name)
             summary.add(plan, start, stop, refused, [image.hash for image in record.images])
@@ -170,12 +174,12 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
             num_made += not was_there
             num_ambiguous += record.num_ambiguous
             num_several += record.num_several
-            progress.add(stop - start)
 
     remove_surplus(target, len(made))
     in_order = [made[shard_name(index)] for index in range(len(made))]
     rejects = no_rejects().plus(reject for _, some in in_order for reject in some)
-    ledgers = write_ledger(target.out, summary, rejects, standing.files if standing else {})
+    with showing("writing the ledgers"):
+        ledgers = write_ledger(target.out, summary, rejects, standing.files if standing else {})
     fingerprint = build_fingerprint([shard for shard, _ in in_order])
     is_same = standing is not None and num_made == 0 and standing.num_shards == len(made)
     build = Build(

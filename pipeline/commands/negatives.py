@@ -28,13 +28,13 @@ from pipeline.dataset.ledger.read import Kept, read_kept
 from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
 from pipeline.dataset.shards import read_record, shard_name
 from pipeline.engines.progress import Progress
-from pipeline.engines.run import run
-from pipeline.engines.tasks import Engine, Task
+from pipeline.engines.run import run_tasks
+from pipeline.engines.tasks import Engine, Task, check_engine
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
-from pipeline.storage import Location, ahead, is_folder, location, locked, remove_temporary
+from pipeline.storage import Location, ahead, is_folder, location, locked, probe_writable, remove_temporary
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
@@ -55,10 +55,10 @@ class NegativeReport(NamedTuple):
 
 
 def negatives(
-    data: Location,
+    data: Location | str,
     *,
-    images: Location | None = None,
-    proposals: Location | None = None,
+    images: Location | str | None = None,
+    proposals: Location | str | None = None,
     random: int | None = None,
     settings: NegativeSettings | None = None,
     workers: int | None = 1,
@@ -92,9 +92,13 @@ def negatives(
     if random is not None and random < 1:
         raise UsageError(f"--random {random}: expected at least one chip per image")
     data, images = location(data), None if images is None else location(images)
+    proposals = None if proposals is None else location(proposals)
     settings = settings or NegativeSettings()
     read_build(data, COMMANDS[POSITIVES])
-    with locked(data):
+    where = Engine(engine, workers, address)
+    check_engine(where)
+    probe_writable(data)
+    with locked(data, "sniper negatives"):
         remove_temporary(data)
         if overwrite:
             clear_pool(data)
@@ -105,7 +109,7 @@ def negatives(
         chips = ChipSettings.model_validate(positives.settings["chips"])
         recorded = recorded_mining(settings, random)
         target = Target(data, NEGATIVES, data / NEGATIVES / NAME, root, chips, recorded, codec(), decoders())
-        return _build(target, positives, kept, found, settings, proposals, Engine(engine, workers, address))
+        return _build(target, positives, kept, found, settings, proposals, where)
 
 
 def image_root(positives: Build, images: Location | None) -> Location:
@@ -145,9 +149,8 @@ def _build(
     standing = find_build(target.out / NEGATIVES, COMMANDS[NEGATIVES])
     mined: dict[str, MinedShard] = {}
     with Progress("negatives", kept.source.num_images, "images") as progress:
-        for shard in run(mine_shard, _tasks(target, names, kept, found, settings), engine):
+        for shard in run_tasks(mine_shard, _tasks(target, names, kept, found, settings), engine, progress):
             mined[shard.name] = shard
-            progress.add(shard.images)
     in_order = [mined[name] for name in names]
     strange = [line for shard in in_order for line in shard.strange]
     if strange:
@@ -188,7 +191,7 @@ def _tasks(
             slice_pool(found, start, stop) if isinstance(found, PooledProposals) else found and found.of(start, stop)
         )
         job = MineJob(target, name, source, kept.hashes[start:stop].to_pylist(), proposals, settings)
-        yield Task(name, job, task_memory(source.images(0, stop - start)))
+        yield Task(name, job, task_memory(source.images(0, stop - start)), stop - start)
 
 
 def _counts(shards: list[MinedShard], settings: ChipSettings) -> dict[str, Any]:

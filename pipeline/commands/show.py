@@ -32,7 +32,13 @@ GAP, LINE, HEADER = 10, 16, 30  # pixels
 
 
 def show(
-    data: Location, out: Location, *, kind: str = "positive", columns: int = 6, tile: int = 320, seed: int = 0
+    data: Location | str,
+    out: Location | str,
+    *,
+    kind: str = "positive",
+    columns: int = 6,
+    tile: int = 320,
+    seed: int = 0,
 ) -> int:
     """Draw sampled chips, one row per scale, boxes coloured by status, with source image id and scale.
 
@@ -54,6 +60,7 @@ def show(
         UsageError: there are no such chips, or the name of the picture says no format.
         DataError: a chip's bytes cannot be read.
     """
+    data, out = location(data), location(out)
     picture_format(out)
     folder = f"{kind}s"
     manifests = shard_files(data / folder, ".parquet")

@@ -21,9 +21,9 @@ from pipeline.dataset.shards import (
     shard_name,
 )
 from pipeline.engines.progress import Progress
-from pipeline.engines.run import run
+from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
-from pipeline.storage import Location, is_folder, local_copy, read_bytes
+from pipeline.storage import Location, is_folder, local_copy, location, read_bytes
 from schemas.errors import DataError, UsageError
 from schemas.tables import PLAN
 
@@ -44,7 +44,7 @@ class VerifyReport(NamedTuple):
     problems: list[str]
 
 
-def verify(data: Location, *, workers: int = 1) -> VerifyReport:
+def verify(data: Location | str, *, workers: int = 1) -> VerifyReport:
     """Check that a data set is complete, that every byte is as recorded, and that manifests and tars say the same.
 
     Args:
@@ -57,6 +57,7 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     Raises:
         UsageError: `data` holds no chip data set.
     """
+    data = location(data)
     folders = [folder for name in (POSITIVES, NEGATIVES) if is_folder(folder := data / name)]
     if not folders:
         raise UsageError(f"{data}: holds no chips; expected the folder that `sniper chips --out` wrote")
@@ -64,9 +65,8 @@ def verify(data: Location, *, workers: int = 1) -> VerifyReport:
     found: dict[str, _Shard] = {}
     with Progress("verify", len(records), "shards") as progress:
         jobs = (Task(_name(path), path) for path in records)
-        for shard in run(_check_shard, jobs, Engine(workers=workers)):
+        for shard in run_tasks(_check_shard, jobs, Engine(workers=workers), progress):
             found[shard.name] = shard
-            progress.add(1)
     problems = list(_check_build(data, data, data / POSITIVES, found))
     if data / NEGATIVES in folders:
         problems += _check_build(data, data / NEGATIVES, data / NEGATIVES, found)

@@ -7,12 +7,12 @@ from pipeline.coco import SourceImage
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES
 from pipeline.dataset.job import Target
 from pipeline.dataset.plan_files import remove_plan
-from pipeline.dataset.shards import SHARD_FILES, SUFFIXES, read_record, shard_files, shard_name
+from pipeline.dataset.shards import SUFFIXES, read_record, shard_files, shard_name
 from pipeline.dataset.standing import differing
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
-from pipeline.storage import Location, files_in, make_folder, remove, remove_files
+from pipeline.storage import Location, ahead, files_in, make_folder, remove, remove_files
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 
@@ -97,7 +97,7 @@ def clear_build(out: Location) -> None:
     remove(out / NAME)  # first of all: it speaks of the rest
     clear_pool(out)
     clear_proposals(out)
-    _clear(out / POSITIVES, *SHARD_FILES)
+    _clear_shards(out / POSITIVES)
     for name in LEDGERS:
         remove(out / name)
     remove_plan(out / "plan")
@@ -105,13 +105,24 @@ def clear_build(out: Location) -> None:
 
 def clear_pool(out: Location) -> None:
     """Delete the pool of negatives of a data set. Files that no build writes stay."""
-    _clear(out / NEGATIVES, NAME, *SHARD_FILES)
+    remove(out / NEGATIVES / NAME)
+    _clear_shards(out / NEGATIVES)
 
 
 def clear_proposals(out: Location) -> None:
     """Delete the run of the RPN of a data set and its proposals. Files that no build writes stay."""
     for name, patterns in RPN_FILES.items():
         _clear(out / name, *patterns)
+
+
+def _clear_shards(folder: Location) -> None:
+    """Delete the shards of a folder, and the folder where nothing else is in it, and say so."""
+    files = [file for suffix in SUFFIXES for file in shard_files(folder, suffix)]
+    if files:
+        log.info(f"{folder}: --overwrite removes {len(files)} files (chips-*)")
+    for _ in ahead(remove, files):
+        pass
+    remove_files(folder)
 
 
 def _clear(folder: Location, *patterns: str) -> None:

@@ -80,7 +80,7 @@ def cut_shard(job: ShardJob, fingerprint: str) -> Record:
     findings = Findings()
     with atomic_file(job.place(".tar")) as file:
         tar = TarWriter(file)
-        opened = open_sources(target.image_root, job.images, target.settings.max_pixels, findings)
+        opened = open_sources(target.image_root, job.images, target.settings.max_pixels, findings, killers=job.killers)
         for source, image_hash, image in opened:
             hashes.append(ImageHash(source.image_id, image_hash))
             if image is None:

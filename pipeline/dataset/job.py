@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.coco import SourceImage
+from pipeline.dataset.build_file import command_for
 from pipeline.images.chip import Codec
 from pipeline.storage import Location
 from schemas.settings import ChipSettings
@@ -45,6 +46,7 @@ class ShardJob(NamedTuple):
         images: the images of the shard, by id.
         chips: the planned chips, schema PLAN, ordered by image.
         hashes: XXH3-128 that each image file must have, where chips of it exist already.
+        killers: why an image kills each worker that decodes it, by its position; it is refused.
     """
 
     target: Target
@@ -52,7 +54,21 @@ class ShardJob(NamedTuple):
     images: list[SourceImage]
     chips: pa.Table
     hashes: list[str] | None = None
+    killers: dict[int, str] = {}
 
     def place(self, suffix: str) -> Location:
         """Return where a file of the shard lies: its tar (`.tar`) or its manifest (`.parquet`)."""
         return self.target.out / self.target.folder / f"{self.name}{suffix}"
+
+
+def without_image(job: ShardJob, position: int, why: str) -> ShardJob:
+    """Return a job in which an image is refused that kills each worker.
+
+    Args:
+        job: the job that killed its workers.
+        position: of the image in the shard.
+        why: how they died.
+    """
+    manifest = job.place(".parquet")
+    advice = f"to try it again, delete {manifest} and run `{command_for(manifest)}`"
+    return job._replace(killers=job.killers | {position: f"{why}; {advice}"})

@@ -26,7 +26,6 @@ BLOCK = 512  # tar's unit
 WRITEBACK = 4 << 20  # bytes between requests to the system to write to disk, so that the final flush finds little left
 METADATA_KEY = b"sniper"
 SUFFIXES = (".tar", ".parquet")
-SHARD_FILES = tuple(f"chips-*{suffix}" for suffix in SUFFIXES)
 _SHARD_NAME = re.compile(r"chips-(\d{5}|[1-9]\d{5,})")
 UNBOUNDED = float(np.finfo(np.float32).max)
 """Stands in KEY.json for infinity, which JSON does not have. No size reaches it."""

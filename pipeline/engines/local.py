@@ -1,80 +1,266 @@
-"""The local engine: a pool of processes on this machine."""
+"""The local engine: processes of this machine, each with a pipe to this one, which deals out the tasks."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic
 
-from pipeline.engines.tasks import ATTEMPTS, Item, Result, Task, lost_tasks
+from pipeline.engines.progress import Progress
+from pipeline.engines.tasks import (
+    ATTEMPTS,
+    NO_GUARD,
+    Item,
+    Result,
+    Task,
+    listening,
+    lost_tasks,
+    memory_limit,
+)
+from schemas.errors import UsageError
+
+TICK = 1.0  # seconds between two looks at the progress
+MOST_DEATHS = 20  # over one task, wherever in it they happen
+END_SECONDS = 10  # for a worker to end that was told to
 
 
-def run_local(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], workers: int) -> Iterator[Result]:
-    if workers == 1:  # this process
-        for task in tasks:
-            yield function(task.item)
+def run_local(
+    function: Callable[[Item], Result], tasks: Iterable[Task[Item]], workers: int, progress: Progress | None = None
+) -> Iterator[Result]:
+    """Run tasks in this process where one worker is asked for, else in processes of their own.
+
+    Raises:
+        LostTasksError: Tasks whose workers died, when all others are done.
+        UsageError: Workers cannot start.
+        Whatever `function` raises.
+    """
+    if workers > 1:
+        yield from run_in_processes(function, tasks, workers, progress)
         return
+    counter = _Counter(progress)
+    for task in tasks:
+        with listening(lambda position, size, task=task: counter.begin(task, position, size)):  # type: ignore[misc]
+            result = function(task.item)
+        counter.finish(task)
+        yield result
+
+
+def run_in_processes(
+    function: Callable[[Item], Result], tasks: Iterable[Task[Item]], workers: int, progress: Progress | None = None
+) -> Iterator[Result]:
+    """Run tasks in up to `workers` processes, which are started as they are needed and end with this generator.
+
+    Raises:
+        LostTasksError: Tasks whose workers died, when all others are done.
+        UsageError: Workers cannot start.
+        Whatever `function` raises.
+    """
+    crew = _Crew(function, workers, _Counter(progress))
     source = iter(tasks)
-    lost: list[str] = []
-    while suspects := (yield from _with_pool(function, source, workers, 2 * workers)):
-        for task in suspects:  # one of them killed the pool: one at a time tells which
-            again: list[Task[Item]] = [task]
-            for _ in range(ATTEMPTS - 1):
-                if again:
-                    again = yield from _with_pool(function, iter(again), 1, 1)
-            lost += [task.name for task in again]
-    if lost:
-        raise lost_tasks(lost, "killed by the system for memory, or from outside", "with fewer --workers")
-
-
-def _with_pool(
-    function: Callable[[Item], Result], source: Iterator[Task[Item]], workers: int, in_flight: int
-) -> Generator[Result, None, list[Task[Item]]]:
-    """Run until the source is exhausted or a worker dies; returns the tasks that were in flight then."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    running: dict[Future[Result], Task[Item]] = {}
-    not_taken: list[Task[Item]] = []
-    finished = False
+    is_exhausted = False
     try:
-        while not not_taken:
-            for task in islice(source, in_flight - len(running)):
-                try:
-                    running[pool.submit(function, task.item)] = task
-                except BrokenProcessPool:
-                    not_taken.append(task)
-            if not running:
+        while True:
+            crew.deal()
+            may_draw = not is_exhausted and len(crew.drawn) < workers
+            if may_draw:  # one at a time, so that no worker waits while others are planned
+                task = next(source, None)
+                is_exhausted = task is None
+                if task is not None:
+                    crew.drawn.append(task)
+            elif crew.is_done():
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                if _is_lost(future):
-                    continue
-                del running[future]
-                yield future.result()
-            if any(map(_is_lost, running)):  # all are, with the pool
-                break
-        finished = True
+            for worker in crew.heard_from(0.0 if may_draw else TICK):
+                yield from crew.hear(worker)
+            if progress is not None:
+                progress.tick()
     finally:
-        if not finished:
-            for child in multiprocessing.active_children():
-                child.terminate()
-        pool.shutdown(cancel_futures=True)
-    return [*running.values(), *not_taken]
+        crew.end()
+    if crew.lost:
+        raise lost_tasks(crew.lost, "with fewer --workers")
 
 
-def _is_lost(future: Future[Result]) -> bool:
-    return future.done() and isinstance(future.exception(), BrokenProcessPool)
+class _Worker(Generic[Item]):
+    """A process that does one task at a time.
+
+    Attributes:
+        task: The task that it has been given; None: it is free.
+        position: The unit of the task that it has begun with last; None: it has reported none.
+        is_ready: It has started and takes tasks.
+    """
+
+    def __init__(self, function: Callable[[Item], Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other_end = context.Pipe()
+        self._function = function
+        self.process = context.Process(target=_work, args=(other_end,), daemon=True)
+        self.process.start()
+        other_end.close()  # so that the pipe ends with the process
+        self.task: Task[Item] | None = None
+        self.position: int | None = None
+        self.is_ready = False
+
+    def give(self, task: Task[Item]) -> None:
+        """Give it a task, now or when it is ready."""
+        self.task, self.position = task, None
+        if self.is_ready:
+            with suppress(BrokenPipeError, ConnectionResetError):  # it has died, and the pipe's end will tell
+                self.pipe.send((self._function, task.item))
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a killed parent must not leave writers behind."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Crew(Generic[Item]):
+    """The workers, the tasks that wait for one, and the deaths so far.
+
+    Attributes:
+        drawn: Tasks that no worker has yet; those to repeat come first.
+        lost: A line for each task that was given up.
+    """
+
+    def __init__(self, function: Callable[[Item], Any], workers: int, counter: "_Counter") -> None:
+        self._function, self._most, self._counter = function, workers, counter
+        self._memory = memory_limit()
+        self._workers: list[_Worker[Item]] = []
+        self._deaths: Counter[tuple[str, int | None]] = Counter()
+        self.drawn: deque[Task[Item]] = deque()
+        self.lost: list[str] = []
+
+    def is_done(self) -> bool:
+        """Tell whether no task waits and none is being done."""
+        return not self.drawn and all(worker.task is None for worker in self._workers)
+
+    def deal(self) -> None:
+        """Give tasks to free workers, and start workers, as far as their number and the memory allow."""
+        while self.drawn:
+            taken = [worker.task.memory for worker in self._workers if worker.task is not None]
+            if taken and sum(taken) + self.drawn[0].memory > self._memory:
+                return
+            worker = next((worker for worker in self._workers if worker.task is None), None)
+            if worker is None:
+                if len(self._workers) == self._most:
+                    return
+                worker = _Worker(self._function)
+                self._workers.append(worker)
+            worker.give(self.drawn.popleft())
+
+    def heard_from(self, seconds: float) -> list[_Worker[Item]]:
+        """Wait until a worker says something or ends, but no longer than some seconds."""
+        pipes = {worker.pipe: worker for worker in self._workers}
+        return [pipes[pipe] for pipe in wait(list(pipes), seconds)]  # type: ignore[index]
+
+    def hear(self, worker: _Worker[Item]) -> Iterator[Any]:
+        """Take one message of a worker, or its death; yields the result if that is what it says."""
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        if kind == "ready":
+            worker.is_ready = True
+            if worker.task is not None:
+                worker.give(worker.task)
+        elif kind == "raised":
+            error, trace = value
+            raise error from _WorkerError(trace)
+        elif worker.task is not None:
+            if kind == "begun":
+                worker.position = value[0]
+                self._counter.begin(worker.task, *value)
+            else:
+                self._counter.finish(worker.task)
+                worker.task = None
+                yield value
+
+    def _bury(self, worker: _Worker[Item]) -> None:
+        """Take a dead worker out, and decide what becomes of its task."""
+        worker.process.join()
+        worker.pipe.close()
+        self._workers.remove(worker)
+        code = worker.process.exitcode or 0
+        if not worker.is_ready and code >= 0:
+            raise UsageError(NO_GUARD)
+        task = worker.task
+        if task is None:
+            return
+        is_signal = -code in set(signal.Signals)
+        how = signal.Signals(-code).name if is_signal else f"exit status {code}"
+        place = task.name, worker.position
+        self._deaths[place] += 1
+        if sum(count for (name, _), count in self._deaths.items() if name == task.name) == MOST_DEATHS:
+            self.lost.append(f"{task.name} ({how})")
+        elif self._deaths[place] < ATTEMPTS:
+            self.drawn.appendleft(task)
+        elif task.refuse is not None and worker.position is not None:
+            why = f"a worker process died of {how} over it, {ATTEMPTS} times"
+            self.drawn.appendleft(task._replace(item=task.refuse(task.item, worker.position, why)))
+        else:
+            self.lost.append(f"{task.name} ({how})")
+
+    def end(self) -> None:
+        """End the workers, and no other process."""
+        for worker in self._workers:
+            if worker.task is not None:
+                worker.process.terminate()
+            worker.pipe.close()  # a free one ends by itself
+        for worker in self._workers:
+            worker.process.join(END_SECONDS)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+class _Counter:
+    """Brings units of tasks to the progress, each once, however often a task is repeated."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._done: Counter[str] = Counter()
+
+    def begin(self, task: Task[Any], position: int, size: int) -> None:
+        """Count the units before a position as done, and the bytes read for the unit there."""
+        new = position - self._done[task.name]
+        if self._progress is not None and new >= 0:
+            self._done[task.name] = position
+            self._progress.add(new, size)
+
+    def finish(self, task: Task[Any]) -> None:
+        """Count all units of a task as done."""
+        if self._progress is not None:
+            self._progress.add(task.units - self._done.pop(task.name, 0))
+
+
+class _WorkerError(Exception):
+    """Says where in a worker process an error was raised; it is shown as the cause of that error."""
+
+
+def _work(pipe: Connection) -> None:
+    """Do tasks as they come through the pipe until it ends; this is all that a worker process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    _end_with_parent()
+    with listening(lambda position, size: pipe.send(("begun", (position, size)))):
+        pipe.send(("ready", None))
+        while True:
+            try:
+                function, item = pipe.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                answer = "done", function(item)
+            except BaseException as error:
+                answer = "raised", (error, traceback.format_exc())
+            pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, however that ends: it must not leave writers behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_with_parent() -> None:
+    def watch() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

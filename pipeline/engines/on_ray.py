@@ -1,25 +1,32 @@
-"""The Ray engine: a submit-and-wait loop over Ray core. Retries and placement are Ray's."""
+"""The Ray engine: a loop over Ray core that submits tasks and waits. Where a task runs is Ray's to decide."""
 
 import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.engines.extras import needed
-from pipeline.engines.tasks import ATTEMPTS, Engine, Task, lost_tasks
+from pipeline.engines.local import TICK, run_in_processes
+from pipeline.engines.progress import Progress
+from pipeline.engines.tasks import ATTEMPTS, Engine, Item, LostTasksError, Result, Task, lost_tasks
 from schemas.errors import UsageError
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
 END_SECONDS = 30  # for workers to end that were told to
 
 
-def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], engine: Engine) -> Iterator[Result]:
-    """As engines.run. Joins the cluster at `engine.address`; one that this process has joined already is used."""
+def run_on_ray(
+    function: Callable[[Item], Result], tasks: Iterable[Task[Item]], engine: Engine, progress: Progress | None = None
+) -> Iterator[Result]:
+    """Run tasks on the cluster at `engine.address`; a cluster that this process has joined already is used.
+
+    Raises:
+        LostTasksError: Tasks whose workers died, when all others are done.
+        UsageError: Ray is not installed, or no cluster answers.
+        Whatever `function` raises.
+    """
     with needed("ray"):
         import ray
         from ray import exceptions
@@ -27,7 +34,7 @@ def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], eng
     if joined_here:
         _join(ray, engine.address)
     # Ray's own retries are off: those after a lack of memory would never end
-    remote = ray.remote(num_cpus=1, max_retries=0)(function)
+    remote: Any = ray.remote(num_cpus=1, max_retries=0)(_run_one)
     source = iter(tasks)
     running: dict[Any, Task[Item]] = {}
     attempts: Counter[str] = Counter()
@@ -36,7 +43,8 @@ def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], eng
     def submit(task: Task[Item]) -> None:
         attempts[task.name] += 1
         memory = min(task.memory, _largest_node(ray))  # more than any node has would wait for ever
-        running[remote.options(name=task.name, memory=memory).remote(task.item)] = task
+        is_last = attempts[task.name] == ATTEMPTS
+        running[remote.options(name=task.name, memory=memory).remote(function, task, is_last)] = task
 
     try:
         while True:
@@ -46,11 +54,13 @@ def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], eng
                 submit(task)
             if not running:
                 break
-            done, _ = ray.wait(list(running), num_returns=1)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=TICK)
+            if progress is not None:
+                progress.tick()
             for reference in done:
                 task = running.pop(reference)
                 try:
-                    result: Result = ray.get(reference)
+                    result: Result | LostTasksError = ray.get(reference)
                 except exceptions.RayTaskError as error:
                     raise error.cause from None
                 except exceptions.RayError as error:
@@ -59,7 +69,12 @@ def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], eng
                     else:
                         lost.append(f"{task.name} ({type(error).__name__})")
                     continue
+                if isinstance(result, LostTasksError):
+                    lost.append(task.name)
+                    continue
                 del attempts[task.name]
+                if progress is not None:
+                    progress.add(task.units)
                 yield result
     finally:
         for reference in running:
@@ -69,11 +84,35 @@ def run_ray(function: Callable[[Item], Result], tasks: Iterable[Task[Item]], eng
         if joined_here:
             ray.shutdown()
     if lost:
-        raise lost_tasks(lost, "Ray's logs say more", "on nodes with more of it")
+        raise lost_tasks(lost, "on nodes with more of it; Ray's logs say more")
+
+
+def _run_one(function: Callable[[Item], Result], task: Task[Item], is_last: bool) -> Result | LostTasksError:
+    """Do a task on a Ray worker.
+
+    Args:
+        function: What to call with the task's item.
+        task: What to do.
+        is_last: Workers have died over it before. It is done in a process below this one, so that the local engine
+            finds the unit that kills its worker and goes on without it.
+
+    Returns:
+        The function's result, or the error that says that the task was given up.
+    """
+    if not is_last:
+        return function(task.item)
+    try:
+        return next(run_in_processes(function, [task], 1))
+    except LostTasksError as error:
+        return error
 
 
 def _join(ray: Any, address: str | None) -> None:
-    """Raises UsageError when no cluster answers."""
+    """Join a cluster.
+
+    Raises:
+        UsageError: No cluster answers.
+    """
     wanted = address or os.environ.get("RAY_ADDRESS")
     try:
         host, separator, port = (wanted or "").removeprefix("ray://").rpartition(":")
@@ -88,9 +127,10 @@ def _join(ray: Any, address: str | None) -> None:
 
 
 def _cores(ray: Any) -> int:
+    """Return the cores that the cluster has now."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _largest_node(ray: Any) -> int:
-    """Bytes of memory that the roomiest node lends to tasks."""
+    """Return the bytes of memory that the roomiest node lends to tasks."""
     return max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=1 << 62)

@@ -3,14 +3,16 @@
 import io
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, BinaryIO, NamedTuple, cast
 
 import xxhash
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.engines.tasks import report
 from pipeline.images.chip import Picture
 from pipeline.images.decode import ImageRefusedError, decode_image, decoders, format_of, open_image
 from pipeline.storage import Location, is_folder, open_binary, read_each, read_range
@@ -143,6 +145,7 @@ def open_sources(
     findings: Findings,
     *,
     thorough: bool = True,
+    killers: Mapping[int, str] = MappingProxyType({}),
 ) -> Iterator[tuple[SourceImage, str | None, Picture | None]]:
     """Read and decode images, one after the other. Large TIFFs are only opened, to be read by windows.
 
@@ -152,6 +155,7 @@ def open_sources(
         max_pixels: a file that has to be decoded whole is refused if it has more pixels.
         findings: takes what is refused, and what is worth saying about images that are read.
         thorough: hash large TIFFs, and decode each of their tiles once, so that a damaged one is refused as a whole.
+        killers: why an image cannot be decoded without killing this process, by its position; it is refused.
 
     Yields:
         For each record, in order: the record; the XXH3-128 of the file's bytes in hex, None where the file cannot be
@@ -162,16 +166,21 @@ def open_sources(
     """
     places = [image_place(image_root, source.file_name) for source in sources]
     contents = read_each([place for source, place in zip(sources, places, strict=True) if not is_large(source)])
-    for source, place in zip(sources, places, strict=True):
+    for position, (source, place) in enumerate(zip(sources, places, strict=True)):
         image_hash, image = None, None
+        content = None if is_large(source) else next(contents)
+        report(position, len(content) if isinstance(content, bytes) else 0)
         try:
+            if position in killers:
+                raise ImageRefusedError(Reason.KILLS_WORKER, killers[position])
             if is_large(source):
                 windows = _Windows(place, image_root, thorough)
                 with windows.open() as file:
                     image_hash = _hash(file) if thorough else None
                     image = _open(file, source, max_pixels, findings, windows)
             else:
-                data = _checked(next(contents), image_root)
+                assert content is not None
+                data = _checked(content, image_root)
                 image_hash = xxhash.xxh3_128_hexdigest(data)
                 image = _open(io.BytesIO(data), source, max_pixels, findings, None)
         except ImageRefusedError as refused:

@@ -21,7 +21,7 @@ from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
 from pipeline.dataset.cutting import cut_shard
 from pipeline.dataset.job import ShardJob, Target
-from pipeline.engines.run import run
+from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec, cut_chip, encode_jpeg
 from pipeline.images.decode import decoders, read_image
@@ -105,7 +105,7 @@ def rate(work: Callable[[ShardJob], Timed], jobs: list[ShardJob], engine: Engine
     """Chips/s once every worker has finished its first shard, and the seconds until the first shard began."""
     started = time.monotonic()
     tasks = (Task(job.name, job) for job in jobs)
-    done = sorted(run(work, tasks, engine), key=lambda shard: shard.started)
+    done = sorted(run_tasks(work, tasks, engine), key=lambda shard: shard.started)
     firsts = {shard.process: shard for shard in reversed(done)}
     warm = max(shard.ended for shard in firsts.values())
     steady = [shard for shard in done if shard.started >= warm]

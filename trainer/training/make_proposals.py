@@ -5,7 +5,7 @@ import time
 
 from pipeline.dataset.build import clear_proposals
 from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
-from pipeline.storage import Location, is_file, read_bytes, remove, write_atomic
+from pipeline.storage import Location, is_file, location, read_bytes, remove, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from schemas.wording import counted, duration
@@ -18,7 +18,9 @@ from trainer.training.train import NETWORK, train
 RUN_FOLDER = "rpn"  # below data/proposals
 
 
-def make_proposals(data: Location, images: Location, settings: Settings, *, overwrite: bool = False) -> Location:
+def make_proposals(
+    data: Location | str, images: Location | str, settings: Settings, *, overwrite: bool = False
+) -> Location:
     """Train the RPN on the positives alone and write its proposals, doing only what is missing.
 
     Under torchrun all processes take part. The schedule is `settings.train` with `negatives.rpn_epochs` epochs and
@@ -37,6 +39,7 @@ def make_proposals(data: Location, images: Location, settings: Settings, *, over
         DataError: the data set, the weights or an image cannot be read.
         UsageError: the settings do not go together, or the run there was made with others or on other positives.
     """
+    data, images = location(data), location(images)
     folder = data / "proposals"
     fixed = {"epochs": settings.negatives.rpn_epochs, "decay_epochs": [], "keep": 1}
     options = settings.train.model_copy(update=fixed)
