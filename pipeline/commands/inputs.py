@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.coco import Reject
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
+from pipeline.engines.progress import showing
 from pipeline.images.names import near_misses, resolve_names
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, location
@@ -42,7 +43,8 @@ def read_inputs(
             "--annotations in the same order"
         )
     root, below = _common_folder(folders) if folders else (None, [""])
-    source = read_coco(files, max_pixels, ignore_categories, folders=below if len(below) == len(files) else ())
+    with showing(f"reading {', '.join(map(str, files))}"):
+        source = read_coco(files, max_pixels, ignore_categories, folders=below if len(below) == len(files) else ())
     if isinstance(root, Path):
         file_name, count = resolve_names(root, source.file_name)
         note = f"{count:,} file names have backslashes or another Unicode form than their files, which were found"

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.dataset.build_file import finished_builds, refuse_other_chips
 from pipeline.engines.progress import log
-from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
+from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import Settings
@@ -85,6 +85,7 @@ def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> Non
             f"{out}: holds no checkpoint, so there is nothing to resume; look whether the folder is the right one, or "
             "begin a run without --resume (--resume=auto does whichever fits)"
         )
+    probe_writable(out)
     held.enter_context(locked(out, "sniper train"))
     checkpoints = find_checkpoints(out)
     if checkpoints and not resume:

@@ -2,17 +2,19 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.engines.progress import Progress
+from pipeline.engines.progress import Progress, showing
 from tests.conftest import RunSniper
 from tests.paths import ROOT
 from tests.pipeline.conftest import DataSet
 
 SCRIPT = """
 import sys
+import time
 from pathlib import Path
 import pipeline.engines.progress
 from sniper_chips import Settings, chips
@@ -56,3 +58,37 @@ def test_progress__shows_a_line_in_a_log_only_every_so_often(caplog: pytest.LogC
         for _ in range(1000):
             progress.add(1)
     assert caplog.text == ""
+
+
+def test_showing__says_every_so_often_that_work_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engines.progress.LOG_INTERVAL", 0.05)
+    caplog.set_level("INFO", "sniper")
+    with showing("reading a.json"):
+        while "reading a.json: 0 s so far" not in caplog.text:
+            time.sleep(0.01)
+    caplog.clear()
+    time.sleep(0.2)
+    assert caplog.text == ""
+
+
+def test_progress__takes_the_time_left_from_the_recent_rate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "sniper")
+    clock = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with Progress("work", 1000, "things") as progress:
+        for _ in range(10):  # slow to begin with
+            clock[0] += 10
+            progress.add(1)
+        for _ in range(10):
+            clock[0] += 10
+            progress.add(50, 20_000_000)
+        clock[0] += 10
+        progress.tick()  # a line comes though nothing was done
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 21
+    assert lines[9] == "work: 10 of 1000 things, 0.1/s, 9900 s left"
+    assert lines[19] == "work: 510 of 1000 things, 5.0/s, 2.0 MB/s, 98 s left"
