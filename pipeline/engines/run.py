@@ -1,5 +1,6 @@
-"""Runs a function over tasks, on this machine or on a Ray cluster. Knows nothing of chips; tasks know nothing of
-processes.
+"""Runs a function over tasks, on this machine or on a Ray cluster.
+
+Knows nothing of chips; tasks know nothing of processes.
 
 Both engines keep one contract (tests/pipeline/engines/test_run.py): every task is done once, results come as they
 finish, a bounded number is in flight and the rest is drawn only then. What the function raises ends it all and arrives

@@ -44,7 +44,7 @@ def resolve_names(root: Path, file_name: pa.Array) -> tuple[pa.Array, int]:
 
 
 def _resolved(root: Path, name: str, listing: "_Listing") -> str | None:
-    """The one file whose path is the name but for backslashes and Unicode forms; None where there is not just one."""
+    """Find the one file whose path is the name but for backslashes and Unicode forms; None where there is not just one."""
     here: list[str] = []
     for part in name.replace("\\", "/").split("/"):
         same = [entry for entry in listing(root.joinpath(*here)) if _form(entry) == _form(part)]
@@ -96,7 +96,7 @@ def near_misses(root: Path, missing: Iterable[str]) -> list[str]:
 
 
 def _near_miss(root: Path, name: str, listing: _Listing) -> tuple[str, str]:
-    """What differs between a missing name and a file that is there, and that file; empty where there is none."""
+    """Tell what differs between a missing name and a file that is there, and that file; empty where there is none."""
     folder, _, base = name.replace("\\", "/").rpartition("/")
     entries = listing(root / folder)
     stem = PurePosixPath(base).stem
