@@ -44,7 +44,7 @@ def resolve_names(root: Path, file_name: pa.Array) -> tuple[pa.Array, int]:
 
 
 def _resolved(root: Path, name: str, listing: "_Listing") -> str | None:
-    """Find the one file whose path is the name but for backslashes and Unicode forms; None where there is not just one."""
+    """Find the one file whose path is the name but for backslashes and Unicode forms; None unless just one is."""
     here: list[str] = []
     for part in name.replace("\\", "/").split("/"):
         same = [entry for entry in listing(root.joinpath(*here)) if _form(entry) == _form(part)]
