@@ -108,7 +108,11 @@ def test_train__missing_validation_images_are_refused_before_the_first_step(demo
 def test_train__memory_that_runs_out_names_what_to_lower(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scarce(*_: Any, **__: Any) -> None:
+    convolve = torch.nn.functional.conv2d
+
+    def scarce(images: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        if images.device.type == "meta":  # the outline counts memory without any
+            return convolve(images, *rest, **named)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.17 GiB.")
 
     monkeypatch.setattr("torch.nn.functional.conv2d", scarce)
