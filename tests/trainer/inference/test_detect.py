@@ -48,7 +48,7 @@ def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_p
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"text", "is not a checkpoint of `sniper train`, nor a file of weights"),
+        (b"text", "nor a file of weights that torch can read safely, or it is damaged"),
         ({"a": torch.ones(2)}, "weights of others serve as train.weights"),
         ([1, 2], "weights of others serve as train.weights"),
         ({"format": 1, "model": {}}, "of another version of this program; train anew"),
