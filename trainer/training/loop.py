@@ -108,7 +108,7 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
     options, rank = run.settings.train, run.rank
     journal = Journal(run.out, run.step, tensorboard=options.tensorboard, warned=run.warned) if rank.is_first else None
     if journal and run.changed:
-        journal.record(run.step, {"settings": run.changed})
+        journal.record(run.step, {"epoch": run.state.epoch, "settings": run.changed})
     meter = Meter(run.num_steps - run.step, rank.device)
     while True:
         if truth and is_due(run):

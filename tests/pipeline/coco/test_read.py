@@ -458,9 +458,11 @@ def test_read_coco_mangled_records_beside_sound_ones_lose_none_of_these(
     for record in images:
         if isinstance(record, dict):
             identifier = record.get("id")
-            if isinstance(identifier, str) or (type(identifier) is int and identifier in taken):
+            # a whole float is read as its whole number
+            named = type(identifier) is int or (isinstance(identifier, float) and identifier.is_integer())
+            if isinstance(identifier, str) or (named and identifier in taken):
                 continue
-            if type(identifier) is int:
+            if named:
                 taken.add(identifier)
         kept_images.append(record)
     kept_boxes = [
