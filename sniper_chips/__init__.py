@@ -15,12 +15,12 @@ if sys.path[:1] != [_here]:
     sys.path.insert(0, _here)
 
 if TYPE_CHECKING:
-    from pipeline.cli import main
+    from pipeline.cli.main import main
     from pipeline.commands.check import check
     from pipeline.commands.chips import chips
     from pipeline.commands.negatives import negatives
-    from pipeline.commands.show import show
     from pipeline.commands.verify import verify
+    from pipeline.insight.show import show
     from schemas.settings import Settings, load_settings
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
@@ -54,10 +54,10 @@ _MODULES = {
     "evaluate": "trainer.evaluation.evaluate",
     "evaluate_proposals": "trainer.evaluation.recall",
     "load_settings": "schemas.settings",
-    "main": "pipeline.cli",
+    "main": "pipeline.cli.main",
     "make_proposals": "trainer.training.make_proposals",
     "negatives": "pipeline.commands.negatives",
-    "show": "pipeline.commands.show",
+    "show": "pipeline.insight.show",
     "train": "trainer.training.train",
     "verify": "pipeline.commands.verify",
 }

@@ -18,8 +18,8 @@ import s3fs
 
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
-from pipeline.commands.show import show
 from pipeline.commands.verify import verify
+from pipeline.insight.show import show
 from pipeline.storage import Location, files_in, location, read_bytes
 from schemas.errors import DataError
 from schemas.settings import Settings, load_settings

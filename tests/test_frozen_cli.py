@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 
 FROZEN = {
     "check": "--annotations --images --workers --report --config --set",

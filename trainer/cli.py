@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli import annotations_option, engine_options, settings_options, tell_next
+from pipeline.cli.options import annotations_option, engine_options, settings_options, tell_next
 from pipeline.engines.extras import needed
 from pipeline.engines.progress import log
 from pipeline.storage import Location, location

@@ -21,9 +21,9 @@ from PIL import Image, ImageColor
 
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import NegativeReport, describe, negatives
-from pipeline.commands.show import show
 from pipeline.commands.verify import verify
 from pipeline.images.drawing import PROPOSAL_COLOR
+from pipeline.insight.show import show
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 from schemas.tables import MANIFEST, PROPOSALS

@@ -10,8 +10,8 @@ import pytest
 from pipeline.commands.check import check
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
-from pipeline.commands.show import show
 from pipeline.commands.verify import verify
+from pipeline.insight.show import show
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings
 from tests.builders import sound_set

@@ -16,9 +16,9 @@ import trainer.inference.batches
 import trainer.inference.extract
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
-from pipeline.commands.show import show
 from pipeline.commands.verify import verify
 from pipeline.dataset.proposals import COLUMNS
+from pipeline.insight.show import show
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data

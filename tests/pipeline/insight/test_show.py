@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageColor
 
 from pipeline.commands.chips import chips
-from pipeline.commands.show import show
 from pipeline.images.drawing import STATUS_COLORS
 from pipeline.images.pictures import STATUS_STROKES
+from pipeline.insight.show import show
 from schemas.codes import STATUS_NAMES
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings

@@ -1,108 +1,18 @@
-"""The command line: options and the data commands.
+"""The commands that check data, cut chips and verify them."""
 
-Each command has a Python function of the same name, which is imported when the command is called. The commands of
-other packages are found by the entry-point group `sniper.commands`.
-"""
-
-import functools
-import io
 import sys
-from collections.abc import Callable
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any
 
 import click
 
-from pipeline import __version__
-from pipeline.engines.progress import log, show_log
+from pipeline.cli.options import annotation_files_option, engine_options, settings_options, tell_next, workers_option
 from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
 from schemas.wording import counted
 
-COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
 
-
-def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if not wanted:
-        return
-    from pipeline.images.chip import codec
-    from pipeline.images.decode import format_names
-
-    used = codec()
-    simd = "SIMD" if used.simd else "not SIMD"
-    click.echo(f"sniper {__version__}  (JPEG: {used.jpeg}; resize: {used.resize}, {simd})")
-    click.echo(f"image formats: {', '.join(format_names())}")
-    context.exit()
-
-
-@click.group(context_settings=COMMAND_SETTINGS)
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="with codecs and image formats",
-)
-def cli() -> None:
-    """SNIPER chips: train detectors on objects of very different sizes."""
-
-
-def settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --config and --set; the command receives `settings`."""
-
-    @click.option(
-        "--config", type=click.Path(path_type=Path), help="YAML file of settings, in sections such as chips:"
-    )
-    @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="one setting; may be repeated")
-    @functools.wraps(command)
-    def wrapped(config: Path | None, assignments: tuple[str, ...], **options: Any) -> None:
-        command(settings=load_settings(config, assignments), **options)
-
-    return wrapped
-
-
-def tell_next(*commands: str) -> None:
-    """Say which commands come next."""
-    for command in commands:
-        log.info(f"next: {command}")
-
-
-annotations_option = click.option("--annotations", type=location, required=True, help="COCO JSON file")
-annotation_files_option = click.option(
-    "--annotations",
-    type=location,
-    required=True,
-    multiple=True,
-    help="COCO JSON file; several, by repeating it, become one data set",
-)
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=cores(),
-    show_default="all cores",
-    help="processes",
-)
-
-
-def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --workers, --engine and --address."""
-    command = click.option("--address", help="of the Ray cluster; default: RAY_ADDRESS, else this machine")(command)
-    command = click.option(
-        "--engine", type=click.Choice(["local", "ray"]), default="local", help="processes of this machine, or Ray"
-    )(command)
-    return click.option(
-        "--workers",
-        type=click.IntRange(1),
-        show_default="all cores; on Ray twice the cluster's",
-        help="processes, or Ray tasks",
-    )(command)
-
-
-@cli.command()
+@click.command()
 @annotation_files_option
 @click.option(
     "--images",
@@ -154,7 +64,7 @@ def check(
     tell_next(f"sniper chips {' '.join(given)} --out CHIPS")
 
 
-@cli.command()
+@click.command()
 @annotation_files_option
 @click.option(
     "--images",
@@ -231,7 +141,7 @@ def chips(
         tell_next(f"sniper show {out} --out sheet.png", f"sniper negatives --data {out}")
 
 
-@cli.command()
+@click.command()
 @click.argument("data", type=location)
 @workers_option
 def verify(data: Location, workers: int) -> None:
@@ -248,49 +158,10 @@ def verify(data: Location, workers: int) -> None:
     tell_next(f"sniper train --data {data} --out RUN")
 
 
-@cli.command()
-@click.argument("data", type=location)
-@click.option("--out", type=location, required=True, help="picture to write")
-@click.option("--kind", type=click.Choice(["positive", "negative"]), default="positive")
-@click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips per scale")
-@click.option("--seed", type=int, default=0, help="another seed draws other chips")
-def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> None:
-    """Draw a contact sheet of chips with their boxes, read back from the shards."""
-    from pipeline.commands.show import show as run
-
-    number = run(data, out, kind=kind, columns=columns, seed=seed)
-    click.echo(f"{out}: {counted(number, 'chip')}")
-
-
-@cli.command("settings")
+@click.command("settings")
 @settings_options
 def settings_command(settings: Settings) -> None:
     """Print every setting with its meaning and value, as a file for --config."""
     from schemas.settings.listing import as_config
 
     click.echo(as_config(settings), nl=False)
-
-
-def main() -> None:
-    """Entry point: prints what a user can mend as one message, without a traceback."""
-    show_log()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
-    try:
-        for entry in entry_points(group="sniper.commands"):
-            cli.add_command(entry.load())
-        cli(standalone_mode=True)
-    except SniperError as error:
-        click.echo(f"sniper: {error}", err=True)
-        sys.exit(error.exit_status)
-    except BrokenPipeError:  # `sniper ... | head`
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        click.echo(f"sniper: {where}{error.strerror or error}; check that it can be read or written", err=True)
-        sys.exit(1)
-    except MemoryError:
-        click.echo("sniper: out of memory; use fewer --workers or a lower chips.max_pixels", err=True)
-        sys.exit(1)

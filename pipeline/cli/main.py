@@ -1,0 +1,69 @@
+"""The command line as a whole: the commands of this package, and those found by an entry-point group."""
+
+import io
+import sys
+from importlib.metadata import entry_points
+
+import click
+
+from pipeline import __version__
+from pipeline.cli import building, looking
+from pipeline.engines.progress import show_log
+from schemas.errors import SniperError
+
+COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from pipeline.images.chip import codec
+    from pipeline.images.decode import format_names
+
+    used = codec()
+    simd = "SIMD" if used.simd else "not SIMD"
+    click.echo(f"sniper {__version__}  (JPEG: {used.jpeg}; resize: {used.resize}, {simd})")
+    click.echo(f"image formats: {', '.join(format_names())}")
+    context.exit()
+
+
+@click.group(context_settings=COMMAND_SETTINGS)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="with codecs and image formats",
+)
+def cli() -> None:
+    """SNIPER chips: train detectors on objects of very different sizes."""
+
+
+for command in (building.check, building.chips, building.verify, looking.show, building.settings_command):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: prints what a user can mend as one message, without a traceback."""
+    show_log()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+    try:
+        for entry in entry_points(group="sniper.commands"):
+            cli.add_command(entry.load())
+        cli(standalone_mode=True)
+    except SniperError as error:
+        click.echo(f"sniper: {error}", err=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:  # `sniper ... | head`
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"sniper: {where}{error.strerror or error}; check that it can be read or written", err=True)
+        sys.exit(1)
+    except MemoryError:
+        click.echo("sniper: out of memory; use fewer --workers or a lower chips.max_pixels", err=True)
+        sys.exit(1)
