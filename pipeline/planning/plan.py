@@ -38,7 +38,8 @@ class Plan(NamedTuple):
 def plan_span(source: Source, start: int, stop: int, settings: ChipSettings) -> Plan:
     """Plan the positive chips of images [start, stop): a pure function of those images, their boxes and settings."""
     span = span_columns(source, start, stop, settings)
-    planned = plan_windows(span, settings.size, settings.stride, settings.min_side, settings.seed)
+    min_side = float(settings.min_side)  # the default is an int, for which numba would compile another kernel
+    planned = plan_windows(span, settings.size, settings.stride, min_side, settings.seed)
     chips = chip_rows(source, span, "positive", planned.windows, planned.rescue_chip, settings)
     return Plan(chips, planned.windows.image, planned.for_rescue, planned.fate, planned.scale_mask)
 
@@ -84,7 +85,7 @@ def chip_rows(
         A table of C rows, schema PLAN.
     """
     num_chips = len(windows.image)
-    cut = chip_boxes(span, windows, rescue_chip, settings.min_visible, settings.min_side)
+    cut = chip_boxes(span, windows, rescue_chip, float(settings.min_visible), float(settings.min_side))
     trains = (cut.status == Status.VALID) | (cut.status == Status.RESCUED)
     chip_of_box = np.repeat(np.arange(num_chips), np.diff(cut.offsets))
     num_proposals, mean_score = proposals or (pa.nulls(num_chips), pa.nulls(num_chips))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
+from pipeline.planning.geometry import chip_boxes, plan_windows
 from pipeline.planning.plan import Plan, plan_span
 from schemas.codes import Fate
 from schemas.settings import ChipSettings, SideScale
@@ -146,6 +147,15 @@ def test_plan__a_box_that_could_be_no_target_asks_for_no_chip() -> None:
     assert [box["status"] for box in chip["boxes"]] == ["valid"]
     thinner = plan_span(source, 0, 1, options.model_copy(update={"min_side": 3.5}))
     assert thinner.fate.tolist() == [Fate.COVERED, Fate.COVERED]
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"min_side": 3.5}, {"min_visible": 1}, {"min_side": 0, "size": 256, "stride": 16}]
+)
+def test_plan__settings_compile_no_kernel_anew(chosen: dict[str, float]) -> None:
+    """Set-up compiles the kernels for float numbers; each other type would take half a minute."""
+    plan_span(make_source(0, num_images=1), 0, 1, ChipSettings.model_validate(chosen))
+    assert [len(kernel.signatures) for kernel in (plan_windows, chip_boxes)] == [1, 1]
 
 
 def test_plan__a_box_is_rescued_only_where_it_is_a_target() -> None:
