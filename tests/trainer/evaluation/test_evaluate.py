@@ -1,9 +1,6 @@
 """Evaluation on whole images: perfect detections score 1, ids come back, ranks and odd images change nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import trainer.inference.batches
 from pipeline.storage import locked
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
+from tests.trainer.processes import run_ranks
 from tests.trainer.runs import TINY_CHIPS
 from trainer.evaluation.evaluate import describe, evaluate
 from trainer.inference.detect import detect
@@ -46,10 +44,7 @@ def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change
     )
     script = tmp_path / "evaluate.py"
     script.write_text(code)
-    arguments = [checkpoint, demo / "val.json", demo / "val", tmp_path / "two.json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
+    run_ranks(2, script, checkpoint, demo / "val.json", demo / "val", tmp_path / "two.json")
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
 
 

@@ -1,10 +1,7 @@
 """Negatives from end to end: the RPN's run, its proposals, the pool; each step kept when it is done."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +20,7 @@ from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.conftest import RunSniper
+from tests.trainer.processes import run_ranks
 from tests.trainer.runs import TINY, TINY_CHIPS
 from trainer.inference.extract import extract_proposals
 from trainer.loading.dataset import ChipDataset
@@ -186,9 +184,7 @@ def test_make_proposals__two_ranks_write_the_same_parts(
     expected = parts_now()
     assert len(expected) == 3
     remove_parts()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    subprocess.run([*command, *map(str, arguments)], check=True, env=environment, capture_output=True)
+    run_ranks(2, script, *arguments)
     assert parts_now() == expected
 
 

@@ -1,11 +1,8 @@
 """Whole runs: interrupted and resumed, over ranks and accumulation, and what stops them."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from pipeline.commands.negatives import negatives
 from schemas.errors import DataError, UsageError
 from schemas.settings import NegativeSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
-from tests.paths import ROOT
+from tests.trainer.processes import Child, run_ranks, start
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
@@ -60,17 +57,12 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 0
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-def start(data: Path, out: Path, *assignments: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, str(RUNS), str(data), str(out), *assignments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
 def logged_steps(out: Path) -> int:
     path = out / "log.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def wait_for_step(out: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
+def wait_for_step(out: Path, step: int, process: Child) -> None:
     while logged_steps(out) < step and process.poll() is None:
         time.sleep(0.01)
 
@@ -80,21 +72,22 @@ def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
 ) -> None:
     options = ["train.epochs=2", "train.norm=train", "train.ema=0.9", "train.save_every=2"]
     total = last(whole_run).step
-    killed = start(data, tmp_path, *options)
+    killed = start(RUNS, data, tmp_path, *options)
     wait_for_step(tmp_path, 3, killed)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.wait()
     assert 0 < last(tmp_path).step < total
-    stopped = start(data, tmp_path, *options, "resume")
+    stopped = start(RUNS, data, tmp_path, *options, "resume")
     wait_for_step(tmp_path, total // 2 + 1, stopped)
     stopped.send_signal(signal.SIGTERM)
-    message = stopped.communicate()[1].decode()
-    assert stopped.returncode == 143, message
+    status, message = stopped.wait()
+    assert status == 143, message
     assert "--resume" in message
     assert "Traceback" not in message
     assert last(tmp_path).step < total
-    finished = start(data, tmp_path, *options, "resume", "loader.prefetch=1")
-    assert finished.wait() == 0
+    finished = start(RUNS, data, tmp_path, *options, "resume", "loader.prefetch=1")
+    status, message = finished.wait()
+    assert status == 0, message
     ours, theirs = last(tmp_path), last(whole_run)
     assert ours.step == theirs.step
     assert ours.loader == theirs.loader
@@ -128,10 +121,7 @@ def test_train__accumulation_changes_nothing(data: Path, tmp_path: Path) -> None
 def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> None:
     """Also with a last batch that leaves some of the 8 ranks without a chip."""
     options = ["train.clip_gradient=5"]
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(RUNS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, *command, str(data), str(tmp_path / "ranks"), *options]
-    subprocess.run(arguments, check=True, env=environment, capture_output=True)
+    run_ranks(ranks, RUNS, data, tmp_path / "ranks", *options)
     train(data, tmp_path / "one", tiny_settings(*options))
     num_chips = len(ChipDataset(data))
     assert num_chips % 8 not in (0, 7)
@@ -169,13 +159,7 @@ def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_
     """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed."""
     script = tmp_path / "ranks.py"
     script.write_text(RANK_SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = ["train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5"]
-    done = subprocess.run(
-        [*command, str(data), str(tmp_path), *options], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(2, script, data, tmp_path, "train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5")
     assert find_checkpoints(tmp_path / "1") == []
     checkpoints = [read_checkpoint(path) for path in find_checkpoints(tmp_path / "0")]
     assert [kept.loader for kept in checkpoints] == [(0, 1, 0), (0, 2, 0)]
