@@ -201,7 +201,7 @@ def test_from_images_in_a_bucket_over_ray_to_two_ranks_that_train(
     said = [sniper("chips", *source, "--out", data, *options(), *ray)]
     assert digests(location(data), "positives") == digests(scenes.built, "positives")
     proposals = make_proposals(location(data), location(f"{uploaded}/scenes/train"), here)
-    said.append(sniper("negatives", "--data", data, "--proposals", proposals, *options(), *ray))
+    negatives(location(data), proposals=proposals, settings=here.negatives, engine="ray", address=ray_cluster)
     again = negatives(location(data), proposals=proposals, settings=here.negatives)
     assert (again.num_shards, again.num_made) == (8, 0)  # mined by one process it is the same
     assert verify(location(data)).problems == []
