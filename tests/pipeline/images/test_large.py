@@ -28,7 +28,8 @@ from tests.builders import CocoSet, encoded, texture
 
 SIZE = (150, 120)
 PIXELS = texture(*SIZE)
-pytestmark = pytest.mark.skipif(not features.check("libtiff"), reason="Pillow was built without libtiff")
+if not features.check("libtiff"):
+    pytest.skip("Pillow was built without libtiff", allow_module_level=True)
 
 
 def tiled(image: Image.Image, tile: int = 64, *, planar: bool = False, lost: int | None = None) -> bytes:
