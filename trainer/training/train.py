@@ -11,7 +11,7 @@ from pipeline.engines.progress import log
 from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
-from schemas.settings import Settings
+from schemas.settings import Settings, TrainSettings
 from trainer.evaluation.ground_truth import GroundTruth
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
@@ -70,12 +70,17 @@ def train(
     data, out, settings = location(data), location(out), settings or Settings()
     judged = None if validation is None else (location(validation[0]), location(validation[1]))
     advice = f"Go on with: sniper train --data {data} --out {out} --resume"
-    with joined() as rank, stoppable(advice), ExitStack() as held:
+    with (
+        joined() as rank,
+        stoppable(advice),
+        ExitStack() as held,
+        explained_memory(rank.device, lambda: _memory_remedy(out, settings.train)),
+    ):
         with breakable():
             from_first(lambda: _take(out, resume, held))
             run, truth = _prepare(data, out, settings, rank, rpn_only=rpn_only, validation=judged)
-        with explained_memory(rank.device, lambda: _memory_remedy(run)):
-            return run_loop(run, truth)
+            settings = run.settings
+        return run_loop(run, truth)
 
 
 def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> None:
@@ -131,14 +136,14 @@ def _prepare(
     return run, open_validation(run, *validation)
 
 
-def _memory_remedy(run: Run) -> str:
-    """Tell what to lower when there is no memory for a step."""
-    chips, side = run.settings.train.chips_per_rank, run.chips["size"]
+def _memory_remedy(out: Location, options: TrainSettings) -> str:
+    """Tell what to lower when there is no memory for the network or for a step."""
+    chips = min(options.chips_per_rank, options.batch_size)
     lower = f"try --set train.chips_per_rank={chips // 2}, which changes no step but its time"
     return (
-        f"a forward pass takes train.chips_per_rank = {chips} chips of {side}x{side} px; "
+        f"a forward pass takes up to train.chips_per_rank = {chips} chips; "
         + (lower if chips > 1 else "take a smaller network, such as model.backbone=resnet50")
-        + (f", with --resume if {run.out} holds a checkpoint" if run.step else "")
+        + (", with --resume" if find_checkpoints(out) else "")
     )
 
 
