@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import NoReturn
 
@@ -38,7 +38,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
     Raises:
         DataError: a loss or the gradient is not finite on some rank.
     """
-    device, ranks, options = run.rank.device, run.rank.count, run.settings.train
+    device, options = run.rank.device, run.settings.train
     names = LOSS_TERMS[:2] if run.model.rpn_only else LOSS_TERMS
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     batches: list[Batch] = []
@@ -50,21 +50,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
         started = time.perf_counter()
         batch = micro.to(device)
         batches.append(batch)
-        is_last = index == len(step.micros) - 1
-        # ranks exchange gradients once, with the last micro-batch's backward
-        alone = (
-            run.objective.no_sync()
-            if isinstance(run.objective, DistributedDataParallel) and not is_last
-            else nullcontext()
-        )
-        with alone:
-            with run.autocast():
-                losses: dict[str, Tensor] = run.objective(
-                    batch, seed=run.state.seed, epoch=run.state.epoch, batch_size=run.loader.batch_size
-                )
-            # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are terms of one sum
-            torch.autograd.backward(run.scaler.scale(torch.stack(list(losses.values())).sum() * ranks))
-        sums += torch.stack([losses[name].detach() for name in names])
+        sums += _backward(run, batch, names, is_last=index == len(step.micros) - 1)
         if device.type == "cpu" and not run.is_timed:  # a CPU may take minutes for each
             left = run.num_steps - run.step
             run.tell(pass_line(index, len(step.micros), time.perf_counter() - started, left))
@@ -90,6 +76,29 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
     if run.ema is not None:
         run.ema.update(run.model)
     return losses_now
+
+
+def _backward(run: Run, batch: Batch, names: Sequence[str], *, is_last: bool) -> Tensor:
+    """Add the gradients of one micro-batch.
+
+    Args:
+        names: which loss terms.
+        is_last: whether it is the step's last one, with whose backward pass the ranks exchange gradients.
+
+    Returns:
+        The loss terms in the order of `names`, float32 [len(names)], each the sum over these chips divided by the size
+        of the global batch.
+    """
+    objective = run.objective
+    with objective.no_sync() if isinstance(objective, DistributedDataParallel) and not is_last else nullcontext():
+        with run.autocast():
+            losses: dict[str, Tensor] = run.objective(
+                batch, seed=run.state.seed, epoch=run.state.epoch, batch_size=run.loader.batch_size
+            )
+        terms = torch.stack([losses[name] for name in names])
+        # equal weights (docs/method.md, 8.2); DDP takes the mean over ranks, our losses are terms of one sum
+        torch.autograd.backward(run.scaler.scale(terms.sum() * run.rank.count))
+    return terms.detach()
 
 
 def run_loop(run: Run, truth: GroundTruth | None) -> Location:
