@@ -15,39 +15,82 @@ REFERENCE_BATCH = 128
 class TrainSettings(Section):
     """How the detector is trained. What a chip or an epoch is stands in other sections."""
 
-    epochs: int = Field(12, ge=1, description="passes over the chips; half of the paper's (docs/method.md, 9.1)")
-    batch_size: int = Field(128, ge=1, description="chips of the global batch")
-    chips_per_rank: int = Field(16, ge=1, description="chips of one forward pass; more are accumulated")
-    learning_rate: float = Field(0.12, gt=0, description="at batch 128, scaled with the batch")
+    epochs: int = Field(
+        12,
+        ge=1,
+        description="How often the run goes through the chips; half as often as the paper (docs/method.md, 9.1).",
+    )
+    batch_size: int = Field(128, ge=1, description="Chips of one step, over all ranks.")
+    chips_per_rank: int = Field(
+        16,
+        ge=1,
+        description="Chips that a rank takes in one forward pass. Where its share of the step is larger, it takes "
+        "several passes and sums their gradients. Lower it where memory runs out.",
+    )
+    learning_rate: float = Field(
+        0.12, gt=0, description="The rate for 128 chips in a step. It is scaled in proportion to train.batch_size."
+    )
     decay_epochs: list[Annotated[float, Field(gt=0)]] = Field(
         [5 / 6],
-        description="where the rate is divided by ten: shares of the run below 1, or epochs done from 1 up",
+        description="Where the rate is divided by ten: shares of the run if below 1, finished epochs from 1 up.",
     )
     warmup_steps: int = Field(
         1000,
         ge=0,
-        description="linear, from a thirtieth of the rate; at most a quarter of the run (docs/method.md, 9.3)",
+        description="Steps in which the rate rises linearly from a thirtieth of itself. They are at most a quarter of "
+        "the run (docs/method.md, 9.3).",
     )
-    weight_decay: float = Field(1.25e-5, ge=0, description="of matrices; not of biases and norms")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of the optimiser")
-    precision: Precision | None = Field(None, description="null: bf16 on a GPU, fp32 on a CPU")
+    weight_decay: float = Field(
+        1.25e-5, ge=0, description="Weight decay of convolutions and linear layers. Biases and norms have none."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimiser, which is SGD.")
+    precision: Precision | None = Field(
+        None, description="Number format of the forward pass. null means bf16 on a GPU and fp32 on a CPU."
+    )
     weights: str | None = Field(
-        None, description="torchvision weights name, a file, or the folder of a run; null: from scratch"
+        None,
+        description="What the network starts from: a name of torchvision such as ResNet101_Weights.IMAGENET1K_V2, a "
+        "file, or the folder of a run. null means from scratch.",
     )
     norm: Norm | None = Field(
-        None, description="batch norm; null: train from 8 chips per rank up, else frozen (train from scratch)"
+        None,
+        description="Whether batch norm learns from each rank's chips (train), from those of all ranks (sync), or keeps "
+        "its statistics (frozen). null means train where the run starts from scratch or a forward pass has 8 chips or "
+        "more, and frozen elsewhere.",
     )
-    norm_momentum: float = Field(0.005, gt=0, le=1, description="of running statistics (docs/method.md, 6.5)")
-    clip_gradient: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that detects")
-    compile: bool = Field(False, description="torch.compile the backbone")
-    seed: int = Field(0, ge=0, lt=2**63, description="of weights that start anew, and of every draw")
-    log_every: int = Field(20, ge=1, description="steps")
-    save_every: int = Field(1000, ge=1, description="steps; also at the end of every epoch")
-    keep: int = Field(3, ge=1, description="last checkpoints; from 2 up, one or two from well before stay beside them")
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations, where validation data are given")
-    picture_every: int = Field(500, ge=1, description="steps")
-    tensorboard: bool = Field(False, description="write RUN/tensorboard, too")
+    norm_momentum: float = Field(
+        0.005,
+        gt=0,
+        le=1,
+        description="Share of each forward pass in the running statistics of batch norm (docs/method.md, 6.5).",
+    )
+    clip_gradient: float | None = Field(
+        None, gt=0, description="A gradient with a larger norm is scaled down to it. null means that none is."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a running average of the weights, which is then what detects. null means no average.",
+    )
+    compile: bool = Field(False, description="Whether torch.compile compiles the backbone.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides the weights that start anew and every draw.")
+    log_every: int = Field(20, ge=1, description="Steps from one record of the log to the next.")
+    save_every: int = Field(
+        1000, ge=1, description="Steps from one checkpoint to the next. Each epoch ends with one as well."
+    )
+    keep: int = Field(
+        3,
+        ge=1,
+        description="How many of the last checkpoints stay. From 2 up, one or two from well before stay beside them.",
+    )
+    evaluate_every: int = Field(
+        1, ge=1, description="Epochs from one validation to the next, where validation data are given."
+    )
+    picture_every: int = Field(500, ge=1, description="Steps from one picture of a batch to the next.")
+    tensorboard: bool = Field(
+        False, description="Whether the log is also written for TensorBoard, into RUN/tensorboard."
+    )
 
     @model_validator(mode="after")
     def _decays_ascend(self) -> Self:
