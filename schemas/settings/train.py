@@ -54,7 +54,7 @@ class TrainSettings(Section):
     )
     norm: Norm | None = Field(
         None,
-        description="Whether batch norm learns from each rank's chips (train), from those of all ranks (sync), or keeps "
+        description="Whether batch norm learns from the chips of each rank (train) or of all (sync), or keeps "
         "its statistics (frozen). null means train where the run starts from scratch or a forward pass has 8 chips or "
         "more, and frozen elsewhere.",
     )
