@@ -9,10 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from schemas.settings import LoaderSettings
-from trainer.loading.dataset import ChipDataset
-from trainer.loading.loader import BatchLoader
-from trainer.loading.order import State
+from sniper_chips import BatchLoader, ChipDataset, LoaderSettings, State
 
 dataset = ChipDataset(Path(sys.argv[1]))
 loader = BatchLoader(dataset, LoaderSettings(threads=2), batch_size=8)

@@ -21,15 +21,24 @@ if TYPE_CHECKING:
     from pipeline.commands.negatives import negatives
     from pipeline.commands.verify import verify
     from pipeline.insight.show import show
-    from schemas.settings import Settings, load_settings
+    from schemas.settings import LoaderSettings, Settings, load_settings
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
     from trainer.inference.detect import detect, detect_into
+    from trainer.loading.cache import cache_of
+    from trainer.loading.dataset import ChipDataset
+    from trainer.loading.loader import BatchLoader
+    from trainer.loading.order import State
     from trainer.training.make_proposals import make_proposals
     from trainer.training.train import train
 
 __all__ = [
+    "BatchLoader",
+    "ChipDataset",
+    "LoaderSettings",
     "Settings",
+    "State",
+    "cache_of",
     "check",
     "chips",
     "detect",
@@ -46,7 +55,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BatchLoader": "trainer.loading.loader",
+    "ChipDataset": "trainer.loading.dataset",
+    "LoaderSettings": "schemas.settings",
     "Settings": "schemas.settings",
+    "State": "trainer.loading.order",
+    "cache_of": "trainer.loading.cache",
     "check": "pipeline.commands.check",
     "chips": "pipeline.commands.chips",
     "detect": "trainer.inference.detect",
