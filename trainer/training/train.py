@@ -67,19 +67,19 @@ def train(
             is at work in `out`.
         StoppedError: a signal asked for an end; a checkpoint of the last whole step has been written.
     """
-    data, out, settings = location(data), location(out), settings or Settings()
+    data, out, current = location(data), location(out), settings or Settings()
     judged = None if validation is None else (location(validation[0]), location(validation[1]))
     advice = f"Go on with: sniper train --data {data} --out {out} --resume"
     with (
         joined() as rank,
         stoppable(advice),
         ExitStack() as held,
-        explained_memory(rank.device, lambda: _memory_remedy(out, settings.train)),
+        explained_memory(rank.device, lambda: _memory_remedy(out, current.train)),
     ):
         with breakable():
             from_first(lambda: _take(out, resume, held))
-            run, truth = _prepare(data, out, settings, rank, rpn_only=rpn_only, validation=judged)
-            settings = run.settings
+            run, truth = _prepare(data, out, current, rank, rpn_only=rpn_only, validation=judged)
+            current = run.settings
         return run_loop(run, truth)
 
 
