@@ -75,7 +75,10 @@ class Journal:
                         self._board.add_scalar(name, value, step)
 
     def put(self) -> None:
-        """Bring the log to an object store, which cannot append. With each checkpoint is often enough."""
+        """Bring the log to an object store, which cannot append, and to TensorBoard. Once a checkpoint is enough."""
+        if self._board is not None:
+            with auxiliary("TensorBoard's files", self._warned):
+                self._board.flush()
         if not isinstance(self._path, Path):
             with auxiliary("the log", self._warned):
                 write_atomic(self._path, self._text.encode())

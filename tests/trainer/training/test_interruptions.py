@@ -199,3 +199,14 @@ def test_train__text_serves_for_paths(chip_folder: Path, whole: Path, tmp_path: 
     shutil.copytree(whole, tmp_path / "run")
     path = train(str(chip_folder), str(tmp_path / "run"), Settings(), resume=True)
     assert path == find_checkpoints(tmp_path / "run")[-1]
+
+
+def test_journal__tensorboard_is_cut_back_when_a_run_is_resumed(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first, until, loss in ((0, 6, 1.0), (4, 8, 2.0)):  # steps 5 and 6 come after the last checkpoint
+        journal = Journal(tmp_path, first, tensorboard=True, warned=set())
+        for step in range(first + 1, until + 1):
+            journal.record(step, {"loss": loss})
+        journal.put()
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(s, 1.0 if s <= 4 else 2.0) for s in range(1, 9)]

@@ -1,13 +1,16 @@
 """Validation in training: the best is kept, and what cannot be scored on is refused before the first step."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from schemas.errors import DataError, UsageError
+from pipeline.engines.progress import Progress
+from schemas.errors import DataError, StoppedError, UsageError
+from tests.conftest import RunSniper
 from tests.trainer.runs import tiny_settings
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.runtime.checkpoint import chosen_file, find_checkpoints, origin, read_checkpoint
@@ -96,6 +99,45 @@ def test_train__says_before_the_first_step_what_is_odd_in_the_validation_data(
         for name in ("run", "plain")
     ]
     assert scores[0] == scores[1] != []
+
+
+@pytest.fixture
+def stopped_at_the_second_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal comes after the first image of a search."""
+    done = Progress.add
+
+    def add(progress: Progress, count: int, size: int = 0) -> None:
+        monkeypatch.setattr(Progress, "add", done)
+        signal.raise_signal(signal.SIGTERM)
+        done(progress, count, size)
+
+    monkeypatch.setattr(Progress, "add", add)
+
+
+@pytest.mark.usefixtures("stopped_at_the_second_image")
+def test_train__stopped_amid_a_validation_makes_it_anew_when_resumed(demo: Path, tmp_path: Path) -> None:
+    options, validation = tiny_settings("train.norm=train"), (demo / "val.json", demo / "val")
+    with pytest.raises(StoppedError, match="its validation is not done") as stopped:
+        train(demo / "chips", tmp_path, options, validation=validation)
+    assert stopped.value.exit_status == 143
+    assert not (tmp_path / "scores.json").exists()
+    kept = read_checkpoint(find_checkpoints(tmp_path)[-1])
+    train(demo / "chips", tmp_path, resume=True, validation=validation)
+    assert [score["step"] for score in json.loads((tmp_path / "scores.json").read_bytes())] == [kept.step]
+    assert read_checkpoint(tmp_path / "best.pt").step == kept.step
+
+
+@pytest.mark.usefixtures("stopped_at_the_second_image")
+def test_evaluate__stopped_by_a_signal_scores_nothing(
+    demo: Path, checkpoint: Path, tmp_path: Path, sniper: RunSniper
+) -> None:
+    found = tmp_path / "found.json"
+    words = ["evaluate", "--checkpoint", checkpoint, "--annotations", demo / "val.json", "--images", demo / "val"]
+    stopped = sniper(*words, "--out", found)
+    assert stopped.status == 143
+    assert "To score, run the same command again" in stopped.err
+    assert not found.exists()
+    assert sniper(*words, "--out", found).status == 0
 
 
 def test_train__missing_validation_images_are_refused_before_the_first_step(demo: Path, tmp_path: Path) -> None:
