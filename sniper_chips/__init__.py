@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.commands.negatives import negatives
     from pipeline.commands.verify import verify
     from pipeline.insight.show import show
+    from pipeline.insight.suggest import suggest
     from schemas.settings import LoaderSettings, Settings, load_settings
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
@@ -50,6 +51,7 @@ __all__ = [
     "make_proposals",
     "negatives",
     "show",
+    "suggest",
     "train",
     "verify",
 ]
@@ -72,6 +74,7 @@ _MODULES = {
     "make_proposals": "trainer.training.make_proposals",
     "negatives": "pipeline.commands.negatives",
     "show": "pipeline.insight.show",
+    "suggest": "pipeline.insight.suggest",
     "train": "trainer.training.train",
     "verify": "pipeline.commands.verify",
 }

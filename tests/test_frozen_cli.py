@@ -12,6 +12,7 @@ FROZEN = {
     " --max-bad-boxes --config --set",
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
     "show": "DATA --out --kind --columns --seed",
+    "suggest": "--annotations --out --proposal --device --max-nowhere --config --set",
     "verify": "DATA --workers",
     "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --config --set",
     "evaluate": "--checkpoint --annotations --images --out --proposals --max-dets --config --set",

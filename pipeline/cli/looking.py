@@ -1,8 +1,12 @@
-"""The commands that show what a data set holds."""
+"""The commands that show what a data set holds, and that choose settings for it."""
+
+from typing import Literal
 
 import click
 
-from pipeline.storage import Location, location
+from pipeline.cli.options import annotation_files_option, settings_options, tell_next
+from pipeline.storage import Location, location, write_atomic
+from schemas.settings import Settings
 from schemas.wording import counted
 
 
@@ -18,3 +22,52 @@ def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> N
 
     number = run(data, out, kind=kind, columns=columns, seed=seed)
     click.echo(f"{out}: {counted(number, 'chip')}")
+
+
+@click.command()
+@annotation_files_option
+@click.option("--out", type=location, help="YAML file to write, for --config; without, it is printed")
+@click.option(
+    "--proposal",
+    type=click.Choice(["lean", "balanced", "dense"]),
+    default="balanced",
+    help="which one is written: fewer, as many or more scales than the paper would take",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["gpu", "cpu"]),
+    default="gpu",
+    help="what trains; for cpu chips, network and schedule are small",
+)
+@click.option(
+    "--max-nowhere",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    help="share of boxes that may be valid in no chip",
+)
+@settings_options
+def suggest(
+    annotations: tuple[Location, ...],
+    out: Location | None,
+    proposal: Literal["lean", "balanced", "dense"],
+    device: Literal["gpu", "cpu"],
+    max_nowhere: float,
+    settings: Settings,
+) -> None:
+    """Suggest settings for a data set, each with the reason for it, and tell what they cost."""
+    from pipeline.insight.suggest import describe
+    from pipeline.insight.suggest import suggest as run
+
+    found = run(annotations, settings, proposal=proposal, device=device, max_nowhere=max_nowhere)
+    click.echo(describe(found))
+    if out is None:
+        click.echo(f"\n{found.text}", nl=False)
+        return
+    write_atomic(out, found.text.encode())
+    click.echo(f"{out}: the settings of `{found.chosen}`")
+    given = " ".join(f"--annotations {file}" for file in annotations)
+    tell_next(
+        f"sniper chips {given} --images IMAGES --out CHIPS --config {out}",
+        f"sniper negatives --data CHIPS --config {out}",
+        f"sniper train --data CHIPS --out RUN --config {out}",
+    )

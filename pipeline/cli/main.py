@@ -40,7 +40,14 @@ def cli() -> None:
     """SNIPER chips: train detectors on objects of very different sizes."""
 
 
-for command in (building.check, building.chips, building.verify, looking.show, building.settings_command):
+for command in (
+    building.check,
+    building.chips,
+    building.verify,
+    building.settings_command,
+    looking.show,
+    looking.suggest,
+):
     cli.add_command(command)
 
 

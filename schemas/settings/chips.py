@@ -23,6 +23,9 @@ Scale = Annotated[
     Discriminator(lambda value: "<sides>" if isinstance(value, dict | SideScale) else "<factor>"),
 ]
 
+MOST_SCALES = 8
+"""The ledger keeps the scales of a box as the bits of a byte."""
+
 Bound = Annotated[float, Field(ge=0)]
 
 
@@ -32,7 +35,7 @@ class ChipSettings(Section):
     size: int = Field(512, ge=32, le=4096)
     """Side of a chip, in chip pixels."""
 
-    scales: list[Scale] = Field([3.0, 1.667, SideScale(long_side=512)], min_length=1, max_length=8)
+    scales: list[Scale] = Field([3.0, 1.667, SideScale(long_side=512)], min_length=1, max_length=MOST_SCALES)
     """The scales that an image is cut at, the finest first: a factor, or the sides that it is scaled to. `long_side`
     is the most that the longer side gets, `short_side` what the shorter one gets where that allows it."""
 

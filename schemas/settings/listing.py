@@ -54,9 +54,9 @@ def as_config(settings: Settings) -> str:
     """Write all settings as a YAML file with their meanings; what was not given is commented out."""
     lines = [HEADER]
     for name, about, entries in list_settings(settings):
-        lines += [*_comment(about, ""), f"{name}:"]
+        lines += [*comment(about, ""), f"{name}:"]
         for entry in entries:
-            lines += _comment(entry.meaning + (f" Default: {entry.default}" if entry.is_given else ""), "  ")
+            lines += comment(entry.meaning + (f" Default: {entry.default}" if entry.is_given else ""), "  ")
             lines.append(f"  {'' if entry.is_given else '# '}{entry.name}: {entry.value}")
         lines.append("")
     return "\n".join(lines)
@@ -70,5 +70,6 @@ def _choices(annotation: Any) -> list[str]:
     return []
 
 
-def _comment(text: str, indent: str) -> list[str]:
+def comment(text: str, indent: str) -> list[str]:
+    """Return the lines of a YAML comment."""
     return textwrap.wrap(text, COLUMNS, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")

@@ -4,9 +4,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
+from schemas.arrays import FloatArray
 
 
 def make_source(
@@ -43,6 +45,34 @@ def make_source(
         path = Path(folder) / "source.json"
         path.write_bytes(msgspec.json.encode(coco))
         return read_coco(path)
+
+
+def sized_source(sizes: FloatArray, width: int, height: int, per_image: int = 20, seed: int = 0) -> Source:
+    """Images of one size, with boxes of the given sizes anywhere in them; sides differ by up to 1:2.
+
+    Args:
+        sizes: float64 [N], source pixels.
+        per_image: boxes of each image.
+    """
+    rng = np.random.default_rng(seed)
+    stretch = np.exp(rng.uniform(-0.35, 0.35, len(sizes)))
+    sides = np.minimum(np.stack([sizes * stretch, sizes / stretch], axis=1), [width, height])
+    low = rng.uniform(0, 1, sides.shape) * ([width, height] - sides)
+    n = -(-len(sizes) // per_image)
+    count = len(sizes)
+    return Source(
+        image_id=np.arange(n),
+        file_name=pa.array([f"{i}.jpg" for i in range(n)], pa.large_string()),
+        width=np.full(n, width),
+        height=np.full(n, height),
+        offsets=np.minimum(np.arange(n + 1) * per_image, count),
+        row=np.arange(count),
+        annotation_id=np.arange(count),
+        label=np.ones(count, np.int32),
+        box=np.concatenate([low, low + sides], axis=1),
+        crowd=np.zeros(count, bool),
+        categories=[(1, "thing")],
+    )
 
 
 def _random_boxes(rng: np.random.Generator, width: int, height: int) -> list[list[float]]:
