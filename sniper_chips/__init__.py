@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.commands.chips import chips
     from pipeline.commands.negatives import negatives
     from pipeline.commands.verify import verify
+    from pipeline.exchange.import_labels import import_labels
     from pipeline.insight.show import show
     from pipeline.insight.suggest import suggest
     from schemas.settings import LoaderSettings, Settings, load_settings
@@ -46,6 +47,7 @@ __all__ = [
     "detect_into",
     "evaluate",
     "evaluate_proposals",
+    "import_labels",
     "load_settings",
     "main",
     "make_proposals",
@@ -69,6 +71,7 @@ _MODULES = {
     "detect_into": "trainer.inference.detect",
     "evaluate": "trainer.evaluation.evaluate",
     "evaluate_proposals": "trainer.evaluation.recall",
+    "import_labels": "pipeline.exchange.import_labels",
     "load_settings": "schemas.settings",
     "main": "pipeline.cli.main",
     "make_proposals": "trainer.training.make_proposals",

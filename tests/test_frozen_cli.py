@@ -11,6 +11,7 @@ FROZEN = {
     "chips": "--annotations --images --out --workers --engine --address --plan-only --overwrite --max-bad"
     " --max-bad-boxes --config --set",
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
+    "import": "FORMAT --annotations --images --out --names --max-bad",
     "show": "DATA --out --kind --columns --seed",
     "suggest": "--annotations --out --proposal --device --max-nowhere --config --set",
     "verify": "DATA --workers",

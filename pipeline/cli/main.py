@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 import click
 
 from pipeline import __version__
-from pipeline.cli import building, looking
+from pipeline.cli import building, exchanging, looking
 from pipeline.engines.progress import show_log
 from schemas.errors import SniperError
 
@@ -45,6 +45,7 @@ for command in (
     building.chips,
     building.verify,
     building.settings_command,
+    exchanging.import_command,
     looking.show,
     looking.suggest,
 ):

@@ -1,0 +1,48 @@
+"""The commands that take annotations of other formats in, and that part an annotation file."""
+
+from typing import Literal
+
+import click
+
+from pipeline.cli.options import tell_next
+from pipeline.storage import Location, location
+from schemas.errors import DataError
+from schemas.wording import counted
+
+
+@click.command("import")
+@click.argument("format", type=click.Choice(["yolo", "voc", "visdrone", "dota", "csv"]))
+@click.option("--annotations", type=location, required=True, help="folder of the label files; of csv the table")
+@click.option("--images", type=location, required=True, help="folder of the images, which stay there")
+@click.option("--out", type=location, required=True, help="COCO JSON file to write")
+@click.option("--names", type=location, help="of yolo: data.yaml, or a text with a class on each line")
+@click.option(
+    "--max-bad", type=click.FloatRange(0, 1), default=0.01, help="share of refused records that is still a success"
+)
+def import_command(
+    format: Literal["yolo", "voc", "visdrone", "dota", "csv"],
+    annotations: Location,
+    images: Location,
+    out: Location,
+    names: Location | None,
+    max_bad: float,
+) -> None:
+    """Write labels of another format as a COCO JSON file."""
+    from pipeline.coco.rejects import describe_rejects
+    from pipeline.exchange.import_labels import import_labels as run
+
+    report = run(format, annotations, images, out, names=names)
+    for line in describe_rejects(report.rejects):
+        click.echo(line)
+    if report.without_labels:
+        click.echo(f"{counted(report.without_labels, 'image')} without labels left out")
+    click.echo(
+        f"{out}: {counted(report.num_images, 'image')}, {counted(report.num_boxes, 'box', 'boxes')} of which "
+        f"{report.num_crowds:,} are crowd, {counted(len(report.categories), 'category', 'categories')}"
+    )
+    if report.share_refused > max_bad:
+        raise DataError(
+            f"{len(report.rejects):,} records were refused, {report.share_refused:.1%} of all and more than --max-bad "
+            f"{max_bad:g} allows; what is good stands in {out}"
+        )
+    tell_next(f"sniper check --annotations {out} --images {images}")

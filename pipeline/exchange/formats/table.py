@@ -1,0 +1,84 @@
+"""CSV: one table for all images, a row for each object, with or without a line that names the columns.
+
+Named columns may stand in any order; other columns are passed over. The box is given by its corners, or as `x, y, w,
+h`. Without names the columns are `file, x1, y1, x2, y2, class`. A row with a file alone is an image without objects.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from pipeline.exchange.formats.labels import BadBoxError, Box, Images, Labelled, Notes, numbers, read_text
+from pipeline.storage import Location
+from schemas.codes import Reason
+from schemas.errors import DataError
+
+FILE = ("file_name", "filename", "file", "image", "image_name", "image_path", "path")
+CLASS = ("class", "class_name", "label", "category", "name")
+CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"))
+SIDES = (("x", "y", "w", "h"), ("left", "top", "width", "height"), ("bbox_x", "bbox_y", "bbox_width", "bbox_height"))
+
+
+def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[Labelled]:
+    """Yield the images that the table names, in order of their first rows, with their boxes.
+
+    Args:
+        annotations: the table.
+        images: the images; a name with folders that do not exist is looked up without them.
+        notes: takes what is refused.
+
+    Raises:
+        DataError: the table cannot be read, or a column is missing.
+    """
+    rows = [*csv.reader(io.StringIO(read_text(annotations), newline=""), skipinitialspace=True)]
+    file, box, category, has_sides, first = _columns(annotations, rows)
+    known = set(images.names)
+    boxes: dict[str, list[Box]] = {}
+    for number, row in enumerate(rows[first:], first + 1):
+        name = row[file].strip().replace("\\", "/") if len(row) > file else ""
+        if not name:
+            if any(field.strip() for field in row):
+                notes.refuse_box(annotations.name, f"row {number}", Reason.BAD_RECORD, "names no file")
+            continue
+        path = PurePosixPath(name)
+        if name not in known and (path.name in known or path.is_absolute() or ".." in path.parts):
+            name = path.name
+        of_image = boxes.setdefault(name, [])
+        fields = [row[column].strip() if column < len(row) else "" for column in (*box, category)]
+        if not any(fields):
+            continue
+        try:
+            of_image.append(_box(fields, has_sides))
+        except BadBoxError as bad:
+            notes.refuse_box(annotations.name, f"row {number}", bad.reason, str(bad))
+    notes.without_labels = len(known - boxes.keys())
+    for name, found in boxes.items():
+        size = images.size(name, notes)
+        if size is not None:
+            yield Labelled(name, *size, found)
+
+
+def _columns(place: Location, rows: list[list[str]]) -> tuple[int, list[int], int, bool, int]:
+    """Return the columns of the file, the box and the class, whether the box has sides, and the first row of data."""
+    if not rows:
+        raise DataError(f"{place}: is empty")
+    heads = [field.strip().lower() for field in rows[0]]
+    if len(heads) == 6 and not any(name in heads for name in FILE):
+        return 0, [1, 2, 3, 4], 5, False, 0
+    files, classes = ([heads.index(name) for name in names if name in heads] for names in (FILE, CLASS))
+    for names, has_sides in [*((names, False) for names in CORNERS), *((names, True) for names in SIDES)]:
+        if files and classes and set(names) <= set(heads):
+            return files[0], [heads.index(name) for name in names], classes[0], has_sides, 1
+    raise DataError(
+        f"{place}: expected columns such as file_name, x1, y1, x2, y2, class, or six columns without names; found "
+        f"{', '.join(heads)}"
+    )
+
+
+def _box(fields: list[str], has_sides: bool) -> Box:
+    if not fields[4]:
+        raise BadBoxError("has no class", Reason.UNKNOWN_CATEGORY)
+    x, y, third, fourth = numbers(fields[:4])
+    width, height = (third, fourth) if has_sides else (third - x, fourth - y)
+    return Box(fields[4], x, y, width, height)

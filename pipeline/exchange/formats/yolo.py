@@ -1,0 +1,106 @@
+"""YOLO: a text file of the image's name for each image, a line for each object, in shares of the image.
+
+A line is `class x_centre y_centre width height`, or `class x1 y1 x2 y2 x3 y3 ...` for an outline, of which the box is
+taken. An image without a file has no objects. The names of the classes stand in `data.yaml`, or one a line in a text.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from pipeline.exchange.formats.labels import (
+    BadBoxError,
+    Box,
+    Images,
+    Labelled,
+    Notes,
+    around,
+    numbers,
+    read_boxes,
+    read_lines,
+    read_text,
+)
+from pipeline.storage import Location, files_in
+from schemas.codes import Reason
+from schemas.errors import DataError
+
+LARGEST_SHARE = 1.01  # of the image, for rounding
+
+
+def read_names(place: Location) -> list[str]:
+    """Return the names of the classes by their number.
+
+    Raises:
+        DataError: the file has none.
+    """
+    text = read_text(place)
+    if place.suffix.lower() not in (".yaml", ".yml"):
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        names = _names_of_yaml(place, text)
+    if not names:
+        raise DataError(f"{place}: names no class")
+    return names
+
+
+def _names_of_yaml(place: Location, text: str) -> list[str]:
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"{place}: is not YAML: {error}") from error
+    names: Any = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise DataError(f"{place}: expected `names`, a list of classes or one from 0 on, as in YOLO's data.yaml")
+    return [str(name) for name in names]
+
+
+def read_yolo(annotations: Location, images: Images, names: list[str], notes: Notes) -> Iterator[Labelled]:
+    """Yield the images of the folder with their boxes.
+
+    Args:
+        annotations: folder of the label files.
+        images: the images.
+        names: of the classes, by number.
+        notes: takes what is refused.
+    """
+    there = {place.name: place for place in files_in(annotations, "*.txt")}
+    for name in images.names:
+        size = images.size(name, notes)
+        if size is None:
+            continue
+        file = there.pop(f"{PurePosixPath(name).stem}.txt", None)
+        lines = [] if file is None else read_lines(file, notes)
+        if lines is None:
+            continue
+        boxes = read_boxes(f"{PurePosixPath(name).stem}.txt", lines, partial(_box, names, size), notes)
+        yield Labelled(name, *size, boxes)
+    for file in there.values():
+        if file.name != "classes.txt":
+            images.of_stem(file.stem, notes, file.name)
+
+
+def _box(names: list[str], size: tuple[int, int], line: str) -> Box:
+    fields = line.split()
+    outline = len(fields) >= 7 and len(fields) % 2 == 1
+    if len(fields) != 5 and not outline:
+        raise BadBoxError(
+            f"expected `class x y width height`, or a class and the points of an outline, found {len(fields)} fields"
+        )
+    if not fields[0].isdecimal() or int(fields[0]) >= len(names):
+        raise BadBoxError(f"class {fields[0]!r} is none of 0 to {len(names) - 1}", Reason.UNKNOWN_CATEGORY)
+    shares = numbers(fields[1:])
+    if max(map(abs, shares)) > LARGEST_SHARE:
+        raise BadBoxError(
+            f"expected shares of the image from 0 to 1, found {max(shares, key=abs):g}", Reason.BAD_NUMBERS
+        )
+    if outline:
+        x, y, width, height = around(shares)
+    else:
+        width, height = shares[2:]
+        x, y = shares[0] - width / 2, shares[1] - height / 2
+    return Box(names[int(fields[0])], x * size[0], y * size[1], width * size[0], height * size[1])

@@ -1,0 +1,138 @@
+"""`sniper import`: the labels of other formats as one COCO JSON file. Images stay where they are."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from pipeline.coco import Reject
+from pipeline.engines.progress import Progress
+from pipeline.exchange.formats.dota import read_dota
+from pipeline.exchange.formats.labels import Images, Labelled, Notes
+from pipeline.exchange.formats.table import read_table
+from pipeline.exchange.formats.visdrone import CATEGORIES, read_visdrone
+from pipeline.exchange.formats.voc import read_voc
+from pipeline.exchange.formats.yolo import read_names, read_yolo
+from pipeline.images.sources import image_folder
+from pipeline.storage import Location, location, write_atomic
+from schemas.errors import DataError, UsageError
+
+Format = Literal["yolo", "voc", "visdrone", "dota", "csv"]
+
+
+class ImportReport(NamedTuple):
+    """What an import did.
+
+    Attributes:
+        num_images, num_boxes, num_crowds: written; crowds are among the boxes.
+        categories: names of the categories, in the order of their ids from 1.
+        without_labels: images of the folder that nothing labels, and which are left out.
+        rejects: refused images and boxes.
+    """
+
+    num_images: int
+    num_boxes: int
+    num_crowds: int
+    categories: list[str]
+    without_labels: int
+    rejects: list[Reject]
+
+    @property
+    def share_refused(self) -> float:
+        """Share of the images and boxes that were refused."""
+        return len(self.rejects) / max(len(self.rejects) + self.num_images + self.num_boxes, 1)
+
+
+def import_labels(
+    format: Format,
+    annotations: Location | str,
+    images: Location | str,
+    out: Location | str,
+    *,
+    names: Location | str | None = None,
+) -> ImportReport:
+    """Write the labels of another format as a COCO JSON file, whose file names are relative to the image folder.
+
+    Args:
+        format: of the labels.
+        annotations: folder of the label files; of csv the table.
+        images: folder in which the images lie; of each the header is read for its size.
+        out: file to write.
+        names: of yolo, the file that names the classes: data.yaml, or a text with one on each line.
+
+    Raises:
+        DataError: there are no images or no label files, a table lacks columns, or the output cannot be written.
+        UsageError: there is no such image folder, or `names` is missing for yolo or given for another format.
+    """
+    if (format == "yolo") != (names is not None):
+        raise UsageError("import: give --names, the file that names the classes, for yolo and only there")
+    place, out, notes = location(annotations), location(out), Notes()
+    found = Images(image_folder(location(images)))
+    known: list[str] | None = None
+    if format == "yolo":
+        assert names is not None
+        known = read_names(location(names))
+        labelled = read_yolo(place, found, known, notes)
+    elif format == "visdrone":
+        known = [*CATEGORIES]
+        labelled = read_visdrone(place, found, notes)
+    else:
+        reader = {"voc": read_voc, "dota": read_dota, "csv": read_table}[format]
+        labelled = reader(place, found, notes)
+    content = _coco(_counted(labelled, len(found.names)), known)
+    if not content["images"]:
+        first = f"; the first refused: {notes.rejects[0].message}" if notes.rejects else ""
+        raise DataError(f"{place}: no image of {found.folder} could be taken{first}")
+    write_atomic(out, msgspec.json.encode(content))
+    return ImportReport(
+        num_images=len(content["images"]),
+        num_boxes=len(content["annotations"]),
+        num_crowds=sum(record["iscrowd"] for record in content["annotations"]),
+        categories=[category["name"] for category in content["categories"]],
+        without_labels=notes.without_labels,
+        rejects=notes.rejects,
+    )
+
+
+def _counted(labelled: Iterator[Labelled], total: int) -> Iterator[Labelled]:
+    """Show progress while images are read."""
+    with Progress("import", total, "images") as progress:
+        for image in labelled:
+            yield image
+            progress.add(1)
+
+
+def _coco(labelled: Iterator[Labelled], known: list[str] | None) -> dict[str, Any]:
+    """Return the content of a COCO file.
+
+    A region of no class becomes a crowd of each category, since COCO scores each category by itself.
+
+    Args:
+        labelled: images with their boxes.
+        known: names of the categories, in order; None: those that occur, by name.
+    """
+    images = [*labelled]
+    categories = known or sorted({box.category for image in images for box in image.boxes if box.category})
+    id_of = {name: number for number, name in reversed([*enumerate(categories, 1)])}  # the first of equal names
+    annotations: list[dict[str, Any]] = []
+    for image_id, image in enumerate(images, 1):
+        for box in image.boxes:
+            for category in [box.category] if box.category else id_of:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": id_of[category],
+                        "bbox": [box.x, box.y, box.width, box.height],
+                        "area": box.width * box.height,
+                        "iscrowd": int(box.crowd),
+                    }
+                )
+    return {
+        "images": [
+            {"id": image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
+            for image_id, image in enumerate(images, 1)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in enumerate(categories, 1)],
+    }

@@ -1,0 +1,58 @@
+"""Images of a folder are found by stem; sizes come from headers, turned as viewers show them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.exchange.formats.labels import BadBoxError, Images, Notes, around, numbers, read_lines
+from schemas.codes import Reason
+from schemas.errors import DataError
+from tests.builders import exif
+from tests.pipeline.exchange.formats.folders import image_folder
+
+
+def test_images__are_found_by_stem_and_refused_where_that_is_not_one(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path, "a.jpg", "b.jpg", "b.png"), Notes()
+    assert images.of_stem("a", notes, "a.txt") == "a.jpg"
+    assert images.of_stem("b", notes, "b.txt") is None
+    assert images.of_stem("c", notes, "c.txt") is None
+    assert [reject.message.split(" in ")[0] for reject in notes.rejects] == [
+        "b.txt: 2 images are called b",
+        "c.txt: no image is called c",
+    ]
+
+
+def test_images__sizes_are_those_that_viewers_show(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "turned.jpg", exif=exif(6))
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    images, notes = Images(tmp_path), Notes()
+    assert images.size("turned.jpg", notes) == (100, 200)
+    assert images.size("broken.jpg", notes) is None
+    assert images.size("missing.jpg", notes) is None
+    assert [reject.reason for reject in notes.rejects] == [Reason.UNDECODABLE, Reason.MISSING_FILE]
+
+
+def test_images__a_folder_without_any_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no image file"):
+        Images(tmp_path)
+
+
+def test_numbers__must_be_finite() -> None:
+    assert numbers(["1", "2.5"]) == [1, 2.5]
+    for wrong in ("", "x", "nan", "inf"):
+        with pytest.raises(BadBoxError, match="numbers"):
+            numbers(["1", wrong])
+
+
+def test_read_lines__of_a_file_that_is_no_text_are_refused(tmp_path: Path) -> None:
+    notes = Notes()
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf1\n\n2\n")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    assert read_lines(tmp_path / "a.txt", notes) == [("line 1", "1"), ("line 3", "2")]
+    assert read_lines(tmp_path / "b.txt", notes) is None
+    assert notes.rejects[0].reason == Reason.BAD_RECORD
+
+
+def test_around__is_the_box_of_the_points() -> None:
+    assert around([5, 9, 1, 3, 7, 4]) == (1, 3, 6, 6)

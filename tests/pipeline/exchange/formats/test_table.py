@@ -1,0 +1,51 @@
+"""CSV tables, with and without names of columns."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.exchange.formats.labels import Box, Labelled, Notes
+from pipeline.exchange.formats.table import read_table
+from schemas.codes import Reason
+from schemas.errors import DataError
+from tests.pipeline.exchange.formats.folders import image_folder
+
+
+def read(tmp_path: Path, text: str) -> tuple[list[Labelled], Notes]:
+    images, notes = image_folder(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg"), Notes()
+    (tmp_path / "labels.csv").write_text(text)
+    return [*read_table(tmp_path / "labels.csv", images, notes)], notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.jpg,10,20,40,60,cat\nb.jpg,,,,,\n",
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,200,100,cat,10,20,40,60\nb.jpg,200,100,,,,,\n",
+        "label,x,y,w,h,image_path\ncat,10,20,30,40,/data/old/a.jpg\n,,,,,old\\b.jpg\n",
+        'file_name, x1, y1, x2, y2, category\n"a.jpg", 10, 20, 40, 60, cat\nb.jpg\n',
+    ],
+    ids=["no-names", "corners", "sides", "blanks"],
+)
+def test_read_table__finds_its_columns(tmp_path: Path, text: str) -> None:
+    found, notes = read(tmp_path, text)
+    assert found == [Labelled("a.jpg", 200, 100, [Box("cat", 10, 20, 30, 40)]), Labelled("b.jpg", 200, 100, [])]
+    assert (notes.rejects, notes.without_labels) == ([], 1)
+
+
+def test_read_table__a_bad_row_loses_nothing_else(tmp_path: Path) -> None:
+    rows = ["a.jpg,1,2,3,4,cat", "a.jpg,1,2,3,x,cat", "a.jpg,1,2,3,4,", ",1,2,3,4,cat", "gone.jpg,1,2,3,4,cat"]
+    found, notes = read(tmp_path, "\n".join(rows))
+    assert found == [Labelled("a.jpg", 200, 100, [Box("cat", 1, 2, 2, 2)])]
+    assert [(reject.kind, reject.reason) for reject in notes.rejects] == [
+        ("annotation", Reason.BAD_NUMBERS),
+        ("annotation", Reason.UNKNOWN_CATEGORY),
+        ("annotation", Reason.BAD_RECORD),
+        ("image", Reason.MISSING_FILE),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "file_name,x1,y1,x2,class\n", "a;b;c\n"])
+def test_read_table__says_which_columns_it_expects(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="empty|expected columns such as"):
+        read(tmp_path, text)

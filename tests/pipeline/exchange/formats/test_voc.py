@@ -1,0 +1,55 @@
+"""Pascal VOC's XML files: corners from 1, difficult objects."""
+
+from pathlib import Path
+
+from pipeline.exchange.formats.labels import Box, Notes
+from pipeline.exchange.formats.voc import read_voc
+from schemas.codes import Reason
+from tests.paths import shared_data
+from tests.pipeline.exchange.formats.folders import image_folder, label_folder
+
+
+def voc(*objects: tuple[str, str], size: str = "<width>200</width><height>100</height>") -> str:
+    """An XML file with objects, each a name and further elements."""
+    written = "".join(f"<object><name>{name}</name>{rest}</object>" for name, rest in objects)
+    return f"<annotation><filename>other.jpg</filename><size>{size}</size>{written}</annotation>"
+
+
+def corners(*values: object) -> str:
+    named = zip(("xmin", "ymin", "xmax", "ymax"), values, strict=True)
+    return "<bndbox>" + "".join(f"<{name}>{value}</{name}>" for name, value in named) + "</bndbox>"
+
+
+def test_read_voc__corners_count_from_one_and_belong_to_the_box(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg", "b.jpg"), Notes()
+    difficult = f"<difficult>1</difficult>{corners(1, 1, 200, 100)}"
+    labels = label_folder(tmp_path / "labels", a_xml=voc(("cat", corners(11, 21, 30, 60)), ("dog", difficult)))
+    (a,) = read_voc(labels, images, notes)
+    assert (a.file_name, a.width, a.height) == ("a.jpg", 200, 100)
+    assert a.boxes == [Box("cat", 10, 20, 20, 40), Box("dog", 0, 0, 200, 100, crowd=True)]
+    assert (notes.rejects, notes.without_labels) == ([], 1)
+
+
+def test_read_voc__a_bad_object_or_file_loses_nothing_else(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg", "b.jpg"), Notes()
+    bad = [("cat", corners("x", 1, 2, 3)), ("cat", ""), ("", corners(1, 2, 3, 4)), ("dog", corners(1, 2, 3, 4))]
+    labels = label_folder(tmp_path / "labels", a_xml=voc(*bad, size=""), b_xml="<annotation><object>")
+    (a,) = read_voc(labels, images, notes)
+    assert (a.width, a.height) == (200, 100)  # from the image, since the file does not say
+    assert a.boxes == [Box("dog", 0, 1, 3, 3)]
+    assert [reject.reason for reject in notes.rejects] == [
+        Reason.BAD_NUMBERS,
+        Reason.BAD_NUMBERS,
+        Reason.UNKNOWN_CATEGORY,
+        Reason.BAD_RECORD,
+    ]
+
+
+def test_read_voc__a_real_file(tmp_path: Path) -> None:
+    file = shared_data("odd/BloodImage_00338.xml")
+    images, notes = image_folder(tmp_path / "images", "BloodImage_00338.jpg", size=(640, 480)), Notes()
+    (found,) = read_voc(label_folder(tmp_path / "labels", BloodImage_00338_xml=file.read_text()), images, notes)
+    assert (found.width, found.height) == (640, 480)
+    assert len(found.boxes) == file.read_text().count("<object>")
+    assert found.boxes[0] == Box("RBC", 452, 80, 103, 102)
+    assert notes.rejects == []

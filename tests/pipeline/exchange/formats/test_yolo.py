@@ -1,0 +1,64 @@
+"""YOLO's label files: shares of the image, outlines, names from data.yaml or a text."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.exchange.formats.labels import Box, Notes
+from pipeline.exchange.formats.yolo import read_names, read_yolo
+from schemas.codes import Reason
+from schemas.errors import DataError
+from tests.pipeline.exchange.formats.folders import image_folder, label_folder
+
+
+def test_read_yolo__takes_boxes_outlines_and_images_without_objects(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg", "b.png", "c.jpg"), Notes()
+    labels = label_folder(
+        tmp_path / "labels",
+        a_txt="0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.3 0.2 0.3 0.6 0.1 0.6\n",
+        b_txt="",
+        classes_txt="cat\ndog\n",
+    )
+    a, b, c = read_yolo(labels, images, ["cat", "dog"], notes)
+    assert (a.file_name, a.width, a.height) == ("a.jpg", 200, 100)
+    assert a.boxes[0] == Box("cat", pytest.approx(80), pytest.approx(30), pytest.approx(40), pytest.approx(40))
+    assert a.boxes[1] == Box("dog", pytest.approx(20), pytest.approx(20), pytest.approx(40), pytest.approx(40))
+    assert (b.boxes, c.boxes) == ([], [])
+    assert notes.rejects == []
+
+
+def test_read_yolo__a_bad_line_loses_nothing_else(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg"), Notes()
+    lines = ["0 0.5 0.5 0.2 0.4", "0 0.5 0.5", "7 0.5 0.5 0.1 0.1", "0 nan 0.5 0.1 0.1", "0 90 20 40 40", "-1 0 0 0 0"]
+    labels = label_folder(tmp_path / "labels", a_txt="\n".join(lines), orphan_txt="0 0.5 0.5 0.1 0.1")
+    (a,) = read_yolo(labels, images, ["cat"], notes)
+    assert len(a.boxes) == 1
+    assert [(reject.kind, reject.reason) for reject in notes.rejects] == [
+        ("annotation", Reason.BAD_RECORD),
+        ("annotation", Reason.UNKNOWN_CATEGORY),
+        ("annotation", Reason.BAD_NUMBERS),
+        ("annotation", Reason.BAD_NUMBERS),
+        ("annotation", Reason.UNKNOWN_CATEGORY),
+        ("image", Reason.MISSING_FILE),
+    ]
+    assert notes.rejects[3].message == "a.txt, line 5: expected shares of the image from 0 to 1, found 90"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.yaml", "train: images\nnc: 2\nnames: [cat, dog]\n"),
+        ("data.yaml", "names:\n  0: cat\n  1: dog\n"),
+        ("obj.names", "cat\ndog\n\n"),
+    ],
+)
+def test_read_names__by_number(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_names(tmp_path / name) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("text", ["nc: 2", "names: {1: cat}", "[1, 2]", "names: []", "a: b: c"])
+def test_read_names__says_what_it_expects(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match="names|YAML"):
+        read_names(tmp_path / "data.yaml")
