@@ -19,8 +19,10 @@ LARGEST_FACTOR = 4.0
 """The finest scale at most, for chips of 512 px: more pixels show no more of an object."""
 OVERLAP = 1.77
 """A range begins at the end of the finer one over this: the geometric mean of the paper's 80/32 and 150/120."""
-SLACK = 0.1
-"""Share of a step by which the scales may be further apart than they should be."""
+SLACK = 2**0.25
+"""Factor by which scales may be further apart than a step."""
+NEARLY_WHOLE = 1.1
+"""A finest scale within this factor of the one that makes the image a chip is that one, which costs a single chip."""
 
 Name = Literal["lean", "balanced", "dense"]
 STEPS: dict[Name, float] = {"lean": 4.0, "balanced": 2.0, "dense": math.sqrt(2)}
@@ -48,6 +50,8 @@ def propose(source: Source, base: ChipSettings, name: Name) -> ChipSettings:
     small, large = np.percentile(box_sizes(boxes), PERCENTILES)
     whole = float(np.median(base.size / np.maximum(source.width, source.height)))  # the image becomes one chip
     finest = float(np.clip(low / small, whole, max(LARGEST_FACTOR * base.size / REFERENCE_SIZE, whole)))
+    if finest < NEARLY_WHOLE * whole:
+        finest = whole
     coarsest = float(np.clip(math.sqrt(low * high) / large, whole, finest))
     if coarsest < min(finest, whole * math.sqrt(2)):
         coarsest = whole
@@ -65,8 +69,10 @@ def propose(source: Source, base: ChipSettings, name: Name) -> ChipSettings:
 def _spaced(finest: float, coarsest: float, step: float) -> list[float]:
     """Return factors in equal proportions from the finest to the coarsest, at most about `step` apart.
 
-    Where one scale is enough it is the coarsest, which costs least.
+    Where one is enough it is the finest, at which all objects are large enough.
     """
-    count = max(0, math.ceil(math.log(finest / coarsest) / math.log(step) - SLACK))
+    count = math.ceil(math.log(finest / coarsest / SLACK) / math.log(step))
+    if count < 1:
+        return [finest]
     count = min(count, MOST_SCALES - 2)  # one more may follow
     return [*(finest * (coarsest / finest) ** (k / count) for k in range(count)), coarsest]

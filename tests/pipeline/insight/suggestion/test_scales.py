@@ -24,7 +24,7 @@ def log_normal(median: float, spread: float, count: int = 400, seed: int = 0) ->
     return np.exp(np.random.default_rng(seed).normal(math.log(median), spread, count))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(st.floats(3, 600), st.floats(0.05, 1.3), st.integers(150, 5000), st.sampled_from([256, 512]), NAMES)
 def test_propose__ranges_leave_no_gap_and_scales_descend(
     median: float, spread: float, side: int, size: int, name: Name
@@ -40,12 +40,13 @@ def test_propose__ranges_leave_no_gap_and_scales_descend(
     factors = scale_factors(found, source.width[:1], source.height[:1])[0]
     assert (np.diff(factors) < 0).all()
     assert factors[-1] >= size / side * (1 - 0.05)  # a smaller image than one chip would show less for nothing
-    assert (np.diff(np.log(factors)) > -1.2 * math.log(STEPS[name])).all() or found.scales[-1] == SideScale(
-        long_side=size
-    )
+    steps = factors[:-1] / factors[1:]
+    if found.scales[-1] == SideScale(long_side=size):  # it may have been added for the longest boxes
+        steps = steps[:-1]
+    assert (steps < 1.25 * STEPS[name]).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=30)
 @given(st.floats(12, 300), st.floats(0.1, 1.0), NAMES)
 def test_propose__chips_of_half_the_side_get_half_the_factor_and_the_same_ranges(
     median: float, spread: float, name: Name
@@ -57,7 +58,7 @@ def test_propose__chips_of_half_the_side_get_half_the_factor_and_the_same_ranges
     np.testing.assert_allclose(of_half, of_whole / 2, rtol=0.06)  # factors are rounded to two digits
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=30)
 @given(st.floats(10, 400), st.floats(0.1, 0.9), st.sampled_from([(640, 480), (1920, 1080), (4000, 4000)]), NAMES)
 def test_propose__most_objects_are_comfortable_and_next_to_none_is_lost(
     median: float, spread: float, side: tuple[int, int], name: Name
@@ -65,10 +66,14 @@ def test_propose__most_objects_are_comfortable_and_next_to_none_is_lost(
     sizes = log_normal(min(median, side[1] / 4), spread)
     largest = 240 * max(side) / 512  # becomes 240 px where the whole image is one chip
     sizes = sizes[(sizes >= 8) & (sizes < min(largest, side[1]))]  # of smaller ones no enlargement allowed makes 32 px
-    cost = plan_cost(sample(source := sized_source(sizes, *side)), propose(source, ChipSettings(), name))
+    found = propose(source := sized_source(sizes, *side), ChipSettings(), name)
+    cost = plan_cost(sample(source), found)
     assert cost.boxes == len(sizes)
     assert cost.nowhere <= 0.01 * cost.boxes
-    assert cost.comfortable >= 0.85 * cost.boxes
+    if found.scales == [SideScale(long_side=512)]:  # a single chip per image is worth a tenth of the size
+        assert np.percentile(sizes, 6) * 512 / max(side) >= 32 / 1.1
+    else:
+        assert cost.comfortable >= 0.85 * cost.boxes
 
 
 def test_propose__crowds_of_tiny_faces_become_comfortable() -> None:
