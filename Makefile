@@ -116,6 +116,7 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_loader.py --json bench-results/loader.json
 	$(BIN)/python scripts/bench/bench_train.py --json bench-results/train.json
 	$(BIN)/python scripts/bench/bench_negatives.py --json bench-results/negatives.json
+	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
 	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
 
 peers: ## make .venv-peers, the programs that benchmarks compare with

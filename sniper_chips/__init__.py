@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.commands.negatives import negatives
     from pipeline.commands.verify import verify
     from pipeline.exchange.import_labels import import_labels
+    from pipeline.insight.manifests import manifests
+    from pipeline.insight.report.report import report
     from pipeline.insight.show import show
     from pipeline.insight.suggest import suggest
     from schemas.settings import LoaderSettings, Settings, load_settings
@@ -51,7 +53,9 @@ __all__ = [
     "load_settings",
     "main",
     "make_proposals",
+    "manifests",
     "negatives",
+    "report",
     "show",
     "suggest",
     "train",
@@ -75,7 +79,9 @@ _MODULES = {
     "load_settings": "schemas.settings",
     "main": "pipeline.cli.main",
     "make_proposals": "trainer.training.make_proposals",
+    "manifests": "pipeline.insight.manifests",
     "negatives": "pipeline.commands.negatives",
+    "report": "pipeline.insight.report.report",
     "show": "pipeline.insight.show",
     "suggest": "pipeline.insight.suggest",
     "train": "trainer.training.train",

@@ -12,6 +12,7 @@ COMMANDS = (
     "chips --annotations none.json --images . --out out",
     "negatives --data none",
     "negatives --data none --random 1",
+    "report none",
     "show none --out sheet.png",
     "verify none",
     "train --data none --out run",

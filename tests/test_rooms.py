@@ -16,7 +16,7 @@ FLOORS = {  # from the ground up; rooms of one floor do not import each other
         ("coco",),
         ("planning",),
         ("images",),
-        ("dataset", "pyramid"),
+        ("dataset", "pyramid", "pages"),
         ("commands", "insight", "exchange"),
         ("cli",),
     ),

@@ -1,26 +1,54 @@
 """The commands that show what a data set holds, and that choose settings for it."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from pipeline.cli.options import annotation_files_option, settings_options, tell_next
 from pipeline.storage import Location, location, write_atomic
+from schemas.codes import STATUS_NAMES
 from schemas.settings import Settings
 from schemas.wording import counted
 
 
 @click.command()
 @click.argument("data", type=location)
+@click.option(
+    "--out", type=location, default=Path("report.html"), help="page to write; the same as JSON goes beside it"
+)
+def report(data: Location, out: Location) -> None:
+    """Write what a chip data set holds as one HTML page with charts, and as JSON."""
+    from pipeline.insight.report.report import report as run
+
+    for remark in run(data, out)["remarks"]:
+        click.echo(remark)
+    click.echo(f"{out}: open it in any browser; {out.with_suffix('.json')} has the same numbers")
+
+
+@click.command()
+@click.argument("data", type=location)
 @click.option("--out", type=location, required=True, help="picture to write")
-@click.option("--kind", type=click.Choice(["positive", "negative"]), default="positive")
-@click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips per scale")
+@click.option(
+    "--kind", type=click.Choice(["positive", "negative"]), show_default="positive; both with --image", help="of chips"
+)
+@click.option("--image", type=int, help="id of one image: draw it with its windows, and its chips below it")
+@click.option("--images", type=location, help="folder of the images, for --image; default: as run.json records it")
+@click.option("--class", "classes", multiple=True, help="only boxes of this class, and chips that hold one; repeat it")
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice(STATUS_NAMES),
+    help="only boxes of this status, and chips that hold one; repeat it",
+)
+@click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips side by side")
 @click.option("--seed", type=int, default=0, help="another seed draws other chips")
-def show(data: Location, out: Location, kind: str, columns: int, seed: int) -> None:
-    """Draw a contact sheet of chips with their boxes, read back from the shards."""
+def show(data: Location, out: Location, **options: Any) -> None:
+    """Draw a contact sheet of chips with their boxes, read back from the shards, or one image with its windows."""
     from pipeline.insight.show import show as run
 
-    number = run(data, out, kind=kind, columns=columns, seed=seed)
+    number = run(data, out, **options)
     click.echo(f"{out}: {counted(number, 'chip')}")
 
 

@@ -46,6 +46,7 @@ for command in (
     building.verify,
     building.settings_command,
     exchanging.import_command,
+    looking.report,
     looking.show,
     looking.suggest,
 ):
