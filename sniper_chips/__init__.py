@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
     from trainer.inference.detect import detect, detect_into
+    from trainer.insight.report_run import report_run
     from trainer.loading.cache import cache_of
     from trainer.loading.dataset import ChipDataset
     from trainer.loading.loader import BatchLoader
@@ -56,6 +57,7 @@ __all__ = [
     "manifests",
     "negatives",
     "report",
+    "report_run",
     "show",
     "suggest",
     "train",
@@ -82,6 +84,7 @@ _MODULES = {
     "manifests": "pipeline.insight.manifests",
     "negatives": "pipeline.commands.negatives",
     "report": "pipeline.insight.report.report",
+    "report_run": "trainer.insight.report_run",
     "show": "pipeline.insight.show",
     "suggest": "pipeline.insight.suggest",
     "train": "trainer.training.train",

@@ -13,7 +13,7 @@ FROZEN = {
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
     "import": "FORMAT --annotations --images --out --names --max-bad",
     "suggest": "--annotations --out --proposal --device --max-nowhere --config --set",
-    "report": "DATA --out",
+    "report": "FOLDER --out --detections --annotations --images",
     "show": "DATA --out --kind --image --images --class --status --columns --seed",
     "verify": "DATA --workers",
     "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --config --set",

@@ -25,7 +25,7 @@ FLOORS = {  # from the ground up; rooms of one floor do not import each other
         ("runtime", "learning"),
         ("inference",),
         ("evaluation",),
-        ("training",),
+        ("training", "insight"),
         ("cli",),
     ),
 }

@@ -188,3 +188,39 @@ def detect(
     click.echo(f"{out}: {counted(report.num_detections, 'detection')} on {counted(report.num_images, 'image')}")
     if report.errors:
         sys.exit(1)
+
+
+@click.command()
+@click.argument("folder", type=location)
+@click.option(
+    "--out", type=location, default=Path("report.html"), help="page to write; the same as JSON goes beside it"
+)
+@click.option("--detections", type=location, help="of a run: COCO results, as `sniper evaluate --out` writes them")
+@click.option("--annotations", type=location, help="with --detections: the COCO JSON file they are scored against")
+@click.option("--images", type=location, help="with --detections: folder that file_name is relative to")
+def report(
+    folder: Location,
+    out: Location,
+    detections: Location | None,
+    annotations: Location | None,
+    images: Location | None,
+) -> None:
+    """Write what chips hold, or what a training run learnt, as one HTML page with charts, and as JSON."""
+    from trainer.insight.history import holds_run
+
+    scored = (detections, annotations, images) if detections and annotations and images else None
+    if scored is None and (detections or annotations or images):
+        raise UsageError("report: give --detections, --annotations and --images together")
+    if holds_run(folder):
+        with needed("train"):
+            from trainer.insight.report_run import report_run
+        facts = report_run(folder, out, scored=scored)
+    else:
+        if scored is not None:
+            raise UsageError(f"{folder}: holds no training run, which --detections are for; give the folder of a run")
+        from pipeline.insight.report.report import report as report_data
+
+        facts = report_data(folder, out)
+    for remark in facts["remarks"]:
+        click.echo(remark)
+    click.echo(f"{out}: open it in any browser; {out.with_suffix('.json')} has the same numbers")

@@ -1,6 +1,5 @@
 """The commands that show what a data set holds, and that choose settings for it."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -10,20 +9,6 @@ from pipeline.storage import Location, location, write_atomic
 from schemas.codes import STATUS_NAMES
 from schemas.settings import Settings
 from schemas.wording import counted
-
-
-@click.command()
-@click.argument("data", type=location)
-@click.option(
-    "--out", type=location, default=Path("report.html"), help="page to write; the same as JSON goes beside it"
-)
-def report(data: Location, out: Location) -> None:
-    """Write what a chip data set holds as one HTML page with charts, and as JSON."""
-    from pipeline.insight.report.report import report as run
-
-    for remark in run(data, out)["remarks"]:
-        click.echo(remark)
-    click.echo(f"{out}: open it in any browser; {out.with_suffix('.json')} has the same numbers")
 
 
 @click.command()

@@ -46,7 +46,6 @@ for command in (
     building.verify,
     building.settings_command,
     exchanging.import_command,
-    looking.report,
     looking.show,
     looking.suggest,
 ):

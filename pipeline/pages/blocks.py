@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 JPEG_QUALITY = 82
+LONG = 30  # characters of a cell that may be broken into lines
 LAYOUT = {"width": "container", "height": 220, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
@@ -77,7 +78,7 @@ def _cell(column: str, value: Any) -> str:
     if value is None:
         return "<td></td>"
     if isinstance(value, str):
-        return f"<td>{html.escape(value)}</td>"
+        return f"<td{' class=long' * (len(value) > LONG)}>{html.escape(value)}</td>"
     if isinstance(value, int):
         shown = f"{value:,}"
     elif column.startswith("share"):
@@ -132,7 +133,8 @@ class Row(NamedTuple):
 
     def html(self) -> str:
         """Return the blocks in one flowing row."""
-        return f'<div class="row">{"".join(block.html() for block in self.blocks)}</div>'
+        kind = "charts" if any(isinstance(block, Chart) for block in self.blocks) else "pictures"
+        return f'<div class="{kind}">{"".join(block.html() for block in self.blocks)}</div>'
 
 
 Block = Text | Remarks | Figures | Table | Row

@@ -91,10 +91,11 @@ def lines(rows: Sequence[Row], x: str, y: str, by: str, *, top: float | None = N
         top: end of the y axis; None: where the values end.
     """
     domain = {} if top is None else {"scale": {"domain": [0, top]}}
+    several = len({row[by] for row in rows}) > 1
     encoding: Spec = {
         "x": {"field": x, "type": "quantitative"},
-        "y": {"field": y, "type": "quantitative", **domain},
-        "color": {"field": by, "type": "nominal", "sort": None},
+        "y": {"field": y, "type": "quantitative", "title": None, **domain},
+        "color": {"field": by, "type": "nominal", "sort": None, **({} if several else {"legend": None})},
     }
     nearest = {
         "name": "hover",

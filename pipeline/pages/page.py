@@ -30,17 +30,19 @@ p { margin: 6px 0 12px; max-width: 80ch; }
 .wide { overflow-x: auto; margin: 8px 0 16px; }
 table { border-collapse: collapse; font-size: 14px; }
 th, td { padding: 4px 12px 4px 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; white-space: pre-line; }
+td { white-space: pre-line; }
+.long { min-width: 240px; overflow-wrap: anywhere; }
 th { color: var(--faint); font-weight: 600; white-space: nowrap; vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.row { display: flex; flex-wrap: wrap; gap: 16px; margin: 8px 0 16px; }
-figure { margin: 0; }
-.chart { flex: 1 1 320px; min-width: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 16px;
+          margin: 8px 0 16px; }
+.pictures { display: flex; flex-wrap: wrap; gap: 16px; margin: 8px 0 16px; }
+figure { margin: 0; min-width: 0; }
 .chart figcaption { color: var(--ink); font-weight: 600; font-size: 14px; }
 .vega { width: 100%; }
-.picture { flex: 0 1 262px; min-width: 150px; font-size: 12px; }
+.picture { flex: 0 1 262px; font-size: 12px; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 4px; }
-@media (max-width: 500px) { .picture { flex-basis: calc(50% - 8px); } .chart { flex-basis: 100%; } }
+@media (max-width: 500px) { .picture { flex-basis: calc(50% - 8px); } }
 """
 
 DRAW = """

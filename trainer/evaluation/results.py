@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, atomic_file
+from pipeline.storage import Location, atomic_file, read_bytes
 from schemas.arrays import IntArray
+from schemas.errors import DataError
 
 BLOCK = 10_000  # boxes that are written to a file at a time
 
@@ -72,6 +74,36 @@ def join_results(parts: Sequence[CocoResults]) -> CocoResults:
     columns = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
     joined = CocoResults(*columns)  # type: ignore[arg-type]
     return joined.take(np.argsort(joined.image_id, kind="stable"))
+
+
+class _Record(msgspec.Struct):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def read_results(path: Location) -> CocoResults:
+    """Read a file of COCO results with classes, as `sniper evaluate --out` or another program wrote it.
+
+    Raises:
+        DataError: it holds anything else. OSError: it cannot be read.
+    """
+    try:
+        records = msgspec.json.decode(read_bytes(path), type=list[_Record])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: expected COCO results, a list of image_id, category_id, bbox and score, as `sniper evaluate "
+            f"--out` writes it: {error}"
+        ) from error
+    boxes = np.array([record.bbox for record in records], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return CocoResults(
+        np.array([record.image_id for record in records], np.int64),
+        np.array([record.category_id for record in records], np.int64),
+        boxes.astype(np.float32),
+        np.array([record.score for record in records], np.float32),
+    )
 
 
 def write_results(path: Location, results: CocoResults) -> None:

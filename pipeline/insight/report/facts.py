@@ -225,7 +225,7 @@ def _mismatches(facts: Facts, builds: dict[str, Build]) -> list[str]:
         ("boxes: annotations.parquet against run.json", boxes["total"], counts["boxes"]["total"]),
         ("positive chips: manifests against run.json", positives, counts["chips"]["total"]),
     ]
-    if facts["negatives"] is not None:
+    if facts["negatives"] is not None and "chips" in builds[NEGATIVES].counts:
         found = facts["negatives"]["chips"]
         pairs.append(("negative chips: manifests against run.json", found, builds[NEGATIVES].counts["chips"]["total"]))
     return [f"{what}: {found:,} and {expected:,}" for what, found, expected in pairs if found != expected]

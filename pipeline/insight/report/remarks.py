@@ -64,12 +64,10 @@ def _of_classes(classes: list[dict[str, Any]]) -> Iterator[str]:
     few = [row["name"] for row in classes if 0 < row["boxes"] < FEW]
     hard = [row["name"] for row in classes if row["boxes"] >= FEW and row["comfortable"] < COMFORTABLE * row["boxes"]]
     for names, what in (
-        (absent, "has no object"),
-        (few, f"has fewer than {FEW} objects"),
-        (hard, f"shows less than {COMFORTABLE:.0%} of its objects at a comfortable size"),
+        (absent, "without an object"),
+        (few, f"with fewer than {FEW} objects"),
+        (hard, f"of whose objects less than {COMFORTABLE:.0%} are seen at a comfortable size"),
     ):
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            verb = what if len(names) == 1 else what.replace("has", "have", 1).replace("shows", "show", 1)
-            verb = verb if len(names) == 1 else verb.replace("its", "their")
-            yield f"{counted(len(names), 'class', 'classes')} {verb}: {shown}"
+            yield f"{counted(len(names), 'class', 'classes')} {what}: {shown}"

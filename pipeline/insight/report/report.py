@@ -58,7 +58,7 @@ def report(data: Location | str, out: Location | str = "report.html", *, seed: i
         *_samples(data, facts, seed),
     ]
     write_page(out, f"Report: {data.name}", f"{data} · fingerprint {facts['fingerprint'][:12]}", sections)
-    write_atomic(out.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    write_atomic(out.with_suffix(".json"), json.dumps(facts, indent=1, allow_nan=False).encode())
     return facts
 
 

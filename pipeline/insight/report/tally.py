@@ -57,15 +57,16 @@ def count_chips(files: Sequence[Location], images: pl.DataFrame) -> Tally:
         files: the manifests, at least one. All chips of one image and kind stand in one of them.
         images: image_id, width and height of every image.
     """
-    total: list[pl.DataFrame] = []
+    total: dict[str, pl.DataFrame] = {}
     with Progress("report", len(files), "shards") as progress:
         for start in range(0, len(files), SHARDS):
             some = files[start : start + SHARDS]
-            counted = pl.collect_all([*_of_boxes(scan(some)), *_of_chips(scan(some), images.lazy())])
-            parts = zip(total, counted, strict=True) if total else ((frame,) for frame in counted)
-            total = [_sum(pl.concat(frames)) for frames in parts]
+            chips = scan(some)
+            counts = _of_boxes(chips) | _of_chips(chips, images.lazy())
+            for name, frame in zip(counts, pl.collect_all(list(counts.values())), strict=True):
+                total[name] = _sum(pl.concat([total[name], frame]) if name in total else frame)
             progress.add(len(some))
-    return Tally(**dict(zip((*_BOX_FRAMES, *_CHIP_FRAMES), total, strict=True)))
+    return Tally(**total)
 
 
 def _sum(frame: pl.DataFrame) -> pl.DataFrame:
@@ -73,28 +74,25 @@ def _sum(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.group_by(keys).agg(pl.all().sum()).sort(keys)
 
 
-_BOX_FRAMES = ("statuses", "sizes", "chip_sizes", "classes")
-_CHIP_FRAMES = ("chips", "targets", "filled", "negatives", "scores", "per_image")
-
-
-def _of_boxes(chips: pl.LazyFrame) -> list[pl.LazyFrame]:
-    """Return the counts of boxes of some shards, in the order of _BOX_FRAMES."""
+def _of_boxes(chips: pl.LazyFrame) -> dict[str, pl.LazyFrame]:
+    """Return the counts of boxes of some shards, by their names in a Tally."""
     boxes = chip_boxes(chips)
     positives = boxes.filter(pl.col("kind") == "positive", pl.col("size") > 0).with_columns(
         full=pl.col("size") / pl.col("visible").sqrt()  # of the whole box, not only of what the chip shows
     )
-    return [
-        boxes.group_by("kind", "scale_index", "status").agg(COUNT),
-        positives.group_by("scale_index", "status", bin=_octave(pl.col("full") / pl.col("scale"))).agg(COUNT),
-        positives.group_by("scale_index", "status", bin=_octave(pl.col("full"))).agg(COUNT),
-        positives.filter(IS_TARGET)
+    source, chip = _octave(pl.col("full") / pl.col("scale")), _octave(pl.col("full"))
+    return {
+        "statuses": boxes.group_by("kind", "scale_index", "status").agg(COUNT),
+        "sizes": positives.group_by("scale_index", "status", bin=source).agg(COUNT),
+        "chip_sizes": positives.group_by("scale_index", "status", bin=chip).agg(COUNT),
+        "classes": positives.filter(IS_TARGET)
         .group_by("category_id")
         .agg(COUNT.alias("sum_targets"), pl.col("key").n_unique().cast(pl.Int64).alias("chips")),
-    ]
+    }
 
 
-def _of_chips(chips: pl.LazyFrame, images: pl.LazyFrame) -> list[pl.LazyFrame]:
-    """Return the counts of chips of some shards, in the order of _CHIP_FRAMES."""
+def _of_chips(chips: pl.LazyFrame, images: pl.LazyFrame) -> dict[str, pl.LazyFrame]:
+    """Return the counts of chips of some shards, by their names in a Tally."""
     targets = chip_boxes(chips).filter(IS_TARGET)
     areas = targets.group_by("key").agg(COUNT.alias("targets"), area=pl.col("size").pow(2).sum())
     positives = (
@@ -107,21 +105,21 @@ def _of_chips(chips: pl.LazyFrame, images: pl.LazyFrame) -> list[pl.LazyFrame]:
         _bin((pl.col(f"{axis}1") + pl.col(f"{axis}2")) / 2 / pl.col(f"{side}_right"), 100 // CELL).alias(name)
         for name, axis, side in (("column", "x", "width"), ("row", "y", "height"))
     ]
-    return [
-        chips.group_by("kind", "scale_index").agg(
+    filled, score = _bin(pl.col("area") / PIXELS, SHARE_BINS), _bin(pl.col("mean_score"), SHARE_BINS)
+    of_images = negatives.group_by("image_id").agg(COUNT.alias("negatives"))
+    return {
+        "chips": chips.group_by("kind", "scale_index").agg(
             COUNT.alias("chips"),
             pixels=PIXELS.sum(),
             bytes=pl.col("size").cast(pl.Int64).sum(),
             without_targets=(pl.col("num_valid") == 0).sum().cast(pl.Int64),
         ),
-        positives.group_by("scale_index", "targets").agg(COUNT),
-        positives.group_by("scale_index", bin=_bin(pl.col("area") / PIXELS, SHARE_BINS)).agg(COUNT),
-        negatives.join(images, on="image_id").group_by("scale_index", *middle).agg(COUNT),
-        negatives.drop_nulls("mean_score")
-        .group_by("scale_index", bin=_bin(pl.col("mean_score"), SHARE_BINS))
-        .agg(COUNT),
-        negatives.group_by("image_id").agg(COUNT.alias("negatives")).group_by("negatives").agg(COUNT),
-    ]
+        "targets": positives.group_by("scale_index", "targets").agg(COUNT),
+        "filled": positives.group_by("scale_index", bin=filled).agg(COUNT),
+        "negatives": negatives.join(images, on="image_id").group_by("scale_index", *middle).agg(COUNT),
+        "scores": negatives.drop_nulls("mean_score").group_by("scale_index", bin=score).agg(COUNT),
+        "per_image": of_images.group_by("negatives").agg(COUNT),
+    }
 
 
 def _octave(size: pl.Expr) -> pl.Expr:

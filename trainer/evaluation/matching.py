@@ -1,0 +1,159 @@
+"""Which detection found which object, by COCO's rules, as arrays that every measure at one IoU is made from."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask
+
+from schemas.arrays import FloatArray, IntArray
+from trainer.evaluation.ground_truth import Objects
+from trainer.evaluation.results import CocoResults
+
+NONE = -1
+"""Stands for no detection and no object."""
+RECALLS = np.linspace(0, 1, 101)  # at which COCO reads the precision
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Matching(NamedTuple):
+    """Detections and objects in pairs.
+
+    Attributes:
+        object: int64 [D], the row of the object that each detection found, or NONE.
+        detection: int64 [N], the row of the detection that found each object, or NONE; always NONE for crowds.
+        counts: bool [D], whether a detection counts. One that lies in a crowd of its class and found no other object
+            does not, nor does one beyond the best `max_dets` of its image and class.
+    """
+
+    object: IntArray
+    detection: IntArray
+    counts: Bools
+
+    @property
+    def is_true(self) -> Bools:
+        """Whether each detection found an object, bool [D]."""
+        found: Bools = self.object != NONE
+        return found
+
+    @property
+    def is_false(self) -> Bools:
+        """Whether each detection counts and found nothing, bool [D]."""
+        return self.counts & ~self.is_true
+
+
+def match(objects: Objects, results: CocoResults, *, iou: float = 0.5, max_dets: int = 100) -> Matching:
+    """Match detections to objects of the same image and class (docs/method.md, 14.1).
+
+    In each image and class the detections choose one after the other, the best score first and equal scores in their
+    order: each takes the object it overlaps most, of those that no better one has taken, if their IoU is at least
+    `iou`; of equal ones the last. One that finds none, and of which at least `iou` lies in a crowd, does not count.
+
+    Args:
+        objects: the ground truth.
+        results: the detections, with classes.
+        iou: least IoU of a detection and its object, above 0.
+        max_dets: detections of each image and class that take part.
+
+    Returns:
+        The pairs, by the rows of `objects` and `results`.
+    """
+    found = np.full(len(results.scores), NONE)
+    finder = np.full(len(objects.crowd), NONE)
+    counts = np.zeros(len(results.scores), bool)
+    if results.category_id is None or not len(results.scores):
+        return Matching(found, finder, counts)
+    boxes = results.xywh()
+    of_group = _rows(objects.image_id, objects.category_id)
+    least = min(iou, 1 - 1e-10)
+    for group, rows in _rows(results.image_id, results.category_id).items():
+        rows = rows[np.argsort(-results.scores[rows], kind="stable")][:max_dets]
+        counts[rows] = True
+        if group not in of_group:
+            continue
+        there = of_group[group]
+        overlaps = box_ious(boxes[rows], objects.boxes[there], objects.crowd[there])
+        crowd = objects.crowd[there]
+        taken = crowd.copy()
+        for place in np.flatnonzero((overlaps >= least).any(axis=1)):
+            free = np.where(taken, -1.0, overlaps[place])
+            best = len(free) - 1 - int(np.argmax(free[::-1]))
+            if free[best] >= least:
+                taken[best] = True
+                found[rows[place]], finder[there[best]] = there[best], rows[place]
+            elif (overlaps[place][crowd] >= least).any():
+                counts[rows[place]] = False
+    return Matching(found, finder, counts)
+
+
+def box_ious(boxes: FloatArray, others: FloatArray, crowd: Bools) -> FloatArray:
+    """Return the IoU of each pair of boxes; of a crowd the share of the first box that lies in it.
+
+    Args:
+        boxes: float64 [D, 4], x y width height.
+        others: float64 [N, 4], x y width height.
+        crowd: bool [N], which of `others` are crowds.
+
+    Returns:
+        float64 [D, N].
+    """
+    if not len(boxes) or not len(others):
+        return np.zeros((len(boxes), len(others)))
+    return np.asarray(mask.iou(boxes, others, crowd.astype(np.uint8)), np.float64)
+
+
+def _rows(image_id: IntArray, category_id: IntArray) -> dict[tuple[int, int], IntArray]:
+    """Group rows by image and class, keeping their order."""
+    if not len(image_id):
+        return {}
+    order = np.lexsort((category_id, image_id))
+    images, classes = image_id[order], category_id[order]
+    starts = np.flatnonzero((np.diff(images) != 0) | (np.diff(classes) != 0)) + 1
+    groups = np.split(order, starts)
+    return {(int(image_id[rows[0]]), int(category_id[rows[0]])): rows for rows in groups}
+
+
+class Curve(NamedTuple):
+    """Precision and recall of one class, one point per detection that counts, the best score first.
+
+    Attributes:
+        precision: float64 [k], of the detections up to each one.
+        recall: float64 [k], of the objects found by them; NaN where there is no object.
+        scores: float32 [k].
+    """
+
+    precision: FloatArray
+    recall: FloatArray
+    scores: npt.NDArray[np.float32]
+
+    def average_precision(self) -> float:
+        """Return COCO's AP: the mean, over RECALLS, of the best precision at that recall or above; NaN: no object."""
+        if np.isnan(self.recall).any():
+            return float("nan")
+        best = np.maximum.accumulate(self.precision[::-1])[::-1]
+        places = np.searchsorted(self.recall, RECALLS, side="left")
+        return float(np.append(best, 0.0)[np.minimum(places, len(best))].mean())
+
+
+def curve(is_true: Bools, scores: npt.NDArray[np.float32], num_objects: int) -> Curve:
+    """Return the curve of some detections.
+
+    Args:
+        is_true: bool [k], whether each found an object. Those that do not count are left out beforehand.
+        scores: float32 [k].
+        num_objects: objects that there were to find.
+    """
+    order = np.argsort(-scores, kind="stable")
+    true = np.cumsum(is_true[order], dtype=np.float64)
+    recall = true / num_objects if num_objects else np.full(len(order), np.nan)
+    return Curve(true / np.arange(1, len(order) + 1), recall, scores[order])
+
+
+def class_curve(matching: Matching, objects: Objects, results: CocoResults, category_id: int) -> Curve:
+    """Return the curve of one class."""
+    assert results.category_id is not None, "detections have classes"
+    mine = np.flatnonzero(matching.counts & (results.category_id == category_id))
+    mine = mine[np.argsort(results.image_id[mine], kind="stable")]  # equal scores go by image, as in pycocotools
+    there = int((~objects.crowd & (objects.category_id == category_id)).sum())
+    return curve(matching.is_true[mine], results.scores[mine], there)
