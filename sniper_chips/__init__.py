@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.commands.negatives import negatives
     from pipeline.commands.verify import verify
     from pipeline.exchange.import_labels import import_labels
+    from pipeline.exchange.split import split
     from pipeline.insight.manifests import manifests
     from pipeline.insight.report.report import report
     from pipeline.insight.show import show
@@ -59,6 +60,7 @@ __all__ = [
     "report",
     "report_run",
     "show",
+    "split",
     "suggest",
     "train",
     "verify",
@@ -86,6 +88,7 @@ _MODULES = {
     "report": "pipeline.insight.report.report",
     "report_run": "trainer.insight.report_run",
     "show": "pipeline.insight.show",
+    "split": "pipeline.exchange.split",
     "suggest": "pipeline.insight.suggest",
     "train": "trainer.training.train",
     "verify": "pipeline.commands.verify",

@@ -12,12 +12,14 @@ FROZEN = {
     " --max-bad-boxes --config --set",
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
     "import": "FORMAT --annotations --images --out --names --max-bad",
+    "split": "--annotations --out --val --test --group --images --seed",
     "suggest": "--annotations --out --proposal --device --max-nowhere --config --set",
     "report": "FOLDER --out --detections --annotations --images",
     "show": "DATA --out --kind --image --images --class --status --columns --seed",
     "verify": "DATA --workers",
-    "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --config --set",
-    "evaluate": "--checkpoint --annotations --images --out --proposals --max-dets --config --set",
+    "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --allow-seen"
+    " --config --set",
+    "evaluate": "--checkpoint --annotations --images --out --proposals --max-dets --allow-seen --config --set",
     "detect": "--checkpoint IMAGES --out --min-drawn --config --set",
     "settings": "--config --set",
 }

@@ -16,6 +16,8 @@ from schemas.errors import UsageError
 from schemas.settings import Settings
 from schemas.wording import counted, duration
 
+allow_seen_option = click.option("--allow-seen", is_flag=True, help="score on images that were trained on, too")
+
 
 @click.command()
 @click.option("--data", type=location, required=True, help="folder that `sniper chips` wrote")
@@ -91,6 +93,7 @@ def negatives(
 )
 @click.option("--val-annotations", type=location, help="COCO JSON file to score on every train.evaluate_every epochs")
 @click.option("--val-images", type=location, help="its images")
+@allow_seen_option
 @settings_options
 def train(
     data: Location,
@@ -98,6 +101,7 @@ def train(
     resume: Literal["yes", "auto"] | None,
     val_annotations: Location | None,
     val_images: Location | None,
+    allow_seen: bool,
     settings: Settings,
     **options: Any,
 ) -> None:
@@ -109,7 +113,8 @@ def train(
     if (val_annotations is None) != (val_images is None):
         raise UsageError("train: give --val-annotations and --val-images together")
     validation = (val_annotations, val_images) if val_annotations and val_images else None
-    click.echo(run(data, out, settings, resume="auto" if resume == "auto" else bool(resume), validation=validation))
+    begin: bool | Literal["auto"] = "auto" if resume == "auto" else bool(resume)
+    click.echo(run(data, out, settings, resume=begin, validation=validation, allow_seen=allow_seen))
     if int(os.environ.get("RANK", 0)) == 0:
         tell_next(
             f"sniper evaluate --checkpoint {out} --annotations VAL.json --images VAL",
@@ -133,6 +138,7 @@ def train(
     show_default="100, with --proposals 300",
     help="detections per image and class, or proposals per image, for every line",
 )
+@allow_seen_option
 @settings_options
 def evaluate(
     checkpoint: Location,
@@ -141,6 +147,7 @@ def evaluate(
     out: Location | None,
     proposals: bool,
     max_dets: int | None,
+    allow_seen: bool,
     settings: Settings,
 ) -> None:
     """Score a checkpoint on whole, original images with COCO's AP and AR."""
@@ -154,7 +161,7 @@ def evaluate(
     run = evaluate_proposals if proposals else score_detections
     max_dets = max_dets or (300 if proposals else 100)
     with stoppable("To score, run the same command again; it begins anew"):
-        report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets)
+        report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets, allow_seen=allow_seen)
     if report is None:
         return  # under torchrun the first process reports
     for line in describe_rejects(report.rejects):

@@ -46,3 +46,29 @@ def import_command(
             f"{max_bad:g} allows; what is good stands in {out}"
         )
     tell_next(f"sniper check --annotations {out} --images {images}")
+
+
+@click.command()
+@click.option("--annotations", type=location, required=True, help="COCO JSON file")
+@click.option("--out", type=location, required=True, help="folder for train.json, val.json and test.json")
+@click.option("--val", type=click.FloatRange(0, 1), default=0.1, help="share of the images")
+@click.option("--test", type=click.FloatRange(0, 1), default=0.0, help="share of the images; 0: no test.json")
+@click.option("--group", help="regular expression; images in whose names it matches the same text stay together")
+@click.option("--images", type=location, help="folder of the images; those of the same content then stay together")
+@click.option("--seed", type=click.IntRange(0), default=0, help="another seed draws other images")
+def split(
+    annotations: Location,
+    out: Location,
+    val: float,
+    test: float,
+    group: str | None,
+    images: Location | None,
+    seed: int,
+) -> None:
+    """Part an annotation file into train, val and test by image."""
+    from pipeline.exchange.split import describe
+    from pipeline.exchange.split import split as run
+
+    report = run(annotations, out, val=val, test=test, group=group, images=images, seed=seed)
+    click.echo(describe(report))
+    tell_next(f"sniper suggest --annotations {report.files['train']} --out sniper.yaml")

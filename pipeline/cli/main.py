@@ -46,6 +46,7 @@ for command in (
     building.verify,
     building.settings_command,
     exchanging.import_command,
+    exchanging.split,
     looking.show,
     looking.suggest,
 ):

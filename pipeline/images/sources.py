@@ -176,7 +176,7 @@ def open_sources(
             if is_large(source):
                 windows = _Windows(place, image_root, thorough)
                 with windows.open() as file:
-                    image_hash = _hash(file) if thorough else None
+                    image_hash = hash_content(file) if thorough else None
                     image = _open(file, source, max_pixels, findings, windows)
             else:
                 assert content is not None
@@ -212,7 +212,7 @@ class _Windows(NamedTuple):
             return _checked(error, self.image_root)
 
 
-def _hash(file: IO[bytes]) -> str:
+def hash_content(file: IO[bytes]) -> str:
     """Return the XXH3-128 of a file in hex, read from its start and brought back there."""
     digest = xxhash.xxh3_128()
     while block := file.read(HASH_BLOCK):

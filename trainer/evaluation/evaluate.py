@@ -15,10 +15,11 @@ from schemas.settings import Settings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults, join_results, of_image, write_results
+from trainer.evaluation.seen import refuse_seen
 from trainer.inference.batches import SearchLog, split_spans
 from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference, open_detector
-from trainer.runtime.ranks import Rank, asked_to_stop, breakable, gather_to_first, joined, stop_together
+from trainer.runtime.ranks import Rank, asked_to_stop, breakable, from_first, gather_to_first, joined, stop_together
 
 
 class Evaluation(NamedTuple):
@@ -45,6 +46,7 @@ def evaluate(
     *,
     out: Location | str | None = None,
     max_dets: int = 100,
+    allow_seen: bool = False,
 ) -> Evaluation | None:
     """Score the detections of a checkpoint. Under torchrun the ranks share the images.
 
@@ -55,12 +57,14 @@ def evaluate(
         settings: the section `detect` is used, and chips.max_pixels where it was given.
         out: file for the detections, COCO results; the summary goes beside it.
         max_dets: detections per image and class that every score takes into account.
+        allow_seen: score on images that were trained on, too.
 
     Returns:
         The scores and what they are of; None on every rank but the first.
 
     Raises:
-        DataError: the checkpoint or the annotation file cannot be read, or the network knows none of its categories.
+        DataError: the checkpoint or the annotation file cannot be read, the network knows none of its categories, or
+            images were trained on.
         UsageError: there is no such image folder, `out` is a folder or is being written by another process, or
             settings were given that contradict the checkpoint.
     """
@@ -69,6 +73,8 @@ def evaluate(
         most = max_dets if inference.options.by_area else min(max_dets, inference.options.max_detections)
         places = location(annotations), location(images)
         truth = open_ground_truth(*places, inference.chips, state.categories, most)
+        if not allow_seen:
+            from_first(lambda: refuse_seen(location(checkpoint), truth))
         return score_model(inference, truth, rank, None if out is None else location(out), max_dets)
 
 

@@ -14,10 +14,11 @@ from trainer.evaluation.coco_scores import Summary, area_range, run_coco
 from trainer.evaluation.evaluate import Evaluation, score_source
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults
+from trainer.evaluation.seen import refuse_seen
 from trainer.inference.batches import SearchLog
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
-from trainer.runtime.ranks import joined
+from trainer.runtime.ranks import from_first, joined
 
 SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
 """[lo, hi) of sqrt(width * height), source pixels (paper, Table 1)."""
@@ -31,6 +32,7 @@ def evaluate_proposals(
     *,
     out: Location | str | None = None,
     max_dets: int = 300,
+    allow_seen: bool = False,
 ) -> Evaluation | None:
     """Score the proposals of a checkpoint's RPN. Under torchrun the ranks share the images.
 
@@ -43,12 +45,13 @@ def evaluate_proposals(
         out: file for the proposals, COCO results without category_id, as `sniper negatives --proposals` reads them;
             the summary goes beside it.
         max_dets: proposals per image that count, the best of all scales; the paper's RPN gives 300.
+        allow_seen: score on images that were trained on, too.
 
     Returns:
         The scores and what they are of; None on every rank but the first.
 
     Raises:
-        DataError: the checkpoint or the annotation file cannot be read.
+        DataError: the checkpoint or the annotation file cannot be read, or images were trained on.
         UsageError: there is no such image folder, `out` is a folder, or settings were given that contradict the
             checkpoint.
     """
@@ -65,6 +68,8 @@ def evaluate_proposals(
             return recall(objects, proposals, max_dets)
 
         truth = open_ground_truth(location(annotations), root, inference.chips, None, max_dets)
+        if not allow_seen:
+            from_first(lambda: refuse_seen(location(checkpoint), truth))
         return score_source(truth, find, summarise, rank, None if out is None else location(out))
 
 

@@ -12,7 +12,7 @@ from pipeline.storage import Location, is_file, location, locked, make_folder, p
 from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import Settings, TrainSettings
-from trainer.evaluation.ground_truth import GroundTruth
+from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
 from trainer.runtime.checkpoint import (
@@ -45,6 +45,7 @@ def train(
     resume: bool | Literal["auto"] = False,
     rpn_only: bool = False,
     validation: tuple[Location | str, Location | str] | None = None,
+    allow_seen: bool = False,
 ) -> Location:
     """Train a detector on a chip data set. Under torchrun, this process is one of several that train together.
 
@@ -56,6 +57,7 @@ def train(
         resume: go on from the last checkpoint in `out`, at the very next batch; "auto": begin where there is none.
         rpn_only: train nothing behind the RPN, on positive chips alone.
         validation: annotation file and image folder to score on; the best checkpoint stays as RUN/best.pt.
+        allow_seen: score on images that are trained on, too.
 
     Returns:
         The last checkpoint.
@@ -78,7 +80,10 @@ def train(
     ):
         with breakable():
             from_first(lambda: _take(out, resume, held))
-            run, truth = _prepare(data, out, current, rank, rpn_only=rpn_only, validation=judged)
+            run = _prepare(data, out, current, rank, rpn_only=rpn_only)
+            truth = None if judged is None else open_validation(run, *judged, allow_seen=allow_seen)
+            if truth is None and run.scores:
+                warn(rank, "the run was validated before; give --val-annotations and --val-images to go on with that")
             current = run.settings
         return run_loop(run, truth)
 
@@ -97,15 +102,7 @@ def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> Non
         raise UsageError(f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out")
 
 
-def _prepare(
-    data: Location,
-    out: Location,
-    settings: Settings,
-    rank: Rank,
-    *,
-    rpn_only: bool,
-    validation: tuple[Location, Location] | None,
-) -> tuple[Run, GroundTruth | None]:
+def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, rpn_only: bool) -> Run:
     """Make the run, or open the one that is there, and say what is worth knowing before its first step."""
     last, scores = from_first(lambda: (read_last(out), _scores(out)))  # the others need not see the folder
     if last is not None:
@@ -129,11 +126,8 @@ def _prepare(
     tell(rank, outline(run, dataset))
     for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
         warn(rank, warning)
-    if validation is None:
-        if run.scores:
-            warn(rank, "the run was validated before; give --val-annotations and --val-images to go on with that")
-        return run, None
-    return run, open_validation(run, *validation)
+    from_first(lambda: note_seen(out, data))
+    return run
 
 
 def _memory_remedy(out: Location, options: TrainSettings) -> str:

@@ -9,6 +9,7 @@ from schemas.errors import StoppedError
 from schemas.settings import ChipSettings
 from trainer.evaluation.evaluate import Evaluation, score_model
 from trainer.evaluation.ground_truth import GroundTruth, check_images, open_ground_truth
+from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections, predict
@@ -28,17 +29,26 @@ from trainer.training.run import Run
 MAX_DETS = 100  # per image and class, as COCO's own scores
 
 
-def open_validation(run: Run, annotations: Location, images: Location) -> GroundTruth:
+def open_validation(run: Run, annotations: Location, images: Location, *, allow_seen: bool = False) -> GroundTruth:
     """Read what is to be scored against, and say before the first step what is odd in it.
 
+    Args:
+        run: before its first step.
+        annotations: COCO JSON file.
+        images: folder that its file names are relative to.
+        allow_seen: score on images that are trained on, too.
+
     Raises:
-        DataError: the file cannot be trusted, it has no category of the run, or images are missing.
+        DataError: the file cannot be trusted, it has no category of the run, images are missing, or some are trained
+            on.
         UsageError: there is no such image folder.
     """
     options = run.settings.detect
     most = MAX_DETS if options.by_area else min(MAX_DETS, options.max_detections)
     truth = open_ground_truth(annotations, images, ChipSettings.model_validate(run.chips), run.categories, most)
     from_first(lambda: check_images(truth))
+    if not allow_seen:
+        from_first(lambda: refuse_seen(run.out, truth))
     for line in (*truth.notes, *describe_rejects(truth.source.rejects)):
         run.tell(f"validation data: {line}")
     return truth

@@ -1,0 +1,267 @@
+"""`sniper split`: part an annotation file into train, val and test by image, with each class in each part."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pipeline.images.contents import hash_images
+from pipeline.images.sources import image_folder
+from pipeline.storage import Location, location, make_folder, read_bytes, write_atomic
+from schemas.arrays import IntArray
+from schemas.errors import DataError, UsageError
+
+
+class SplitReport(NamedTuple):
+    """What a split did.
+
+    Attributes:
+        files: written, by part.
+        images: number of images, by part.
+        boxes: number of boxes of each category, by part and name.
+        num_groups: groups of images that had to stay together; images alone count, too.
+        num_equal: images that have the same content as another one, and were kept with it.
+        without_image: annotations of no image of the file; they are in the training part.
+    """
+
+    files: dict[str, Location]
+    images: dict[str, int]
+    boxes: dict[str, dict[str, int]]
+    num_groups: int
+    num_equal: int
+    without_image: int
+
+
+class _Image(msgspec.Struct):
+    id: int | str | float
+    file_name: str
+
+
+class _Annotation(msgspec.Struct):
+    image_id: int | str | float | None = None
+    category_id: int | str | float | None = None
+
+
+class _Category(msgspec.Struct):
+    id: int | str | float
+    name: str | int
+
+
+def split(
+    annotations: Location | str,
+    out: Location | str,
+    *,
+    val: float = 0.1,
+    test: float = 0.0,
+    group: str | None = None,
+    images: Location | str | None = None,
+    seed: int = 0,
+) -> SplitReport:
+    """Part a COCO JSON file by image into OUT/train.json, val.json and, if asked for, test.json.
+
+    Records are copied as they are, byte for byte. Each part has all categories.
+
+    Args:
+        annotations: COCO JSON file.
+        out: folder for the parts.
+        val, test: share of the images.
+        group: regular expression that is searched in file names. Images in which it matches the same text, of its
+            first group where it has one, stay in one part, such as the frames of a video.
+        images: folder of the images; where given, images of the same content stay in one part.
+        seed: of the draw where several images would do.
+
+    Raises:
+        DataError: the file is no COCO file, an image has neither id nor name, or an image cannot be read.
+        UsageError: the shares or the pattern cannot be used.
+    """
+    shares = {"train": 1 - val - test, "val": val, "test": test}
+    if min(val, test) < 0 or shares["train"] <= 0 or val + test == 0:
+        raise UsageError(f"split: expected --val and --test from 0 on, below 1 together, found {val:g} and {test:g}")
+    shares = {part: share for part, share in shares.items() if share > 0}
+    place, out = location(annotations), location(out)
+    content = _read(place)
+    records: list[_Image] = _decoded(place, content, "images", _Image)
+    keys = [] if group is None else [_group_keys(group, [image.file_name for image in records])]
+    contents = [] if images is None else _contents(image_folder(location(images)), records)
+    groups = _joined(len(records), [*keys, contents] if contents else keys)
+
+    marks: list[_Annotation] = _decoded(place, content, "annotations", _Annotation)
+    categories: list[_Category] = _decoded(place, content, "categories", _Category)
+    image_of = _positions([image.id for image in records], [mark.image_id for mark in marks])
+    category_of = _positions([category.id for category in categories], [mark.category_id for mark in marks])
+    known = (image_of >= 0) & (category_of >= 0)
+    shown = np.unique(np.stack([image_of[known], category_of[known]], axis=1), axis=0)  # once for image and class
+    counts = np.zeros((groups.max(initial=-1) + 1, len(categories)), np.int64)
+    np.add.at(counts, (groups[shown[:, 0]], shown[:, 1]), 1)
+    part_of_image = stratify(counts, np.bincount(groups), [*shares.values()], seed)[groups]
+    if missing := [part for number, part in enumerate(shares) if not (part_of_image == number).any()]:
+        raise DataError(
+            f"{place}: {len(records):,} images in {len(counts):,} groups are too few: {missing[0]} would get none; "
+            "ask for a larger share, or for smaller groups"
+        )
+    part_of_mark = np.where(image_of >= 0, part_of_image[image_of], 0)
+
+    make_folder(out)
+    files, boxes = {}, {}
+    for number, part in enumerate(shares):
+        of_part = {"images": part_of_image == number, "annotations": part_of_mark == number}
+        chosen = {name: [content[name][i] for i in np.flatnonzero(rows)] for name, rows in of_part.items()}
+        files[part] = out / f"{part}.json"
+        write_atomic(files[part], msgspec.json.encode({**content, **chosen}))
+        tally = np.bincount(category_of[known & (part_of_mark == number)], minlength=len(categories)).tolist()
+        boxes[part] = {str(category.name): count for category, count in zip(categories, tally, strict=True)}
+    return SplitReport(
+        files=files,
+        images={part: int((part_of_image == number).sum()) for number, part in enumerate(shares)},
+        boxes=boxes,
+        num_groups=len(counts),
+        num_equal=len(contents) - len(set(contents)),
+        without_image=int((image_of < 0).sum()),
+    )
+
+
+def describe(report: SplitReport) -> str:
+    """Put what a split did into a table: images, and boxes of each class, by part."""
+    parts = list(report.files)
+    classes = list(next(iter(report.boxes.values())))
+    width = max(12, *(len(name) + 2 for name in classes)) if classes else 12
+    rows = {"images": report.images} | {name: {part: report.boxes[part][name] for part in parts} for name in classes}
+    lines = [f"{'':<{width}}" + "".join(f"{part:>12}" for part in parts)]
+    lines += [f"{name:<{width}}" + "".join(f"{row[part]:>12,}" for part in parts) for name, row in rows.items()]
+    total = sum(report.images.values())
+    lines.append(f"{total:,} images in {report.num_groups:,} groups that stay together")
+    if report.num_equal:
+        lines.append(f"{report.num_equal:,} images have the content of another one, and are in its part")
+    if report.without_image:
+        lines.append(f"{report.without_image:,} annotations belong to no image; they are in train.json")
+    return "\n".join([*lines, *(f"{file}" for file in report.files.values())])
+
+
+def stratify(counts: IntArray, sizes: IntArray, shares: Sequence[float], seed: int) -> IntArray:
+    """Deal groups of images out to parts so that each class is in each part by its share.
+
+    This is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data",
+    2011), with groups in place of single examples: the class with the fewest images left is dealt out first, its
+    largest groups first, each to the part that wants most of this class, then to the one that wants most images.
+
+    Args:
+        counts: int64 [G, K], images of each group that show each class.
+        sizes: int64 [G], images of each group.
+        shares: of the parts; together 1.
+        seed: of the order among groups of one size, and of the choice among parts that want as much.
+
+    Returns:
+        int64 [G], the part of each group.
+    """
+    rng = np.random.default_rng(seed)
+    part = np.full(len(sizes), -1, np.int64)
+    wanted = np.array(shares)[:, None] * np.append(counts.sum(axis=0), sizes.sum())  # [P, K + 1]; last: images
+    every = np.column_stack([counts, sizes])
+    left = counts.sum(axis=0)
+    while (part < 0).any():
+        rarest = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin()) if (left > 0).any() else -1
+        waiting = np.flatnonzero((part < 0) & (every[:, rarest] > 0) if rarest >= 0 else part < 0)
+        waiting = rng.permutation(waiting)
+        waiting = waiting[np.argsort(-every[waiting, rarest], kind="stable")]
+        for group in waiting.tolist():
+            order = np.lexsort((rng.random(len(shares)), wanted[:, -1], wanted[:, rarest]))
+            part[group] = chosen = order[-1]
+            wanted[chosen] -= every[group]
+            left -= counts[group]
+    return part
+
+
+def _read(place: Location) -> dict[str, Any]:
+    """Return the members of a COCO file, with the records of its lists undecoded."""
+    try:
+        content: dict[str, Any] = msgspec.json.decode(read_bytes(place), type=dict[str, msgspec.Raw])
+        for name in ("images", "annotations", "categories"):
+            if name in content:
+                content[name] = msgspec.json.decode(content[name], type=list[msgspec.Raw])
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{place}: is no COCO JSON file: {error}; `sniper check` says more") from error
+    if missing := [name for name in ("images", "annotations") if name not in content]:
+        raise DataError(f"{place}: has no list `{missing[0]}`; expected a COCO JSON file")
+    return content
+
+
+def _decoded(place: Location, content: dict[str, Any], name: str, kind: type[Any]) -> list[Any]:
+    """Return what is needed of the records of a list."""
+    found = []
+    for number, record in enumerate(content.get(name, [])):
+        try:
+            found.append(msgspec.json.decode(record, type=kind))
+        except msgspec.DecodeError as error:
+            raise DataError(f"{place}: {name}[{number}]: {error}; `sniper check` names all such records") from error
+    return found
+
+
+def _positions(known: Sequence[Any], wanted: Sequence[Any]) -> IntArray:
+    """Return where each wanted id stands among the known ones, int64; -1 where it does not."""
+    position = {id_: number for number, id_ in enumerate(known)}
+    return np.array([position.get(id_, -1) for id_ in wanted], np.int64)
+
+
+def _group_keys(pattern: str, file_names: list[str]) -> list[str]:
+    """Return what the pattern matches in each file name, and the name itself where it does not.
+
+    Raises:
+        UsageError: it is no regular expression, or matches in no name.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"split: --group {pattern!r} is no regular expression: {error}") from error
+    found = [compiled.search(name) for name in file_names]
+    if not any(found):
+        raise UsageError(f"split: --group {pattern!r} matches in no file name, such as {file_names[0]!r}")
+    keys = []
+    for match, name in zip(found, file_names, strict=True):
+        keys.append(f"name {name}" if match is None else f"text {match[1] if compiled.groups else match[0]}")
+    return keys
+
+
+def _contents(folder: Location, images: list[_Image]) -> list[str]:
+    """Return a hash of the content of each image file.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    found = hash_images(folder, [image.file_name for image in images])
+    missing = [image.file_name for image, digest in zip(images, found, strict=True) if digest is None]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing):,} of {len(images):,} images cannot be read, such as {missing[0]}; "
+            "`sniper check` names all of them"
+        )
+    return [digest for digest in found if digest is not None]
+
+
+def _joined(count: int, keys: list[list[str]]) -> IntArray:
+    """Return the groups of images that have a key in common, directly or through others.
+
+    Args:
+        count: of images.
+        keys: lists of a key for each image.
+
+    Returns:
+        int64 [count], the group of each image, from 0 in order of their first images.
+    """
+    parent = [*range(count)]
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for column in keys:
+        first: dict[str, int] = {}
+        for i, key in enumerate(column):
+            a, b = sorted((root(i), root(first.setdefault(key, i))))
+            parent[b] = a
+    roots = np.array([root(i) for i in range(count)], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,159 @@
+"""`sniper split`: every record in one part, groups whole, each class in each part by its share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from pipeline.exchange.split import split, stratify
+from schemas.arrays import IntArray
+from schemas.errors import DataError, UsageError
+from tests.conftest import RunSniper
+
+
+def write_coco(path: Path, num_images: int, name: str = "clip{video:02d}-{index:03d}.jpg") -> dict[str, Any]:
+    """A file of images of which each third shows a rare class and all show a common one; ten make a video."""
+    content = {
+        "info": {"year": 2024},
+        "images": [
+            {"id": 7 * i, "file_name": name.format(video=i // 10, index=i), "width": 64, "height": 48, "extra": [i]}
+            for i in range(num_images)
+        ],
+        "annotations": [
+            {"id": 2 * i + k, "image_id": 7 * i, "category_id": 3 + k, "bbox": [1, 2.50, 3, 4], "note": "kept"}
+            for i in range(num_images)
+            for k in range(1 + (i % 3 == 0))
+        ],
+        "categories": [{"id": 3, "name": "common"}, {"id": 4, "name": "rare"}],
+    }
+    path.write_text(json.dumps(content))
+    return content
+
+
+def parts_of(folder: Path) -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_split__every_record_is_in_one_part_as_it_was(tmp_path: Path) -> None:
+    content = write_coco(tmp_path / "all.json", 60)
+    report = split(tmp_path / "all.json", tmp_path / "out", val=0.2, test=0.1)
+    parts = parts_of(tmp_path / "out")
+    assert report.images == {"train": 42, "val": 12, "test": 6}
+    for name in ("images", "annotations"):
+        records = [record for part in parts.values() for record in part[name]]
+        assert sorted(records, key=lambda record: record["id"]) == content[name]
+    for name, part in parts.items():
+        ids = {image["id"] for image in part["images"]}
+        assert {record["image_id"] for record in part["annotations"]} == ids
+        assert (part["info"], part["categories"]) == (content["info"], content["categories"])
+        assert '"bbox": [1, 2.5, 3, 4], "note": "kept"' in report.files[name].read_text()  # byte for byte
+    assert report.boxes["val"] == {"common": 12, "rare": 4}
+
+
+def test_split__the_seed_alone_decides(tmp_path: Path) -> None:
+    write_coco(tmp_path / "all.json", 50)
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        files = split(tmp_path / "all.json", tmp_path / f"{number}", seed=seed).files
+        found.append(files["val"].read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_split__groups_stay_together(tmp_path: Path) -> None:
+    write_coco(tmp_path / "all.json", 100)
+    report = split(tmp_path / "all.json", tmp_path / "out", val=0.3, group=r"clip(\d+)")
+    assert report.num_groups == 10
+    clips = [{image["file_name"][:6] for image in part["images"]} for part in parts_of(tmp_path / "out").values()]
+    assert not set.intersection(*clips)
+    assert report.images == {"train": 70, "val": 30}
+
+
+def test_split__equal_images_stay_together_also_through_groups(tmp_path: Path) -> None:
+    write_coco(tmp_path / "all.json", 30)
+    (tmp_path / "images").mkdir()
+    for image in json.loads((tmp_path / "all.json").read_text())["images"]:
+        number = image["extra"][0]
+        content = 0 if number in (5, 15) else number  # one frame of the first video is one of the second
+        (tmp_path / "images" / image["file_name"]).write_bytes(bytes([content]))
+    given = {"group": r"clip\d+", "images": tmp_path / "images"}
+    report = split(tmp_path / "all.json", tmp_path / "out", val=0.3, **given)
+    assert (report.num_groups, report.num_equal) == (2, 2)
+    assert report.images == {"train": 20, "val": 10}
+    (tmp_path / "images/clip00-003.jpg").unlink()
+    with pytest.raises(DataError, match="1 of 30 images cannot be read, such as clip00-003.jpg"):
+        split(tmp_path / "all.json", tmp_path / "out", images=tmp_path / "images")
+
+
+def test_split__annotations_of_no_image_are_not_lost(tmp_path: Path) -> None:
+    content = write_coco(tmp_path / "all.json", 20)
+    content["annotations"].append({"id": 999, "image_id": 123456, "category_id": 3, "bbox": [0, 0, 1, 1]})
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    report = split(tmp_path / "all.json", tmp_path / "out")
+    assert report.without_image == 1
+    assert parts_of(tmp_path / "out")["train"]["annotations"][-1]["id"] == 999
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val": 0.0}, "expected --val and --test"),
+        ({"val": 0.6, "test": 0.4}, "expected --val and --test"),
+        ({"group": "("}, "no regular expression"),
+        ({"group": "frame"}, "matches in no file name"),
+    ],
+)
+def test_split__says_what_is_wrong_with_its_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    write_coco(tmp_path / "all.json", 20)
+    with pytest.raises(UsageError, match=message):
+        split(tmp_path / "all.json", tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no COCO JSON file"),
+        ('{"images": []}', "no list `annotations`"),
+        ('{"images": [], "annotations": []}', "too few"),
+        ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: .*file_name"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "too few: val would get none"),
+    ],
+)
+def test_split__says_what_is_wrong_with_a_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "all.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        split(tmp_path / "all.json", tmp_path / "out")
+
+
+def test_split__prints_a_table(sniper: RunSniper, tmp_path: Path) -> None:
+    write_coco(tmp_path / "all.json", 60)
+    told = sniper("split", "--annotations", tmp_path / "all.json", "--out", tmp_path / "out", "--val", 0.2)
+    assert told.status == 0
+    assert [line.split() for line in told.out.splitlines()[:4]] == [
+        ["train", "val"],
+        ["images", "48", "12"],
+        ["common", "48", "12"],
+        ["rare", "16", "4"],
+    ]
+
+
+COUNTS = arrays.arrays(np.int64, st.tuples(st.integers(30, 200), st.integers(0, 6)), elements=st.integers(0, 1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(COUNTS, st.sampled_from([(0.9, 0.1), (0.7, 0.2, 0.1), (0.5, 0.5)]), st.integers(0, 5))
+def test_stratify__each_part_gets_its_share_of_images_and_classes(
+    counts: IntArray, shares: tuple[float, ...], seed: int
+) -> None:
+    part = stratify(counts, np.ones(len(counts), np.int64), shares, seed)
+    assert set(part.tolist()) <= set(range(len(shares)))
+    for number, share in enumerate(shares):
+        assert abs((part == number).sum() - share * len(counts)) <= 2 + counts.shape[1]
+        got, wanted = counts[part == number].sum(axis=0), share * counts.sum(axis=0)
+        assert (np.abs(got - wanted) <= 2 + 0.25 * counts.sum(axis=0)).all()
+        rarest = np.argsort(counts.sum(axis=0))[:1]
+        assert (np.abs(got - wanted)[rarest] <= 1.5).all()  # it is dealt out first
