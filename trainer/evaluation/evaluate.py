@@ -74,7 +74,8 @@ def evaluate(
         places = location(annotations), location(images)
         truth = open_ground_truth(*places, inference.chips, state.categories, most)
         if not allow_seen:
-            from_first(lambda: refuse_seen(location(checkpoint), truth))
+            with breakable():
+                from_first(lambda: refuse_seen(location(checkpoint), truth))
         return score_model(inference, truth, rank, None if out is None else location(out), max_dets)
 
 

@@ -18,7 +18,7 @@ from trainer.evaluation.seen import refuse_seen
 from trainer.inference.batches import SearchLog
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
-from trainer.runtime.ranks import from_first, joined
+from trainer.runtime.ranks import breakable, from_first, joined
 
 SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
 """[lo, hi) of sqrt(width * height), source pixels (paper, Table 1)."""
@@ -69,7 +69,8 @@ def evaluate_proposals(
 
         truth = open_ground_truth(location(annotations), root, inference.chips, None, max_dets)
         if not allow_seen:
-            from_first(lambda: refuse_seen(location(checkpoint), truth))
+            with breakable():
+                from_first(lambda: refuse_seen(location(checkpoint), truth))
         return score_source(truth, find, summarise, rank, None if out is None else location(out))
 
 

@@ -114,7 +114,7 @@ def test_propose_images__boxes_have_an_area(tmp_path: Path, monkeypatch: pytest.
 def test_evaluate__proposals_are_those_that_mining_pools(demo: Path, tmp_path: Path, sniper: RunSniper) -> None:
     """On the checkpoint of the RPN alone, and in a form that `sniper negatives` reads."""
     data = ("--annotations", demo / "train.json", "--images", demo / "train")
-    checkpoint = ("--checkpoint", demo / "chips/proposals/rpn")
+    checkpoint = ("--allow-seen", "--checkpoint", demo / "chips/proposals/rpn")
     out = tmp_path / "proposals.json"
     result = sniper("evaluate", "--proposals", *checkpoint, *data, "--out", out)
     assert result.status == 0, result.err
@@ -148,7 +148,7 @@ def test_evaluate__proposals_of_other_classes_and_without_a_bad_image(
     bad = read_coco(demo / "train.json").images(0, 1)[0]
     (tmp_path / "images" / bad.file_name).write_bytes(b"not an image")
     data = ("--annotations", tmp_path / "other.json", "--images", tmp_path / "images")
-    options = ("--checkpoint", demo / "chips/proposals/rpn", "--out", tmp_path / "out.json")
+    options = ("--allow-seen", "--checkpoint", demo / "chips/proposals/rpn", "--out", tmp_path / "out.json")
     result = sniper("evaluate", "--proposals", *options, *data)
     assert result.status == 1, result.err  # an image could not be read
     assert bad.file_name in result.out

@@ -107,8 +107,9 @@ def stopped_at_the_second_image(monkeypatch: pytest.MonkeyPatch) -> None:
     done = Progress.add
 
     def add(progress: Progress, count: int, size: int = 0) -> None:
-        monkeypatch.setattr(Progress, "add", done)
-        signal.raise_signal(signal.SIGTERM)
+        if progress._what == "evaluate":
+            monkeypatch.setattr(Progress, "add", done)
+            signal.raise_signal(signal.SIGTERM)
         done(progress, count, size)
 
     monkeypatch.setattr(Progress, "add", add)
