@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.images.contents import hash_images
 from pipeline.images.sources import image_folder
-from pipeline.storage import Location, location, make_folder, read_bytes, write_atomic
+from pipeline.storage import Location, is_file, location, make_folder, read_bytes, write_atomic
 from schemas.arrays import IntArray
 from schemas.errors import DataError, UsageError
 
@@ -74,13 +74,16 @@ def split(
 
     Raises:
         DataError: the file is no COCO file, an image has neither id nor name, or an image cannot be read.
-        UsageError: the shares or the pattern cannot be used.
+        UsageError: the shares or the pattern cannot be used, or a part is there already.
     """
     shares = {"train": 1 - val - test, "val": val, "test": test}
     if min(val, test) < 0 or shares["train"] <= 0 or val + test == 0:
         raise UsageError(f"split: expected --val and --test from 0 on, below 1 together, found {val:g} and {test:g}")
     shares = {part: share for part, share in shares.items() if share > 0}
     place, out = location(annotations), location(out)
+    files = {part: out / f"{part}.json" for part in shares}
+    if there := [file for file in files.values() if is_file(file)]:
+        raise UsageError(f"{there[0]}: is there already; choose another --out, or remove it")
     content = _read(place)
     records: list[_Image] = _decoded(place, content, "images", _Image)
     keys = [] if group is None else [_group_keys(group, [image.file_name for image in records])]
@@ -104,11 +107,10 @@ def split(
     part_of_mark = np.where(image_of >= 0, part_of_image[image_of], 0)
 
     make_folder(out)
-    files, boxes = {}, {}
+    boxes = {}
     for number, part in enumerate(shares):
         of_part = {"images": part_of_image == number, "annotations": part_of_mark == number}
         chosen = {name: [content[name][i] for i in np.flatnonzero(rows)] for name, rows in of_part.items()}
-        files[part] = out / f"{part}.json"
         write_atomic(files[part], msgspec.json.encode({**content, **chosen}))
         tally = np.bincount(category_of[known & (part_of_mark == number)], minlength=len(categories)).tolist()
         boxes[part] = {str(category.name): count for category, count in zip(categories, tally, strict=True)}

@@ -64,7 +64,8 @@ def suggest(
     given = settings.chips
     files = [location(annotations)] if isinstance(annotations, Location | str) else [*map(location, annotations)]
     with showing(f"reading {', '.join(map(str, files))}"):
-        source = read_coco(files, given.max_pixels, given.ignore_categories)
+        apart = [str(number) for number in range(len(files))]  # no image is opened, so equal names do not matter
+        source = read_coco(files, given.max_pixels, given.ignore_categories, folders=apart)
     if source.crowd.all():
         raise DataError(f"{files[0]}: no box is an object, so there is nothing to suggest; `sniper check` says why")
     proposals = _proposals(source, given, device)

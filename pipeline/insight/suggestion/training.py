@@ -27,11 +27,11 @@ ANCHOR_RATIOS = ([0.5, 1.0, 2.0], [0.33, 0.5, 1.0, 2.0, 3.0], [0.2, 0.33, 0.5, 1
 
 SMALL_LEVELS = (2, 5)
 SMALL_NETWORK: dict[str, tuple[Any, str]] = {
-    "backbone": ("resnet18", "the smallest network here that learns well from scratch"),
-    "levels": ([*SMALL_LEVELS], "the anchors of level 5 are as large as objects in such a chip become"),
+    "backbone": ("resnet18", "a small network, which learns from scratch"),
+    "levels": ([*SMALL_LEVELS], "a coarser level would have anchors larger than such a chip"),
     "width": (64, "a quarter of the default"),
     "pooled": (5, "half of the cells that a proposal is pooled to"),
-    "head_width": (128, "an eighth of the default; a few classes need no more"),
+    "head_width": (128, "an eighth of the default"),
     "proposals": (100, "a third of the default; a small chip holds fewer objects"),
     "pre_nms": (500, "a quarter of the default, as there are fewer anchors"),
 }

@@ -80,13 +80,12 @@ def test_split__equal_images_stay_together_also_through_groups(tmp_path: Path) -
         number = image["extra"][0]
         content = 0 if number in (5, 15) else number  # one frame of the first video is one of the second
         (tmp_path / "images" / image["file_name"]).write_bytes(bytes([content]))
-    given = {"group": r"clip\d+", "images": tmp_path / "images"}
-    report = split(tmp_path / "all.json", tmp_path / "out", val=0.3, **given)
+    report = split(tmp_path / "all.json", tmp_path / "out", val=0.3, group=r"clip\d+", images=tmp_path / "images")
     assert (report.num_groups, report.num_equal) == (2, 2)
     assert report.images == {"train": 20, "val": 10}
     (tmp_path / "images/clip00-003.jpg").unlink()
     with pytest.raises(DataError, match="1 of 30 images cannot be read, such as clip00-003.jpg"):
-        split(tmp_path / "all.json", tmp_path / "out", images=tmp_path / "images")
+        split(tmp_path / "all.json", tmp_path / "again", images=tmp_path / "images")
 
 
 def test_split__annotations_of_no_image_are_not_lost(tmp_path: Path) -> None:
@@ -96,6 +95,14 @@ def test_split__annotations_of_no_image_are_not_lost(tmp_path: Path) -> None:
     report = split(tmp_path / "all.json", tmp_path / "out")
     assert report.without_image == 1
     assert parts_of(tmp_path / "out")["train"]["annotations"][-1]["id"] == 999
+
+
+def test_split__writes_over_nothing(tmp_path: Path) -> None:
+    content = write_coco(tmp_path / "train.json", 20)
+    with pytest.raises(UsageError, match="train.json: is there already"):
+        split(tmp_path / "train.json", tmp_path)
+    assert json.loads((tmp_path / "train.json").read_text()) == content
+    assert not (tmp_path / "val.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,12 @@ def test_suggest__refuses_settings_under_which_boxes_are_valid_nowhere(sniper: R
     assert "ranges: [[0.0, 20.0], [200.0, null]]" in told.out
 
 
+def test_suggest__takes_several_files_whatever_their_images_are_called(demo_set: DataSet) -> None:
+    once, twice = suggest(demo_set.annotations), suggest([demo_set.annotations, demo_set.annotations])
+    assert twice.costs["paper"].chips == 2 * once.costs["paper"].chips
+    assert twice.costs["paper"].comfortable == 2 * once.costs["paper"].comfortable
+
+
 def test_suggest__without_an_object_there_is_nothing_to_suggest(tmp_path: Path) -> None:
     data = CocoSet(tmp_path)
     content = {"images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}], "annotations": []}
