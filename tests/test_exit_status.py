@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import RunSniper
 
@@ -12,6 +13,13 @@ COMMANDS = (
     "chips --annotations none.json --images . --out out",
     "negatives --data none",
     "negatives --data none --random 1",
+    "import csv --annotations none.csv --images . --out out.json",
+    "import voc --annotations none --images . --out out.json",
+    "import yolo --annotations none --images . --out out.json --names classes.txt",
+    "import yolo --annotations . --images . --out out.json --names none.yaml",
+    "import yolo --annotations . --images none --out out.json --names classes.txt",
+    "split --annotations none.json --out out",
+    "suggest --annotations none.json",
     "report none",
     "show none --out sheet.png",
     "verify none",
@@ -28,6 +36,8 @@ def test_missing_file__is_wrong_use(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sniper: RunSniper
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    (tmp_path / "classes.txt").write_text("thing")
     result = sniper(*command.split())
     assert result.status == 2, result.err
     assert "none" in result.err

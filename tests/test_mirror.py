@@ -5,6 +5,7 @@ from tests.test_rooms import FILES
 
 ELSEWHERE = {
     "pipeline/cli/building.py": "pipeline/test_cli.py",
+    "pipeline/cli/exchanging.py": "pipeline/exchange/test_import_labels.py",
     "pipeline/cli/looking.py": "pipeline/test_cli.py",
     "pipeline/cli/main.py": "pipeline/test_cli.py",
     "pipeline/cli/options.py": "test_frozen_cli.py",

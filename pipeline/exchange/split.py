@@ -11,7 +11,7 @@ from pipeline.images.contents import hash_images
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, is_file, location, make_folder, read_bytes, write_atomic
 from schemas.arrays import IntArray
-from schemas.errors import DataError, UsageError
+from schemas.errors import DataError, MissingError, UsageError
 
 
 class SplitReport(NamedTuple):
@@ -182,6 +182,8 @@ def _read(place: Location) -> dict[str, Any]:
         for name in ("images", "annotations", "categories"):
             if name in content:
                 content[name] = msgspec.json.decode(content[name], type=list[msgspec.Raw])
+    except FileNotFoundError as error:
+        raise MissingError(f"{place}: no such annotation file") from error
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
     except msgspec.DecodeError as error:

@@ -7,9 +7,9 @@ from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from pipeline.coco import Reject
 from pipeline.images.decode import ImageRefusedError, open_image
-from pipeline.storage import Location, files_in, open_binary, read_bytes
+from pipeline.storage import Location, files_in, is_folder, open_binary, read_bytes
 from schemas.codes import Reason
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 
 Record = TypeVar("Record")
 
@@ -116,10 +116,12 @@ def read_text(place: Location) -> str:
     """Return the text of a label file.
 
     Raises:
-        DataError: it cannot be read, or is no text in UTF-8.
+        DataError: it is missing, cannot be read, or is no text in UTF-8.
     """
     try:
         return read_bytes(place).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingError(f"{place}: no such file") from error
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -130,8 +132,10 @@ def label_files(folder: Location, suffix: str) -> list[Location]:
     """Return the label files of a folder, in order of their names.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such folder, or none in it.
     """
+    if not is_folder(folder):
+        raise MissingError(f"{folder}: no such folder; give the folder of the label files, as --annotations")
     found = sorted(files_in(folder, f"*{suffix}"), key=lambda place: place.name)
     if not found:
         raise DataError(f"{folder}: holds no {suffix} file; give the folder of the label files, as --annotations")

@@ -18,12 +18,13 @@ from pipeline.exchange.formats.labels import (
     Labelled,
     Notes,
     around,
+    label_files,
     numbers,
     read_boxes,
     read_lines,
     read_text,
 )
-from pipeline.storage import Location, files_in
+from pipeline.storage import Location
 from schemas.codes import Reason
 from schemas.errors import DataError
 
@@ -68,7 +69,7 @@ def read_yolo(annotations: Location, images: Images, names: list[str], notes: No
         names: of the classes, by number.
         notes: takes what is refused.
     """
-    there = {place.name: place for place in files_in(annotations, "*.txt")}
+    there = {file.name: file for file in label_files(annotations, ".txt")}
     for name in images.names:
         size = images.size(name, notes)
         if size is None:
