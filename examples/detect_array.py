@@ -4,22 +4,16 @@ Run it as: python examples/detect_array.py RUN/ (a folder that `sniper train` wr
 """
 
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from sniper_chips import detect
+from sniper_chips import Predictor
 
+predictor = Predictor(sys.argv[1])
 pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)  # yours: uint8, RGB
+found = predictor(pixels)
 
-with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "image.png"
-    Image.fromarray(pixels).save(file)
-    (result,) = detect(Path(sys.argv[1]), file)
-
-for found in result["detections"][:5]:
-    x, y, width, height = found["bbox"]
-    print(f"{found['category']} {found['score']:.2f} at {x:.0f}, {y:.0f}, {width:.0f} x {height:.0f}")
-print(f"{len(result['detections'])} detections")
+for (x1, y1, x2, y2), score, label in zip(*(column.tolist() for column in found), strict=True):
+    category_id, name = predictor.categories[label - 1]
+    print(f"{name} {score:.2f} at {x1:.0f}, {y1:.0f}, {x2 - x1:.0f} x {y2 - y1:.0f}")
+print(f"{len(found.boxes)} detections")

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from pipeline.commands.chips import chips
     from pipeline.commands.negatives import negatives
     from pipeline.commands.verify import verify
+    from pipeline.exchange.export import export
     from pipeline.exchange.import_labels import import_labels
     from pipeline.exchange.split import split
+    from pipeline.exchange.views import views
     from pipeline.insight.manifests import manifests
     from pipeline.insight.report.report import report
     from pipeline.insight.show import show
     from pipeline.insight.suggest import suggest
+    from pipeline.pyramid.search import search
     from schemas.settings import LoaderSettings, Settings, load_settings
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
+    from trainer.evaluation.views import merge_views
     from trainer.inference.detect import detect, detect_into
+    from trainer.inference.predictor import Predictor
     from trainer.insight.report_run import report_run
     from trainer.loading.cache import cache_of
     from trainer.loading.dataset import ChipDataset
@@ -42,6 +47,7 @@ __all__ = [
     "BatchLoader",
     "ChipDataset",
     "LoaderSettings",
+    "Predictor",
     "Settings",
     "State",
     "cache_of",
@@ -51,25 +57,30 @@ __all__ = [
     "detect_into",
     "evaluate",
     "evaluate_proposals",
+    "export",
     "import_labels",
     "load_settings",
     "main",
     "make_proposals",
     "manifests",
+    "merge_views",
     "negatives",
     "report",
     "report_run",
+    "search",
     "show",
     "split",
     "suggest",
     "train",
     "verify",
+    "views",
 ]
 
 _MODULES = {
     "BatchLoader": "trainer.loading.loader",
     "ChipDataset": "trainer.loading.dataset",
     "LoaderSettings": "schemas.settings",
+    "Predictor": "trainer.inference.predictor",
     "Settings": "schemas.settings",
     "State": "trainer.loading.order",
     "cache_of": "trainer.loading.cache",
@@ -79,19 +90,23 @@ _MODULES = {
     "detect_into": "trainer.inference.detect",
     "evaluate": "trainer.evaluation.evaluate",
     "evaluate_proposals": "trainer.evaluation.recall",
+    "export": "pipeline.exchange.export",
     "import_labels": "pipeline.exchange.import_labels",
     "load_settings": "schemas.settings",
     "main": "pipeline.cli.main",
     "make_proposals": "trainer.training.make_proposals",
     "manifests": "pipeline.insight.manifests",
+    "merge_views": "trainer.evaluation.views",
     "negatives": "pipeline.commands.negatives",
     "report": "pipeline.insight.report.report",
     "report_run": "trainer.insight.report_run",
+    "search": "pipeline.pyramid.search",
     "show": "pipeline.insight.show",
     "split": "pipeline.exchange.split",
     "suggest": "pipeline.insight.suggest",
     "train": "trainer.training.train",
     "verify": "pipeline.commands.verify",
+    "views": "pipeline.exchange.views",
 }
 
 

@@ -1,5 +1,6 @@
 """The programs in examples/ run as they stand, on tiny data."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_detect_array(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "detections" in capsys.readouterr().out
 
 
+def test_camera_loop(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("camera_loop.py", scenes / "run", monkeypatch=monkeypatch)
+    run("camera_loop.py", scenes / "run", scenes / "val", monkeypatch=monkeypatch)
+    assert re.findall(r"frame (\d): \d+ detections in", capsys.readouterr().out) == ["0", "1", "2", "0"]
+
+
+def test_search_torchvision(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("search_torchvision.py", scenes / "val", monkeypatch=monkeypatch)
+    assert re.search(r"detections, best score 0\.\d\d", capsys.readouterr().out)
+
+
 def test_examples__each_has_a_test() -> None:
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} <= tests
+    in_peers = re.findall(r"def test_(\w+)", (ROOT / "tests/peers/test_examples.py").read_text())
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} <= tests | set(in_peers)

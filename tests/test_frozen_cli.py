@@ -13,6 +13,7 @@ FROZEN = {
     "negatives": "--data --images --proposals --random --workers --engine --address --overwrite --config --set",
     "import": "FORMAT --annotations --images --out --names --max-bad",
     "split": "--annotations --out --val --test --group --images --seed",
+    "export": "DATA --format --out --split --kind --blank --workers --overwrite",
     "suggest": "--annotations --out --proposal --device --max-nowhere --config --set",
     "report": "FOLDER --out --detections --annotations --images",
     "show": "DATA --out --kind --image --images --class --status --columns --seed",
@@ -20,7 +21,9 @@ FROZEN = {
     "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --allow-seen"
     " --config --set",
     "evaluate": "--checkpoint --annotations --images --out --proposals --max-dets --allow-seen --config --set",
-    "detect": "--checkpoint IMAGES --out --min-drawn --config --set",
+    "detect": "--checkpoint IMAGES --out --classes --min-score --min-drawn --config --set",
+    "views": "--images --annotations --out --workers --overwrite --config --set",
+    "merge-views": "VIEWS --results --out --annotations --max-dets --config --set",
     "settings": "--config --set",
 }
 

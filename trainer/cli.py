@@ -178,18 +178,35 @@ def evaluate(
 )
 @click.argument("images", type=location, nargs=-1, required=True)
 @click.option("--out", type=location, default=Path("detections"), help="folder for detections.json and the pictures")
+@click.option("--classes", help="names of the classes that are wanted, with commas between them  [default: all]")
+@click.option(
+    "--min-score",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="leave out what scores less  [default: detect.min_score]",
+)
 @click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
 @settings_options
 def detect(
-    checkpoint: Location, images: tuple[Location, ...], out: Location, min_drawn: float, settings: Settings
+    checkpoint: Location,
+    images: tuple[Location, ...],
+    out: Location,
+    classes: str | None,
+    min_score: float | None,
+    min_drawn: float,
+    settings: Settings,
 ) -> None:
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
     with needed("train"):
         from trainer.inference.detect import detect_into as run
-        from trainer.runtime.ranks import breakable, stoppable
-    advice = f"To go on, run the same command again: what was found is in {out}"
-    with stoppable(advice), breakable():
-        report = run(out, checkpoint, images, settings, min_drawn=min_drawn)
+        from trainer.runtime.ranks import stoppable
+    if min_score is not None:
+        options = settings.detect.model_copy(update={"min_score": min_score})
+        settings = settings.model_copy(update={"detect": options})
+    wanted = [name.strip() for name in classes.split(",")] if classes else []
+    with stoppable(f"To go on, run the same command again: what was found is in {out}"):
+        report = run(out, checkpoint, images, settings, min_drawn=min_drawn, classes=wanted)
+    if report is None:
+        return  # under torchrun the first process reports
     for file, error in report.errors:
         click.echo(f"{file}: {error}")
     click.echo(f"{out}: {counted(report.num_detections, 'detection')} on {counted(report.num_images, 'image')}")
@@ -231,3 +248,28 @@ def report(
     for remark in facts["remarks"]:
         click.echo(remark)
     click.echo(f"{out}: open it in any browser; {out.with_suffix('.json')} has the same numbers")
+
+
+@click.command("merge-views")
+@click.argument("views", type=location)
+@click.option("--results", type=location, required=True, help="COCO results on the views, with their ids")
+@click.option("--out", type=location, required=True, help="file for the COCO results on the images")
+@click.option("--annotations", type=location, help="COCO JSON file that the views were made with, to score against")
+@click.option("--max-dets", type=click.IntRange(1), default=100, help="detections per image and class, for every line")
+@settings_options
+def merge_views(
+    views: Location,
+    results: Location,
+    out: Location,
+    annotations: Location | None,
+    max_dets: int,
+    settings: Settings,
+) -> None:
+    """Merge what any program found on the views of images, and score it where annotations are given."""
+    from trainer.evaluation.coco_scores import describe_summary
+    from trainer.evaluation.views import merge_views as run
+
+    merged = run(views, results, out, settings.detect, annotations=annotations, max_dets=max_dets)
+    if merged.summary is not None:
+        click.echo("\n".join(describe_summary(merged.summary)))
+    click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")

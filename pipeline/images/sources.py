@@ -93,6 +93,25 @@ def image_place(folder: Location, file_name: str) -> Location:
     return folder / (file_name if isinstance(folder, Path) else posixpath.normpath(file_name))
 
 
+def measure_image(place: Location) -> tuple[tuple[int, int], bool]:
+    """Measure an image file in the frame that a viewer shows, without decoding its pixels.
+
+    Returns:
+        Width and height, pixels, and whether the file holds several pages or frames.
+
+    Raises:
+        ImageRefusedError: it is no image, damaged, or cannot be read; its `reason` says which.
+    """
+    try:
+        with open_binary(place) as file:
+            opened = open_image(cast(BinaryIO, file))
+            return opened.frames.turned, opened.has_several
+    except FileNotFoundError as error:
+        raise ImageRefusedError(Reason.MISSING_FILE, "no such file") from error
+    except OSError as error:
+        raise ImageRefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
+
+
 @dataclass
 class Findings:
     """What reading images has shown beside their pixels.

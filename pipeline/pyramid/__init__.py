@@ -1,5 +1,5 @@
-"""Whole images searched at every scale: which views there are, and how their detections become one list.
+"""Whole images searched at every scale by any detector, whose detections become one list.
 
-In: sizes of images; boxes, scores and labels per view. Out: views to be searched; boxes per image. NumPy only, so that
-any detector can be used. It imports `planning`, `coco` and `schemas`.
+In: images, and a callable that finds boxes, scores and labels in views. Out: boxes per image. There is no torch here,
+so that any detector can be used. It imports `images`, `planning`, `coco`, `engines`, `storage` and `schemas`.
 """

@@ -39,7 +39,7 @@ class Detections(NamedTuple):
     Attributes:
         boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
         scores: float32 [N].
-        labels: int64 [N], 1..K.
+        labels: int64 [N], as the network gives them; of our own 1..K, in the order of its categories.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -50,7 +50,9 @@ class Detections(NamedTuple):
 def merge(
     viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings, chip_size: int
 ) -> Detections:
-    """Keep of each scale what its range admits and no tile's inner edge cuts; run soft-NMS per class over the rest.
+    """Keep of each scale what its range admits and no tile's inner edge cuts; run soft-NMS over the rest.
+
+    Soft-NMS takes each class for itself, or with `options.class_agnostic` all of them as one.
 
     Args:
         viewed: an image, and of each of its views boxes float32 [N, 4] in view pixels, scores float32 [N] and labels
@@ -79,7 +81,7 @@ def merge(
     rows, new_scores = soft_nms(
         boxes,
         np.concatenate([part.scores for part in parts]),
-        labels,
+        np.zeros_like(labels) if options.class_agnostic else labels,
         method=options.merge,
         sigma=options.sigma,
         iou=options.iou,

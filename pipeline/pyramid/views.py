@@ -1,4 +1,4 @@
-"""Whole images at every scale, batched by shape, decoded and resized in threads ahead of the model.
+"""Whole images at every scale, batched by shape.
 
 The unit is a view: a window of an image at a scale. Mostly the window is the whole image; one that would be larger
 than `max_side` is split into overlapping tiles, so that memory is bounded for any image.
@@ -104,7 +104,7 @@ def compose(views: list[View], max_pixels: int) -> list[list[View]]:
 
 
 def to_source(boxes: Float32Array, view: View) -> Float32Array:
-    """Boxes of a view as source pixels inside the view's window.
+    """Boxes of a view as source pixels, clipped to the view's window.
 
     Args:
         boxes: float32 [N, 4], x1 y1 x2 y2, view pixels.
@@ -114,5 +114,6 @@ def to_source(boxes: Float32Array, view: View) -> Float32Array:
     """
     x1, y1, x2, y2 = view.window
     in_source = boxes / view.scale + np.array([x1, y1, x1, y1], np.float32)
-    limited: Float32Array = np.minimum(in_source, np.array([x2, y2, x2, y2], np.float32))
+    low, high = np.array([x1, y1, x1, y1], np.float32), np.array([x2, y2, x2, y2], np.float32)
+    limited: Float32Array = np.clip(in_source, low, high)
     return limited

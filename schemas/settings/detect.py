@@ -11,7 +11,11 @@ class DetectSettings(Section):
     """How images are read, and how detections of several scales become one list (docs/method.md, 10.2 and 10.4)."""
 
     merge: Literal["gaussian", "linear", "hard"] = "gaussian"
-    """The NMS that joins the detections of all scales, class by class: soft-NMS (gaussian, linear) or plain (hard)."""
+    """The NMS that joins the detections of all scales: soft-NMS (gaussian, linear) or plain (hard)."""
+
+    class_agnostic: bool = False
+    """Whether detections of different classes take each other's scores when they are merged, so that an object has
+    one class. false means that each class is merged for itself."""
 
     sigma: float = Field(0.55, gt=0)
     """Width of the gaussian."""

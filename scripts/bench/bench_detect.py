@@ -19,11 +19,12 @@ from pipeline.coco import SourceImage
 from pipeline.coco.read import read_coco
 from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.nms import soft_nms
+from pipeline.pyramid.reading import ViewBatch, open_files, read_batches
+from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.pyramid.views import compose, plan_views
 from schemas.settings import ChipSettings, DetectSettings, load_settings
-from trainer.inference.batches import SearchLog, read_batches, split_spans
-from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference
+from trainer.inference.predictor import detect_images
 from trainer.model import Detector, predict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +49,11 @@ def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, devic
     chips, options = ChipSettings(), DetectSettings()
     overlaps = tile_overlaps(chips.bounds())
     batches = compose(plan_views(images, chips, options.max_side, overlaps), options.batch_pixels)
-    reader = read_batches(batches, images, root, chips.max_pixels, {}, threads=2, pin=device.type == "cuda")
-    ready = [(batch.images.to(device), batch.sizes.to(device)) for batch in reader]
+    reader = read_batches(batches, images, open_files(images, root, chips.max_pixels), {}, threads=2)
+    ready = [
+        (torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).to(device), torch.tensor(sizes_of(batch), device=device))
+        for batch in reader
+    ]
     started = time.perf_counter()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for pixels, sizes in ready:
@@ -57,6 +61,10 @@ def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, devic
     if device.type == "cuda":
         torch.cuda.synchronize()
     return len(images) / (time.perf_counter() - started)
+
+
+def sizes_of(batch: ViewBatch) -> list[tuple[int, int]]:
+    return [(view.height, view.width) for view in batch.views]
 
 
 def large_view(model: Detector, device: torch.device) -> dict[str, float]:

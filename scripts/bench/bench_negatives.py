@@ -20,12 +20,13 @@ from pipeline.coco.source import Source
 from pipeline.planning.geometry import Windows
 from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
 from pipeline.planning.plan import plan_span, span_columns
+from pipeline.pyramid.search import SearchLog
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings
-from trainer.inference.batches import SearchLog, run_views
+from trainer.inference.extract import propose_images
 from trainer.inference.opening import Inference
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
-from trainer.model import Detector, propose
+from trainer.model import Detector
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "../shared/data/coco-val2017-boxes/val.json"
@@ -129,7 +130,7 @@ def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int
     log = SearchLog()
     inference = Inference(model.eval(), settings.chips, DetectSettings(), device, "bf16")
     started = time.perf_counter()
-    for _ in run_views(propose, inference, [range(num_images)], images, IMAGES / "images", log):
+    for _ in propose_images(inference, [range(num_images)], images, IMAGES / "images", log):
         pass
     extraction = (time.perf_counter() - started) / num_images
     stage = settings.negatives.rpn_epochs * chips_per_image * rpn + extraction

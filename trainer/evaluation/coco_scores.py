@@ -58,6 +58,23 @@ def score(
     return summary
 
 
+def describe_summary(summary: Summary) -> list[str]:
+    """Put scores into lines of text, one for each, then a table of the classes."""
+    names = [name for name in summary if "[" not in name]
+    lines = [f"{name:<28}{_shown(summary[name])}" for name in names]
+    if classes := [name[3:-1] for name in summary if name.startswith("AP[")]:
+        width = max(28, *(len(name) + 2 for name in classes))
+        lines += ["", f"{'class':<{width}}{'AP':<9}AP50"]
+        for name in classes:
+            values = (_shown(summary[f"{kind}[{name}]"]) for kind in ("AP", "AP50"))
+            lines.append(f"{name:<{width}}" + "{:<9}{}".format(*values))
+    return lines
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
 def area_range(lo: float, hi: float) -> tuple[float, float]:
     """Turn the sizes [lo, hi) into the least and the largest area, both included, as pycocotools takes them."""
     return lo**2, math.nextafter(min(hi**2, 1e10), 0)

@@ -9,16 +9,16 @@ import numpy as np
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.engines.progress import Progress
+from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.storage import Location, is_folder, location, locked, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from trainer.evaluation.coco_scores import Summary, score
+from trainer.evaluation.coco_scores import Summary, describe_summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults, join_results, of_image, write_results
 from trainer.evaluation.seen import refuse_seen
-from trainer.inference.batches import SearchLog, split_spans
-from trainer.inference.detect import detect_images
 from trainer.inference.opening import Inference, open_detector
+from trainer.inference.predictor import detect_images
 from trainer.runtime.ranks import Rank, asked_to_stop, breakable, from_first, gather_to_first, joined, stop_together
 
 
@@ -167,16 +167,4 @@ def _held(out: Location) -> AbstractContextManager[None]:
 
 def describe(report: Evaluation) -> str:
     """Put the scores into lines of text, one for each, then a table of the classes and the notes."""
-    names = [name for name in report.summary if "[" not in name]
-    lines = [f"{name:<28}{_shown(report.summary[name])}" for name in names]
-    if classes := [name[3:-1] for name in report.summary if name.startswith("AP[")]:
-        width = max(28, *(len(name) + 2 for name in classes))
-        lines += ["", f"{'class':<{width}}{'AP':<9}AP50"]
-        for name in classes:
-            values = (_shown(report.summary[f"{kind}[{name}]"]) for kind in ("AP", "AP50"))
-            lines.append(f"{name:<{width}}" + "{:<9}{}".format(*values))
-    return "\n".join([*lines, *(f"WARNING: {note}" for note in report.notes)])
-
-
-def _shown(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
+    return "\n".join([*describe_summary(report.summary), *(f"WARNING: {note}" for note in report.notes)])

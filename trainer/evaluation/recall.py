@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipeline.coco import SourceImage
 from pipeline.kernels import writable
 from pipeline.planning.mine import PooledProposals, merge_scales
+from pipeline.pyramid.search import SearchLog
 from pipeline.storage import Location, location
 from schemas.settings import NegativeSettings, Settings
 from trainer.evaluation.coco_scores import Summary, area_range, run_coco
@@ -15,7 +16,6 @@ from trainer.evaluation.evaluate import Evaluation, score_source
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults
 from trainer.evaluation.seen import refuse_seen
-from trainer.inference.batches import SearchLog
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
 from trainer.runtime.ranks import breakable, from_first, joined

@@ -3,52 +3,30 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from functools import partial
+from contextlib import nullcontext
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from upath import UPath
 
 from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress
-from pipeline.images.decode import ImageRefusedError, open_image
-from pipeline.images.sources import SUFFIXES, find_images, frame_notes
-from pipeline.pyramid.merging import Detections, merge
+from pipeline.images.decode import ImageRefusedError
+from pipeline.images.sources import SUFFIXES, find_images, frame_notes, measure_image
+from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.storage import Location, location, read_bytes
-from schemas.codes import Reason
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from trainer.inference.batches import SearchLog, run_views, split_spans
-from trainer.inference.opening import Inference, fingerprint, open_detector
-from trainer.inference.output import FINAL, DetectReport, Result, open_output
-from trainer.model import predict
-from trainer.runtime.checkpoint import Checkpoint
+from trainer.inference.opening import fingerprint
+from trainer.inference.output import FINAL, DetectReport, Result, drawn, open_output
+from trainer.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from trainer.runtime.ranks import Rank
 
 LOG = logging.getLogger("sniper")
 SPAN = 8  # images whose views share batches; few, so that results come soon
-
-
-def detect_images(
-    inference: Inference, spans: Sequence[range], images: Sequence[SourceImage], root: Location, log: SearchLog
-) -> Iterator[tuple[int, Detections]]:
-    """Detect on some images at all scales.
-
-    Args:
-        inference: the network, and how it is run.
-        spans: positions among `images`; views of images of one span share batches.
-        images: what can be searched.
-        root: folder that their file names are relative to.
-        log: takes the times and a row for each refused image, before the next image is yielded.
-
-    Yields:
-        For each image of the spans that can be read its position among `images` and its merged detections.
-    """
-    options, bounds = inference.options, inference.chips.bounds()
-    forward = partial(predict, min_score=options.min_score, by_area=options.by_area)
-    for viewed in run_views(forward, inference, spans, images, root, log):
-        if viewed.views:
-            yield viewed.image, merge(viewed, images[viewed.image], bounds, options, inference.chips.size)
 
 
 def detect(
@@ -58,6 +36,7 @@ def detect(
     *,
     out: Location | str | None = None,
     min_drawn: float = 0.3,
+    classes: Sequence[str] = (),
 ) -> list[Result]:
     """Detect on image files of this machine, and folders of them, and return all results.
 
@@ -67,6 +46,7 @@ def detect(
         settings: the section `detect` is used, and chips.max_pixels where it was given.
         out: folder for what `detect_into` writes; None: nothing is written.
         min_drawn: score from which a detection is drawn on the picture, 0 to 1.
+        classes: names of the classes that are wanted; none: all.
 
     Returns:
         For each image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score",
@@ -75,15 +55,15 @@ def detect(
         could be made.
 
     Raises:
-        UsageError: there is no such file, or no image in a folder, or settings were given that contradict the
-            checkpoint.
+        UsageError: there is no such file, or no image in a folder, settings were given that contradict the checkpoint,
+            or it knows no class of a name.
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
     if out is None:
-        state, inference, files = _open(checkpoint, images, settings, None)
-        return list(_search(inference, state.categories, files))
-    detect_into(out, checkpoint, images, settings, min_drawn=min_drawn)
+        predictor = Predictor(checkpoint, settings, classes=classes)
+        return list(_search(predictor, _listed(images, None)))
+    detect_into(out, checkpoint, images, settings, min_drawn=min_drawn, classes=classes)
     results: list[Result] = json.loads(read_bytes(location(out) / FINAL))
     return results
 
@@ -95,12 +75,14 @@ def detect_into(
     settings: Settings | None = None,
     *,
     min_drawn: float = 0.3,
-) -> DetectReport:
+    classes: Sequence[str] = (),
+) -> DetectReport | None:
     """Detect on image files of this machine, and folders of them, and write each result as soon as it is there.
 
     The results go line by line into out/detections.jsonl, with a picture of each image beside it, and in the end as
     one list into out/detections.json. Called again after an interruption, with the same network, settings and images,
-    it goes on where it was. Memory does not grow with the number of detections.
+    it goes on where it was. Memory does not grow with the number of detections. Under torchrun the ranks share the
+    images; the first one writes the results of all, some images later.
 
     Args:
         out: folder for the results. What lies in it is not searched.
@@ -108,40 +90,75 @@ def detect_into(
         images: an image file or a folder of them, or several. Folders are searched with all folders below them.
         settings: the section `detect` is used, and chips.max_pixels where it was given.
         min_drawn: score from which a detection is drawn on the picture, 0 to 1.
+        classes: names of the classes that are wanted; none: all.
+
+    Returns:
+        What was done; None on every rank but the first.
 
     Raises:
-        UsageError: there is no such file, no image in a folder, settings were given that contradict the checkpoint, or
-            another process writes to `out`.
+        UsageError: there is no such file, no image in a folder, settings were given that contradict the checkpoint, it
+            knows no class of a name, or another process writes to `out`.
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
+    from trainer.runtime.ranks import breakable, from_first, joined  # detection from Python does without
+
     out = location(out)
-    state, inference, files = _open(checkpoint, images, settings, out)
-    options = inference.options.model_dump(mode="json", exclude={"threads"})
-    made_with = {"weights": fingerprint(inference.model), "max_pixels": inference.chips.max_pixels, "detect": options}
-    with open_output(out, files, made_with, min_drawn) as output:
-        for result in _search(inference, state.categories, files[output.done :]):
-            output.add(result)
-    return output.report
+    with joined() as rank:
+        predictor = Predictor(checkpoint, settings, device=rank.device, classes=classes)
+        files = _listed(images, out)
+        options = predictor.inference.options.model_dump(mode="json", exclude={"threads"})
+        made_with = {
+            "weights": fingerprint(predictor.inference.model),
+            "max_pixels": predictor.inference.chips.max_pixels,
+            "detect": options,
+            "classes": list(classes),
+        }
+        writer = open_output(out, files, made_with, min_drawn) if rank.is_first else nullcontext()
+        # one process alone may stop within a batch; several end together, each after an image
+        with breakable() if rank.count == 1 else nullcontext(), writer as output:
+            done = from_first(lambda: output.done if output else 0)
+            spans = split_spans(len(files) - done, SPAN)
+            own = [done + i for span in spans[rank.index :: rank.count] for i in span]
+            found = _search(predictor, [files[i] for i in own])
+            results = (drawn(result, out, i, min_drawn) for i, result in zip(own, found, strict=True))
+            for result in results if rank.count == 1 else _in_rounds(results, spans, rank):
+                assert output is not None  # only the first rank gets any
+                output.add(result)
+        return None if output is None else output.report
 
 
-def _open(
-    checkpoint: Location | str,
-    images: Location | str | Sequence[Location | str],
-    settings: Settings | None,
-    out: Location | None,
-) -> tuple[Checkpoint, Inference, list[Path]]:
-    """Open the checkpoint, and list the images that are to be searched."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state, inference = open_detector(location(checkpoint), settings or Settings(), device)
+def _in_rounds(results: Iterator[Result], spans: Sequence[range], rank: "Rank") -> Iterator[Result]:
+    """Yield the results of all ranks on the first one, in the order of the images; all ranks take part.
+
+    Args:
+        results: those of this rank: of spans rank.index, rank.index + rank.count and so on.
+        spans: the positions of all images, part by part.
+        rank: which of the processes this is.
+
+    Raises:
+        StoppedError: one of the ranks was asked to stop.
+    """
+    from trainer.runtime.ranks import gather_to_first, stop_together
+
+    for start in range(0, len(spans), rank.count):
+        shares = [len(span) for span in spans[start : start + rank.count]]
+        own = list(islice(results, shares[rank.index])) if rank.index < len(shares) else []
+        for part in gather_to_first(own, rank):
+            yield from part
+        stop_together("the results that are done are kept")
+
+
+def _listed(images: Location | str | Sequence[Location | str], out: Location | None) -> list[Path]:
+    """List the images that are to be searched."""
     wanted = [images] if isinstance(images, str | Path | UPath) else images
     searched = [_files(location(path), out) for path in wanted]
     if num_litter := sum(count for _, count in searched):
         LOG.warning("%d files of systems and editors (such as ._a.jpg or in @eaDir) were skipped", num_litter)
-    return state, inference, [file for found, _ in searched for file in found]
+    return [file for found, _ in searched for file in found]
 
 
-def _search(inference: Inference, categories: list[tuple[int, str]], files: Sequence[Path]) -> Iterator[Result]:
+def _search(predictor: Predictor, files: Sequence[Path]) -> Iterator[Result]:
     """Yield the result of each file, in order."""
     sources, errors, num_several = _measure(files)
     for note in frame_notes(0, num_several):
@@ -163,20 +180,27 @@ def _search(inference: Inference, categories: list[tuple[int, str]], files: Sequ
             following += 1
 
     with Progress("detect", len(sources), "images") as progress:
-        for index, found in detect_images(inference, split_spans(len(sources), SPAN), sources, Path(), log):
+        for index, found in predictor.detect_files(sources, Path(), _spans(sources), log):
             source = sources[index]
             ready[source.image_id] = {
                 "file": source.file_name,
                 "width": source.width,
                 "height": source.height,
                 "detections": [
-                    _as_dict(box, score, *categories[label - 1])
+                    _as_dict(box, score, *predictor.categories[label - 1])
                     for box, score, label in zip(*(column.tolist() for column in found), strict=True)
                 ],
             }
             yield from pass_on()
             progress.add(1)
     yield from pass_on()
+
+
+def _spans(sources: Sequence[SourceImage]) -> list[range]:
+    """Part images into spans by their positions among the files, so that bad files between them change no batch."""
+    groups = groupby(range(len(sources)), lambda i: sources[i].image_id // SPAN)
+    members = [list(group) for _, group in groups]
+    return [range(group[0], group[-1] + 1) for group in members]
 
 
 def _as_dict(box: list[float], score: float, category_id: int, category: str) -> dict[str, Any]:
@@ -207,13 +231,10 @@ def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], 
     sources, errors, num_several = [], {}, 0
     for index, path in enumerate(files):
         try:
-            with path.open("rb") as file:
-                opened = open_image(file)
+            size, has_several = measure_image(path)
         except ImageRefusedError as refused:
             errors[str(path)] = f"{refused.reason}: {refused.message}"
-        except OSError as error:
-            errors[str(path)] = f"{Reason.UNREADABLE_FILE}: {error.strerror or error}"
         else:
-            sources.append(SourceImage(index, str(path), *opened.frames.turned))
-            num_several += opened.has_several
+            sources.append(SourceImage(index, str(path), *size))
+            num_several += has_several
     return sources, errors, num_several

@@ -13,14 +13,15 @@ from pipeline.dataset.build_file import read_build
 from pipeline.dataset.ledger.read import kept_images
 from pipeline.dataset.proposals import PARTS_KEY, numbered_parts
 from pipeline.engines.progress import Progress
+from pipeline.pyramid.reading import open_files
+from pipeline.pyramid.search import SPAN, SearchLog, search_views, split_spans
 from pipeline.pyramid.views import Viewed, to_source
 from pipeline.storage import Location, atomic_file, make_folder, read_bytes, remove
 from pipeline.storage.parquet import read_metadata
 from schemas.errors import DataError
 from schemas.settings import DetectSettings, Settings
 from schemas.tables import PROPOSALS
-from trainer.inference.batches import SPAN, SearchLog, run_views, split_spans
-from trainer.inference.opening import Inference, open_inference
+from trainer.inference.opening import Inference, allocator, as_network, open_inference
 from trainer.model import propose
 from trainer.runtime.ranks import asked_to_stop, joined, stop_together, wait_for_all
 
@@ -102,7 +103,9 @@ def propose_images(
         the best MOST of each view, best first; None in place of the table where the image was refused. Every box has
         an area.
     """
-    for viewed in run_views(propose, inference, spans, images, root, log):
+    network, chips = as_network(inference, propose), inference.chips
+    opened, allocate = open_files(images, root, chips.max_pixels), allocator(inference.device)
+    for viewed in search_views(network, images, opened, spans, chips, inference.options, log, allocate):
         yield viewed.image, _rows(viewed, images[viewed.image]) if viewed.views else None
 
 

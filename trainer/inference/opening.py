@@ -1,18 +1,25 @@
-"""From a checkpoint to a network that is ready to run over whole images."""
+"""From a checkpoint to a network that is ready to run over the views of whole images."""
 
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import xxhash
+from torch import Tensor
 
 from pipeline.engines.progress import log
+from pipeline.pyramid.reading import Pixels, ViewBatch
+from pipeline.pyramid.views import Output
 from pipeline.storage import Location
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Precision, Settings
 from schemas.settings.section import contradictions
 from trainer.model import Detector
+from trainer.model.heads import autocast
 from trainer.runtime.checkpoint import Checkpoint, chosen_file, make_detector, origin, read_checkpoint
+from trainer.runtime.memory import explained_memory
 
 
 class Inference(NamedTuple):
@@ -102,6 +109,52 @@ def open_detector(path: Location, settings: Settings, device: torch.device) -> t
             "`sniper evaluate --proposals` scores it"
         )
     return checkpoint, inference
+
+
+Forward = Callable[[Detector, Tensor, Tensor], Sequence[Sequence[Tensor]]]
+"""Takes the network, images uint8 [B, 3, H, W] and the sizes of their contents int64 [B, 2], both on the device; it
+returns for each image a sequence of tensors, such as boxes and scores."""
+
+
+def as_network(inference: Inference, forward: Forward) -> Callable[[ViewBatch], list[Output]]:
+    """Make of a network what `pipeline.pyramid.search` runs over batches of views.
+
+    Raises:
+        OutOfMemoryError: what is made raises it where a batch needs more memory than there is.
+    """
+    model, _, options, device, precision = inference
+    used = precision if device.type == "cuda" else "fp32"
+
+    def network(batch: ViewBatch) -> list[Output]:
+        sizes = torch.tensor([(view.height, view.width) for view in batch.views], dtype=torch.int64)
+        images = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2)
+        with (
+            explained_memory(device, partial(_remedy, batch, options)),
+            torch.inference_mode(),
+            autocast(device, used),
+        ):
+            on_device = (tensor.to(device, non_blocking=True) for tensor in (images, sizes))
+            return [[values.cpu().numpy() for values in output] for output in forward(model, *on_device)]
+
+    return network
+
+
+def allocator(device: torch.device) -> Callable[[tuple[int, ...]], Pixels] | None:
+    """Return what allocates pixels in pinned memory, from which a GPU copies faster; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return lambda shape: torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _remedy(batch: ViewBatch, options: DetectSettings) -> str:
+    """Tell what to lower when there is no memory for a batch."""
+    count, height, width, _ = batch.pixels.shape
+    setting = "batch_pixels" if count > 1 else "max_side"
+    lower = count * height * width // 2 if count > 1 else max(width, height) // 2
+    return (
+        f"the batch is {count} views of {width}x{height}; detect.batch_pixels is {options.batch_pixels}, "
+        f"detect.max_side {options.max_side}. Try --set detect.{setting}={lower}"
+    )
 
 
 def fingerprint(model: Detector) -> str:

@@ -46,27 +46,38 @@ class DetectReport(NamedTuple):
 
 
 class Output:
-    """Takes the results of images in order, and draws their pictures."""
+    """Takes the results of images in order."""
 
-    def __init__(self, folder: Location, lines: IO[bytes], done: int, min_drawn: float) -> None:
+    def __init__(self, lines: IO[bytes], done: int) -> None:
         self.done = done
         """Images that an interrupted run has done already, the first ones."""
         self.report = DetectReport()
         """What was done on all images; complete when the folder is closed."""
-        self._folder, self._lines, self._min_drawn, self._next = folder, lines, min_drawn, done
+        self._lines = lines
 
     def add(self, result: Result) -> None:
         """Keep the result of the next image."""
-        name = picture_name(self._next, Path(result["file"]))
-        self._next += 1
-        if "detections" in result:
-            try:
-                _draw(result, self._folder / name, self._min_drawn)
-                result["picture"] = name
-            except (OSError, ValueError, UsageError, ImageRefusedError) as error:
-                result["error"] = f"no picture could be made: {error}"
         self._lines.write(json.dumps(result).encode() + b"\n")
         self._lines.flush()
+
+
+def drawn(result: Result, folder: Location, number: int, min_drawn: float) -> Result:
+    """Draw the picture of a result, where there are detections, and return the result with its name or its fault.
+
+    Args:
+        result: of one image.
+        folder: takes the picture.
+        number: position of the image among all.
+        min_drawn: score from which a detection is drawn.
+    """
+    if "detections" not in result:
+        return result
+    name = picture_name(number, Path(result["file"]))
+    try:
+        _draw(result, folder / name, min_drawn)
+    except (OSError, ValueError, UsageError, ImageRefusedError) as error:
+        return result | {"error": f"no picture could be made: {error}"}
+    return result | {"picture": name}
 
 
 @contextmanager
@@ -97,7 +108,7 @@ def open_output(out: Location, files: Sequence[Path], made_with: Any, min_drawn:
         if done:
             LOG.info("%s: %d of %d images are done already", out, done, len(files))
         with (here / LINES).open("ab") as lines:
-            output = Output(out, lines, done, min_drawn)
+            output = Output(lines, done)
             yield output
         output.report = _write_final(here / LINES, out / FINAL)
         remove(here / RECORD)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-import trainer.inference.batches
+import pipeline.pyramid.search
 from pipeline.storage import locked
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
@@ -34,12 +34,12 @@ def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change
     assert "AP50" in text
     ap50 = report.summary["AP50[disc]"]
     assert any(line.split()[0] == "disc" and line.split()[2] == f"{ap50:.3f}" for line in text.splitlines() if line)
-    monkeypatch.setattr(trainer.inference.batches, "SPAN", 2)  # so that both ranks have images
+    monkeypatch.setattr(pipeline.pyramid.search, "SPAN", 2)  # so that both ranks have images
     evaluate(checkpoint, demo / "val.json", demo / "val", out=tmp_path / "one.json")
     code = (
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
-        "import trainer.inference.batches\nfrom trainer.evaluation.evaluate import evaluate\n"
-        "trainer.inference.batches.SPAN = 2\n"
+        "import pipeline.pyramid.search\nfrom trainer.evaluation.evaluate import evaluate\n"
+        "pipeline.pyramid.search.SPAN = 2\n"
         "evaluate(*map(Path, sys.argv[1:4]), out=Path(sys.argv[4]))"
     )
     script = tmp_path / "evaluate.py"

@@ -17,6 +17,7 @@ from pipeline.coco.read import read_coco
 from pipeline.commands.chips import chips
 from pipeline.dataset.proposals import Extents, read_proposals
 from pipeline.planning.mine import merge_scales
+from pipeline.pyramid.search import SearchLog
 from schemas.settings import ChipSettings, DetectSettings, load_settings
 from schemas.tables import PROPOSALS
 from scripts.make_demo_data import make_demo_data
@@ -26,7 +27,6 @@ from tests.trainer.runs import TINY, TINY_CHIPS
 from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.recall import best_proposals, recall
 from trainer.evaluation.results import join_results
-from trainer.inference.batches import SearchLog
 from trainer.inference.extract import MOST, propose_images
 from trainer.inference.opening import Inference
 from trainer.training.make_proposals import make_proposals

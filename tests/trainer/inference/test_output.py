@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from schemas.errors import UsageError
-from trainer.inference.output import FINAL, LINES, Output, open_output
+from trainer.inference.output import FINAL, LINES, Output, drawn, open_output
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def search(out: Path, files: list[Path], stop: int = 99, made_with: str = "this"
         for position in range(output.done, len(files)):
             if position == stop:
                 raise KilledError
-            output.add(result(files[position]))
+            output.add(drawn(result(files[position]), out, position, 0.3))
     return output
 
 
@@ -102,7 +102,7 @@ def test_open_output__two_at_once_are_refused(tmp_path: Path, files: list[Path])
 
 def test_output__a_picture_that_cannot_be_made_costs_the_picture_alone(tmp_path: Path, files: list[Path]) -> None:
     with open_output(tmp_path / "out", files[:2], "this", 0.3) as output:
-        output.add(result(files[0]) | {"width": 41})
+        output.add(drawn(result(files[0]) | {"width": 41}, tmp_path / "out", 0, 0.3))
         output.add({"file": str(files[1]), "error": "not_an_image"})
     first, second = json.loads((tmp_path / "out" / FINAL).read_bytes())
     assert "no picture could be made" in first["error"]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import trainer.inference.batches
+import pipeline.pyramid.search
 import trainer.inference.extract
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
@@ -164,8 +164,8 @@ def test_make_proposals__two_ranks_write_the_same_parts(
     script = tmp_path / "extract.py"
     script.write_text(
         "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\n"
-        "import trainer.inference.extract, trainer.inference.batches\nfrom schemas.settings import DetectSettings\n"
-        "trainer.inference.batches.SPAN = trainer.inference.extract.SPAN = 3\n"
+        "import trainer.inference.extract, pipeline.pyramid.search\nfrom schemas.settings import DetectSettings\n"
+        "pipeline.pyramid.search.SPAN = trainer.inference.extract.SPAN = 3\n"
         "trainer.inference.extract.extract_proposals(*map(Path, sys.argv[1:4]), DetectSettings())"
     )
     arguments = (data, find_checkpoints(proposals / "rpn")[-1], data.parent / "train")
@@ -177,7 +177,7 @@ def test_make_proposals__two_ranks_write_the_same_parts(
         for part in proposals.glob("part-*.parquet"):
             part.unlink()
 
-    for module in (trainer.inference.batches, trainer.inference.extract):
+    for module in (pipeline.pyramid.search, trainer.inference.extract):
         monkeypatch.setattr(module, "SPAN", 3)  # so that both ranks have parts
     remove_parts()
     extract_proposals(*arguments, DetectSettings())

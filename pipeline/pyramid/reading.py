@@ -1,0 +1,174 @@
+"""Views of images, decoded and resized in threads ahead of the network that searches them."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.coco import Reject, SourceImage
+from pipeline.images.chip import Picture, cut_chip
+from pipeline.images.decode import ImageRefusedError, to_rgb
+from pipeline.images.sources import Findings, measure_image, open_sources
+from pipeline.pyramid.views import View
+from pipeline.storage import Location, location
+from schemas.errors import DataError, UsageError
+
+Pixels = npt.NDArray[np.uint8]
+ImageLike = Pixels | Image.Image | Location | str
+"""An image as a program may have it: uint8 [height, width, 3], RGB; an image of Pillow; or the place of a file."""
+
+Opener = Callable[[int], Picture | Reject]
+"""Opens the image at a position, or says why it cannot be used. It is called from many threads."""
+
+
+class ViewBatch(NamedTuple):
+    """Views of one padded shape, decoded and resized, for one call of a network.
+
+    Attributes:
+        planned: the views of the batch, those of refused images included.
+        views: what each row of the pixels shows, B of them.
+        pixels: uint8 [B, H, W, 3], RGB; the content lies top left, the rest is 0.
+    """
+
+    planned: list[View]
+    views: list[View]
+    pixels: Pixels
+
+    def contents(self) -> list[Pixels]:
+        """Return each view without its padding, uint8 [height, width, 3], RGB."""
+        cut = zip(self.pixels, self.views, strict=True)
+        return [np.ascontiguousarray(pixels[: view.height, : view.width]) for pixels, view in cut]
+
+
+def open_files(images: Sequence[SourceImage], root: Location, max_pixels: int) -> Opener:
+    """Open image files, whose names are relative to a folder; one with more than `max_pixels` is refused."""
+
+    def opened(position: int) -> Picture | Reject:
+        found = Findings()
+        _, _, picture = next(open_sources(root, [images[position]], max_pixels, found, thorough=False))
+        return found.rejects[0] if picture is None else picture
+
+    return opened
+
+
+def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceImage], Opener]:
+    """Measure images of any kind, and open them when they are asked for.
+
+    Args:
+        images: arrays, images of Pillow, or places of files. A file has the frame that a viewer shows.
+        max_pixels: a file with more pixels is refused.
+
+    Returns:
+        The size of each image, under its position as its id; and what opens them.
+
+    Raises:
+        UsageError: an array is not uint8 [height, width, 3].
+        DataError: a file cannot be read, or is no image.
+    """
+    sources = [SourceImage(position, *_described(image, position)) for position, image in enumerate(images)]
+
+    def open_one(position: int) -> Picture | Reject:
+        image = images[position]
+        if isinstance(image, np.ndarray):
+            return Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        return open_files([sources[position]], location(image).parent, max_pixels)(0)
+
+    return sources, open_one
+
+
+def _described(image: ImageLike, position: int) -> tuple[str, int, int]:
+    """Return the name of an image, its width and its height."""
+    if isinstance(image, Image.Image):
+        return f"image {position}", image.width, image.height
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UsageError(
+                f"image {position}: expected uint8 [height, width, 3], RGB, found {image.dtype} {list(image.shape)}; "
+                "convert it first"
+            )
+        return f"image {position}", image.shape[1], image.shape[0]
+    place = location(image)
+    try:
+        return place.name, *measure_image(place)[0]
+    except ImageRefusedError as refused:
+        raise DataError(f"{place}: {refused.reason}: {refused.message}") from refused
+
+
+def read_batches(
+    batches: Iterable[list[View]],
+    images: Sequence[SourceImage],
+    open_image: Opener,
+    refused: dict[int, Reject],
+    *,
+    threads: int,
+    allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+    ahead: int = 2,
+) -> Generator[ViewBatch, None, None]:
+    """Decode and resize the views of batches in threads, `ahead` batches before they are asked for.
+
+    Args:
+        batches: views of one padded shape each.
+        images: what `View.image` is a position in.
+        open_image: opens an image by that position.
+        refused: takes a row for each refused image, by its position among `images`.
+        threads: how many views are made at a time.
+        allocate: gives a zeroed uint8 array of a shape, such as in memory from which a GPU copies faster.
+        ahead: batches that are made while one is in use.
+
+    Yields:
+        One ViewBatch for each batch, in order, without the views of refused images; it may be empty.
+    """
+    locks = [threading.Lock() for _ in range(64)]
+
+    @lru_cache(maxsize=2)  # the tiles of one image follow each other; more would cost memory where images are huge
+    def opened(image: int) -> Picture | None:
+        picture = open_image(image)
+        if isinstance(picture, Reject):
+            refused[image] = picture
+            return None
+        return picture
+
+    def fill(view: View, target: Pixels) -> bool:
+        with locks[view.image % len(locks)]:  # threads that want the same image open it once
+            picture = opened(view.image)
+        if picture is None:
+            return False
+        try:
+            pixels = cut_chip(picture, view.window, view.scale, view.width, view.height)
+        except ImageRefusedError as error:  # a large image that is damaged here
+            source = images[view.image]
+            message = f"{source.file_name}: {error.message}"
+            refused[view.image] = Reject("image", source.image_id, source.file_name, error.reason, message)
+            return False
+        target[: view.height, : view.width] = pixels[:, :, :3]
+        return True
+
+    pool = ThreadPoolExecutor(threads)
+
+    def begin(views: list[View]) -> tuple[list[View], Pixels, list[Future[bool]]]:
+        shape = (len(views), *views[0].shape, 3)
+        buffer = np.zeros(shape, np.uint8) if allocate is None else allocate(shape)
+        return views, buffer, [pool.submit(fill, view, buffer[i]) for i, view in enumerate(views)]
+
+    waiting: deque[tuple[list[View], Pixels, list[Future[bool]]]] = deque()
+    remaining = iter(batches)
+    try:
+        while True:
+            while len(waiting) <= ahead and (views := next(remaining, None)) is not None:
+                waiting.append(begin(views))
+            if not waiting:
+                return
+            views, buffer, tasks = waiting.popleft()
+            good = [task.result() for task in tasks]
+            kept = [view for view, is_good in zip(views, good, strict=True) if is_good]
+            yield ViewBatch(views, kept, buffer if all(good) else buffer[np.array(good)])
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is waiting is not wanted where the search was stopped

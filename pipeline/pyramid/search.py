@@ -1,0 +1,229 @@
+"""Any detector on whole images: views at every scale, tiles, ranges and merging. It needs no torch."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.coco import Reject, SourceImage
+from pipeline.engines.tasks import available_cores
+from pipeline.pyramid.merging import Detections, merge, tile_overlaps
+from pipeline.pyramid.reading import ImageLike, Opener, Pixels, ViewBatch, open_any, read_batches
+from pipeline.pyramid.views import Output, View, Viewed, compose, plan_views
+from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings, DetectSettings, Settings
+
+SPAN = 64
+"""Images whose views share batches. A rank gets whole spans, so the number of ranks changes no batch, no rounding."""
+SMALL_SPAN = 8  # the same where results are wanted soon
+
+AnyDetector = Callable[[list[Pixels]], Sequence[Sequence[Any]]]
+"""Takes views, uint8 [height, width, 3] each, RGB; returns for each of them boxes [n, 4] (x1 y1 x2 y2, view pixels),
+scores [n] and labels [n], as arrays, lists or tensors on the CPU."""
+
+
+@dataclass
+class SearchLog:
+    """What a search over images leaves behind beside its results.
+
+    Attributes:
+        waited: seconds that the network waited for pixels.
+        worked: seconds spent in the network.
+        rejects: a row for each image that could not be used.
+    """
+
+    waited: float = 0.0
+    worked: float = 0.0
+    rejects: list[Reject] = field(default_factory=list)
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time that the network waited for pixels, 0 to 1."""
+        return self.waited / max(self.waited + self.worked, 1e-9)
+
+
+def split_spans(num_images: int, length: int | None = None) -> list[range]:
+    """Part the positions 0 to `num_images` into spans of `length` images, by default SPAN; the last may be shorter."""
+    length = length or SPAN
+    return [range(start, min(start + length, num_images)) for start in range(0, num_images, length)]
+
+
+def search(
+    images: Sequence[ImageLike], detector: AnyDetector, settings: Settings | None = None
+) -> Iterator[Detections]:
+    """Run any detector over whole images, at every scale, and merge what it finds.
+
+    The detector sees plain images of at most `detect.max_side` pixels a side. All else is done here: every image is
+    resized to each of `chips.scales`, large ones are split into tiles, what a scale finds outside its range is
+    dropped, what a tile cuts is left to its neighbour, and soft-NMS merges the rest (docs/method.md, 10).
+
+    Args:
+        images: arrays uint8 [height, width, 3], RGB, images of Pillow, paths or URLs of image files.
+        detector: takes a list of views, uint8 [height, width, 3], RGB, and returns for each view its boxes [n, 4]
+            (x1 y1 x2 y2 in pixels of the view), scores [n] in 0 to 1, and labels [n], whole numbers.
+        settings: of the section `chips` the scales, ranges, size and max_pixels, and the section `detect`.
+
+    Yields:
+        The detections of each image in order: boxes float32 [n, 4], x1 y1 x2 y2 in pixels of the image, scores float32
+        [n] and labels int64 [n], best first.
+
+    Raises:
+        UsageError: an array is no image, or the detector returned something else than said above.
+        DataError: an image cannot be read.
+    """
+    settings = settings or Settings()
+
+    def network(batch: ViewBatch) -> list[Output]:
+        views = batch.contents()
+        return checked(detector(views), len(views))
+
+    return search_any(network, images, settings.chips, settings.detect)
+
+
+def search_any(
+    network: Callable[[ViewBatch], Sequence[Output]],
+    images: Sequence[ImageLike],
+    chips: ChipSettings,
+    options: DetectSettings,
+    allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+) -> Iterator[Detections]:
+    """Search images of any kind as `search_images` does, and yield the detections of each in order.
+
+    Raises:
+        UsageError: an array is no image.
+        DataError: an image cannot be read.
+    """
+    sources, open_image = open_any(images, chips.max_pixels)
+    spans = split_spans(len(sources), SMALL_SPAN)
+    log = SearchLog()
+    ready: dict[int, Detections] = {}
+    following = 0
+    for position, found in search_images(network, sources, open_image, spans, chips, options, log, allocate):
+        ready[position] = found
+        while following in ready:
+            yield ready.pop(following)
+            following += 1
+    if log.rejects:
+        raise DataError(f"{log.rejects[0].reason}: {log.rejects[0].message}")
+
+
+def checked(found: Sequence[Sequence[Any]], num_views: int) -> list[Output]:
+    """Return what a detector gave for each view as boxes float32 [n, 4], scores float32 [n] and labels int64 [n].
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if len(found) != num_views:
+        raise UsageError(f"the detector got {num_views} views and gave {len(found)} results; expected one for each")
+    return [_checked(*one) if len(one) == 3 else _refuse(one) for one in found]
+
+
+def _checked(boxes: Any, scores: Any, labels: Any) -> Output:
+    columns: tuple[npt.NDArray[Any], ...] = (
+        np.asarray(boxes, np.float32),
+        np.asarray(scores, np.float32),
+        np.asarray(labels).astype(np.int64),
+    )
+    count = len(columns[1])
+    if not count and not columns[0].size and not len(columns[2]):
+        return np.empty((0, 4), np.float32), columns[1], columns[2]
+    if [column.shape for column in columns] != [(count, 4), (count,), (count,)]:
+        _refuse(columns)
+    return columns
+
+
+def _refuse(found: Sequence[Any]) -> Output:
+    shapes = ", ".join(str(list(np.shape(one))) for one in found)
+    raise UsageError(
+        f"the detector gave arrays of the shapes {shapes} for a view; expected boxes [n, 4], scores [n], labels [n]"
+    )
+
+
+def search_images(
+    network: Callable[[ViewBatch], Sequence[Output]],
+    images: Sequence[SourceImage],
+    open_image: Opener,
+    spans: Sequence[range],
+    chips: ChipSettings,
+    options: DetectSettings,
+    log: SearchLog,
+    allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+) -> Iterator[tuple[int, Detections]]:
+    """Run a network over all views of some images, and merge what it finds on each of them.
+
+    Args:
+        network: takes a batch of views and returns for each of them boxes float32 [n, 4] in view pixels, scores
+            float32 [n] and labels int64 [n].
+        images: what can be searched.
+        open_image: opens an image by its position.
+        spans: positions among `images`; views of images of one span share batches.
+        chips: says at which scales, and which range of sizes each of them has.
+        options: how images are read and detections merged.
+        log: takes the times and a row for each refused image, before the next image is yielded.
+        allocate: see `read_batches`.
+
+    Yields:
+        For each image of the spans that can be read its position and its merged detections.
+    """
+    bounds = chips.bounds()
+    for viewed in search_views(network, images, open_image, spans, chips, options, log, allocate):
+        if viewed.views:
+            yield viewed.image, merge(viewed, images[viewed.image], bounds, options, chips.size)
+
+
+def search_views(
+    network: Callable[[ViewBatch], Sequence[Output]],
+    images: Sequence[SourceImage],
+    open_image: Opener,
+    spans: Sequence[range],
+    chips: ChipSettings,
+    options: DetectSettings,
+    log: SearchLog,
+    allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+) -> Iterator[Viewed]:
+    """Run a network over all views of some images; the arguments are those of `search_images`.
+
+    Yields:
+        Each image of the spans once, as soon as all of its views are done, with what the network gave for them; a
+        refused one has no views.
+    """
+    overlaps = tile_overlaps(chips.bounds())
+    missing: dict[int, int] = {}  # views of an image that are still to be done
+    done: dict[int, list[tuple[View, Output]]] = {}
+
+    def plan_batches() -> Iterator[list[View]]:
+        for span in spans:
+            views = plan_views([images[i] for i in span], chips, options.max_side, overlaps)
+            views = [view._replace(image=span[view.image]) for view in views]
+            for view in views:
+                missing[view.image] = missing.get(view.image, 0) + 1
+            done.update({i: [] for i in span})
+            yield from compose(views, options.batch_pixels)
+
+    refused: dict[int, Reject] = {}
+    threads = options.threads or available_cores()
+    reader = read_batches(plan_batches(), images, open_image, refused, threads=threads, allocate=allocate)
+    with closing(reader):
+        while True:
+            started = time.perf_counter()
+            batch = next(reader, None)
+            read = time.perf_counter()
+            if batch is None:
+                return
+            log.waited += read - started
+            if batch.views:
+                outputs = network(batch)
+                log.worked += time.perf_counter() - read
+                for view, output in zip(batch.views, outputs, strict=True):
+                    done[view.image].append((view, output))
+            for view in batch.planned:
+                missing[view.image] -= 1
+                if not missing[view.image]:
+                    del missing[view.image]
+                    if view.image in refused:
+                        log.rejects.append(refused.pop(view.image))
+                    yield Viewed(view.image, done.pop(view.image))

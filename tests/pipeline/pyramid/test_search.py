@@ -1,0 +1,163 @@
+"""Any detector on whole images: one that sees everything right scores 1, and what is wrong is said."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.pyramid.search import search
+from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings, DetectSettings, Settings
+from tests.builders import encoded, exif
+from tests.trainer.columns import objects_of
+from trainer.evaluation.coco_scores import score
+from trainer.evaluation.results import join_results, of_image
+
+Pixels = npt.NDArray[np.uint8]
+SIZES = ((10, 28), (34, 60), (70, 110), (130, 300))  # pixels of the longer side, below and across the ranges' ends
+
+
+def scene(seed: int) -> tuple[Pixels, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Plain rectangles of three classes on black, clear of each other, and what they are."""
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(200, 800, 2).tolist()
+    pixels = np.zeros((height, width, 3), np.uint8)
+    taken = np.zeros((height, width), np.bool_)
+    boxes, labels = [], []
+    for _ in range(40):
+        longer = rng.uniform(*SIZES[rng.integers(len(SIZES))])
+        w, h = (max(8, round(longer * ratio)) for ratio in rng.permutation([1.0, rng.uniform(0.6, 1)]))
+        if w >= width or h >= height:
+            continue
+        x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+        if taken[max(0, y - 24) : y + h + 24, max(0, x - 24) : x + w + 24].any():
+            continue
+        taken[y : y + h, x : x + w] = True
+        label = int(rng.integers(3))
+        pixels[y : y + h, x : x + w, label] = 255
+        boxes.append([x, y, x + w, y + h])
+        labels.append(label)
+    return pixels, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
+
+
+def seeing(views: list[Pixels]) -> list[tuple[list[list[float]], list[float], list[int]]]:
+    """A perfect detector: it finds each rectangle to a fraction of a pixel, whole or cut."""
+    found = []
+    for view in views:
+        assert view.dtype == np.uint8
+        boxes, labels = [], []
+        count, components, stats, _ = cv2.connectedComponentsWithStats(view.max(axis=2), connectivity=8)
+        for i in range(1, count):
+            x, y, w, h, _ = stats[i].tolist()
+            part = np.where(components[y : y + h, x : x + w, None] == i, view[y : y + h, x : x + w], 0) / 255
+            label = int(part.sum(axis=(0, 1)).argmax())
+            columns, rows = part[:, :, label].max(axis=0), part[:, :, label].max(axis=1)
+            boxes.append([x + end for end in _ends(columns)][:1] + [y + end for end in _ends(rows)][:1])
+            boxes[-1] += [x + _ends(columns)[1], y + _ends(rows)[1]]
+            labels.append(label)
+        found.append((boxes, [0.9] * len(boxes), labels))
+    return found
+
+
+def _ends(coverage: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Where a blurred bar begins and ends: resizing keeps its mass and its middle, unless the view cuts it."""
+    full = coverage / coverage.max()
+    middle = int(np.argmax(full >= 0.999))
+    last = len(full) - int(np.argmax(full[::-1] >= 0.999))
+    return middle - float(full[:middle].sum()), last + float(full[last:].sum())
+
+
+def average_precision(scenes: list[Any], found: list[Any]) -> float | None:
+    truth, results = [], []
+    for image_id, ((_, boxes, labels), detections) in enumerate(zip(scenes, found, strict=True)):
+        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            truth.append({"id": len(truth) + 1, "image_id": image_id, "category_id": label, **box})
+        results.append(of_image(image_id, detections._replace(labels=detections.labels + 1), [0, 1, 2]))
+    classes = [(0, "red"), (1, "green"), (2, "blue")]
+    summary = score(objects_of(truth), classes, join_results(results), ChipSettings().bounds(), 1000)
+    return summary["AP"]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([500, 900, 4096]),
+    st.sampled_from(["gaussian", "linear", "hard"]),
+    st.booleans(),
+)
+def test_search__a_perfect_detector_scores_one(
+    seed: int, max_side: int, merge: Literal["gaussian", "linear", "hard"], class_agnostic: bool
+) -> None:
+    """Of all scales, with and without tiles: each object comes once, as first of its kind, where it is."""
+    scenes = [scene(seed), scene(seed + 1)]
+    options = DetectSettings(max_side=max_side, merge=merge, class_agnostic=class_agnostic, max_detections=1000)
+    found = list(search([pixels for pixels, _, _ in scenes], seeing, Settings(detect=options)))
+    if sum(len(boxes) for _, boxes, _ in scenes):
+        assert average_precision(scenes, found) == pytest.approx(1.0)
+
+
+def test_search__takes_arrays_images_and_files_alike_and_yields_them_in_order(tmp_path: Path) -> None:
+    scenes = [scene(seed) for seed in range(9)]  # more than a span, of many shapes
+    turned = Image.fromarray(np.rot90(scenes[1][0]).copy())
+    (tmp_path / "turned.png").write_bytes(encoded(turned, "PNG", exif=exif(6)))
+    Image.fromarray(scenes[2][0]).save(tmp_path / "plain.png")
+    images = [scenes[0][0], tmp_path / "turned.png", str(tmp_path / "plain.png"), Image.fromarray(scenes[3][0])]
+    images += [pixels for pixels, _, _ in scenes[4:]]
+    found = list(search(images, seeing))
+    assert [len(one.boxes) > 0 for one in found] == [len(boxes) > 0 for _, boxes, _ in scenes]
+    assert average_precision(scenes, found) == pytest.approx(1.0)
+
+
+def test_search__objects_of_two_classes_in_one_place_become_one_where_that_is_asked_for() -> None:
+    def doubting(views: list[Pixels]) -> list[tuple[Any, Any, Any]]:
+        seen = zip(views, seeing(views), strict=True)
+        return [
+            (boxes * 2, [0.9] * len(boxes) + [0.4] * len(boxes), labels + [7] * len(boxes))
+            for _, (boxes, _, labels) in seen
+        ]
+
+    pixels, boxes, labels = scene(4)
+    apart, joined = (
+        next(search([pixels], doubting, Settings(detect=DetectSettings(merge="hard", class_agnostic=agnostic))))
+        for agnostic in (False, True)
+    )
+    assert len(apart.boxes) == 2 * len(boxes)
+    assert len(joined.boxes) == len(boxes)
+    assert sorted(joined.labels.tolist()) == sorted(labels.tolist())
+
+
+@pytest.mark.parametrize(
+    ("detector", "said"),
+    [
+        (lambda views: [], "gave 0 results; expected one for each"),
+        (lambda views: [([[0, 0, 9, 9]], [0.5]) for _ in views], "expected boxes"),
+        (lambda views: [([[0, 0, 9, 9]], [0.5, 0.4], [1]) for _ in views], r"\[1, 4\], \[2\], \[1\]"),
+        (lambda views: [([0, 0, 9, 9], [0.5], [1]) for _ in views], "expected boxes"),
+    ],
+)
+def test_search__says_what_a_detector_should_have_given(detector: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        list(search([scene(0)[0]], detector))
+
+
+def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
+    def blind(views: list[Pixels]) -> list[tuple[Any, Any, Any]]:
+        return [([], [], []) for _ in views]
+
+    assert [len(one.boxes) for one in search([np.zeros((9, 9, 3), np.uint8)], blind)] == [0]
+    for wrong in (np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((0, 9, 3), np.uint8)):
+        with pytest.raises(UsageError, match="image 0: expected uint8"):
+            list(search([wrong], blind))
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    broken = encoded(Image.fromarray(scene(1)[0]))
+    (tmp_path / "broken.jpg").write_bytes(broken[: len(broken) // 2])
+    for name, reason in (("bad.jpg", "not_an_image"), ("none.jpg", "missing_file"), ("broken.jpg", "undecodable")):
+        with pytest.raises(DataError, match=reason):
+            list(search([tmp_path / name], blind))

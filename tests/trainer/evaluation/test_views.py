@@ -1,0 +1,111 @@
+"""What any program finds on views becomes detections on images: perfect results score 1, and no torch is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools.coco import COCO
+
+from pipeline.exchange.views import INDEX, views
+from schemas.errors import DataError, MissingError
+from schemas.settings import load_settings
+from tests.conftest import RunSniper
+from tests.paths import ROOT
+from trainer.evaluation.views import merge_views
+
+SETTINGS = ("chips.scales=[1.0, 0.5, {long_side: 128}]", "chips.ranges=[[0, 40], [32, 90], [70, null]]")
+TILES = ("detect.max_side=220",)
+
+
+@pytest.fixture(scope="module")
+def pyramid(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The views of the demo's validation images. Not to be changed."""
+    out = tmp_path_factory.mktemp("pyramid") / "views"
+    settings = load_settings(None, (*SETTINGS, *TILES))
+    views(demo / "val", out, settings, annotations=demo / "val.json", workers=1)
+    return out
+
+
+def perfect(pyramid: Path, annotations: Path) -> list[dict[str, Any]]:
+    """What a perfect detector finds on the views, as COCO results with all that SAHI writes into them."""
+    content = json.loads(annotations.read_bytes())
+    found = []
+    for view in pq.read_table(pyramid / INDEX).to_pylist():
+        origin, limit = np.array([view["x1"], view["y1"]]), np.array([view["x2"], view["y2"]])
+        for record in content["annotations"]:
+            if record["image_id"] != view["image_id"] or record["iscrowd"]:
+                continue
+            low = np.array(record["bbox"][:2])
+            low, high = np.clip((low, low + record["bbox"][2:]), origin, limit)
+            if (high > low).all():
+                bbox = [*((low - origin) * view["scale"]).tolist(), *((high - low) * view["scale"]).tolist()]
+                more = {"category_name": "x", "segmentation": [], "iscrowd": 0, "area": bbox[2] * bbox[3]}
+                where = {"image_id": view["view_id"], "category_id": record["category_id"]}
+                found.append(where | {"bbox": bbox, "score": 0.9} | more)
+    return found
+
+
+def test_merge_views__perfect_results_score_one(demo: Path, pyramid: Path, tmp_path: Path, sniper: RunSniper) -> None:
+    found = perfect(pyramid, demo / "val.json")
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    arguments = ("merge-views", pyramid, "--results", tmp_path / "found.json", "--out", tmp_path / "merged.json")
+    result = sniper(*arguments, "--annotations", demo / "val.json", "--set", "detect.merge=hard")
+    assert result.status == 0
+    assert "AP                          1.000" in result.out
+    summary = json.loads((tmp_path / "merged.summary.json").read_bytes())
+    assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
+    truth = COCO(str(demo / "val.json"))
+    merged = truth.loadRes(str(tmp_path / "merged.json")).dataset["annotations"]
+    assert len(merged) == sum(not a["iscrowd"] for a in truth.dataset["annotations"]) < len(found)
+
+
+def test_merge_views__no_results_at_all_and_none_of_an_image(demo: Path, pyramid: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("[]")
+    merged = merge_views(pyramid, tmp_path / "none.json", tmp_path / "out.json", annotations=demo / "val.json")
+    assert merged.summary is not None
+    assert merged.summary["AP"] == 0
+    assert json.loads((tmp_path / "out.json").read_bytes()) == []
+    one = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 20, 20], "score": 1}
+    (tmp_path / "one.json").write_text(json.dumps([one]))
+    merged = merge_views(pyramid, tmp_path / "one.json", tmp_path / "out.json")
+    assert (len(merged.detections.scores), merged.num_on_views, merged.summary) == (1, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"images": []}', "expected COCO results"),
+        ("[1]", r"\[0\]: expected whole numbers"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3], "score": 1}]', r"\[0\]: expected"),
+        ('[{"image_id": "a", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', r"\[0\]: expected"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "no finite number"),
+        ('[{"image_id": 99999, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "are no views"),
+        ("[", "is not valid JSON"),
+        ("", "is not valid JSON"),
+    ],
+)
+def test_merge_views__says_what_is_wrong_with_results(pyramid: Path, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "found.json").write_text(content)
+    with pytest.raises(DataError, match=said):
+        merge_views(pyramid, tmp_path / "found.json", tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_merge_views__refuses_other_images_and_what_is_missing(demo: Path, pyramid: Path, tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text("[]")
+    with pytest.raises(DataError, match="of the images that the views are of are not in it"):
+        merge_views(pyramid, tmp_path / "found.json", tmp_path / "out.json", annotations=demo / "train.json")
+    with pytest.raises(MissingError, match="no such file of results"):
+        merge_views(pyramid, tmp_path / "none.json", tmp_path / "out.json")
+    with pytest.raises(DataError, match="no finished views here; run `sniper views`"):
+        merge_views(tmp_path, tmp_path / "found.json", tmp_path / "out.json")
+
+
+def test_merge_views__needs_no_torch() -> None:
+    command = "import sys; import trainer.evaluation.views; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

@@ -1,0 +1,84 @@
+"""`sniper merge-views`: detections of any program on views, merged on the images and scored. It needs no torch."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.coco.read import read_coco
+from pipeline.exchange.merge_views import merge_views as merge_found
+from pipeline.exchange.merge_views import read_results
+from pipeline.exchange.views import ViewIndex, read_index
+from pipeline.storage import Location, location, write_atomic
+from schemas.errors import DataError
+from schemas.settings import DetectSettings
+from trainer.evaluation.coco_scores import Summary, score
+from trainer.evaluation.ground_truth import read_objects
+from trainer.evaluation.results import CocoResults, join_results, write_results
+
+
+class Merged(NamedTuple):
+    """What became of detections on views.
+
+    Attributes:
+        detections: on the images.
+        num_on_views: how many there were on the views.
+        summary: COCO's scores; None where there were no annotations.
+    """
+
+    detections: CocoResults
+    num_on_views: int
+    summary: Summary | None
+
+
+def merge_views(
+    views: Location | str,
+    results: Location | str,
+    out: Location | str,
+    options: DetectSettings | None = None,
+    *,
+    annotations: Location | str | None = None,
+    max_dets: int = 100,
+) -> Merged:
+    """Turn COCO results on views into COCO results on the images that the views are of, and score them.
+
+    Args:
+        views: what `sniper views` wrote.
+        results: file of COCO results, whose image ids are those of views.json; SAHI's have the same form.
+        out: file for the COCO results on the images. The summary goes beside it.
+        options: how detections are merged, and how many stay.
+        annotations: COCO file that the views were made with, to score against.
+        max_dets: detections per image and class that every score takes into account.
+
+    Raises:
+        DataError: a file cannot be read, results are of views that there are not, or the annotations are of other
+            images.
+    """
+    index, place, out = read_index(location(views)), location(results), location(out)
+    found = read_results(place)
+    parts = []
+    for image_id, merged in merge_found(index, found, options or DetectSettings(), place):
+        ids = np.full(len(merged.scores), image_id, np.int64)
+        parts.append(CocoResults(ids, merged.labels, merged.boxes, merged.scores))
+    detections = join_results(parts)
+    summary = None if annotations is None else _score(index, detections, location(annotations), max_dets)
+    write_results(out, detections)
+    if summary is not None:
+        write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
+    return Merged(detections, len(found.scores), summary)
+
+
+def _score(index: ViewIndex, detections: CocoResults, annotations: Location, max_dets: int) -> Summary:
+    """Score against the boxes of the images that there are views of."""
+    source = read_coco(annotations, as_written=True)
+    searched = set(zip(index.table["image_id"].to_pylist(), index.table["image_file"].to_pylist(), strict=True))
+    there = set(zip(source.image_id.tolist(), source.file_name.to_pylist(), strict=True))
+    if other := searched - there:
+        id_, name = min(other)
+        raise DataError(
+            f"{annotations}: {len(other):,} of the images that the views are of are not in it, such as {name} with "
+            f"the id {id_}; make the views with `sniper views --annotations {annotations}`"
+        )
+    objects, _ = read_objects(source)
+    scored = objects.take(np.isin(objects.image_id, [id_ for id_, _ in searched]))
+    return score(scored, source.categories, detections, index.bounds, max_dets)
