@@ -27,7 +27,7 @@ LAUNCH = $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-n
 # The demo's data are small, so are its chips and its network.
 DEMO_CONFIG := --config scripts/demo.yaml
 
-.PHONY: help setup chips negatives train evaluate demo demo-data test lint format bench peers lock clean
+.PHONY: help setup chips negatives train evaluate demo demo-data test test-peers lint format bench peers lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -100,6 +100,9 @@ test: setup ## run the tests; ARGS="tests/pipeline -k cover" for some of them
 	@# two files at a time, one thread each: as fast as two cores allow, and no slower on more
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
+test-peers: peers ## run the tests that hand chips and detections to the programs of others, in .venv-peers
+	OMP_NUM_THREADS=2 .venv-peers/bin/python -m pytest -m peers tests/peers $(ARGS)
+
 lint: setup ## ruff check, ruff format --check and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,7 +122,7 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
 	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
 
-peers: ## make .venv-peers, the programs that benchmarks compare with
+peers: ## make .venv-peers, the programs that benchmarks and tests compare with
 	@scripts/setup.sh --peers
 
 lock: ## regenerate the lock files; ARGS=--upgrade for the newest versions

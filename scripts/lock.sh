@@ -32,7 +32,7 @@ compile() {
 compile requirements.lock pyproject.toml scripts/lock-inputs.txt --all-extras \
     --overrides scripts/lock-overrides.txt "$@"
 compile requirements-pillow.lock scripts/pillow-inputs.txt "$@"
-compile requirements-peers.lock scripts/peers-inputs.txt "$@"
+compile requirements-peers.lock pyproject.toml scripts/peers-inputs.txt "$@"
 
 if grep -qiE '^pillow==' requirements.lock; then
     echo "lock: requirements.lock holds Pillow beside pillow-simd" >&2

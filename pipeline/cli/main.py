@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 import click
 
 from pipeline import __version__
-from pipeline.cli import building, exchanging, looking
+from pipeline.cli import building, exchanging, looking, sharing
 from pipeline.engines.progress import show_log
 from schemas.errors import SniperError
 
@@ -45,8 +45,10 @@ for command in (
     building.chips,
     building.verify,
     building.settings_command,
+    sharing.export,
     exchanging.import_command,
     exchanging.split,
+    sharing.views,
     looking.show,
     looking.suggest,
 ):

@@ -1,0 +1,184 @@
+"""`sniper export`: the chips as an ordinary data set of another format, for whatever trains on that.
+
+A shard is the unit of work. What is done of it is noted in OUT/.export, so that an interrupted export goes on; the
+file that names all chips (annotations, data.yaml or the card) comes last.
+"""
+
+import re
+from types import ModuleType
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.dataset.build_file import POSITIVES, finished_builds
+from pipeline.dataset.shards import shard_files
+from pipeline.engines.progress import Progress
+from pipeline.engines.run import run_tasks
+from pipeline.engines.tasks import Engine, Task
+from pipeline.exchange import to_coco, to_hf, to_yolo
+from pipeline.exchange.shard import ExportJob, Tally, total
+from pipeline.storage import (
+    Location,
+    files_in,
+    is_file,
+    location,
+    locked,
+    make_folder,
+    probe_writable,
+    read_bytes,
+    remove,
+    remove_folder,
+    write_atomic,
+)
+from pipeline.storage.parquet import read_frame
+from schemas.errors import UsageError
+
+FORMATS: dict[str, ModuleType] = {"coco": to_coco, "yolo": to_yolo, "hf": to_hf}
+NOTES = ".export"
+
+
+class ExportReport(NamedTuple):
+    """What was exported.
+
+    Attributes:
+        tally: the counts over all shards.
+        num_shards: how many shards there are.
+        num_made: how many of them were exported by this call; the others were there already.
+    """
+
+    tally: Tally
+    num_shards: int
+    num_made: int
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What an export was made of; one of another kind in its place is refused."""
+
+    format: str
+    kind: str
+    blank: bool
+    builds: dict[str, str]
+    categories: list[tuple[int, str]]
+
+
+def export(
+    data: Location | str,
+    out: Location | str,
+    *,
+    format: str = "coco",
+    split: str = "train",
+    kind: str = "all",
+    blank: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write the chips of a data set as an ordinary data set of another format.
+
+    Boxes of the status `valid`, `rescued`, `cut` and `out_of_range` are objects. `ignore` and `crowd` are regions that
+    nothing is to be learnt from: `iscrowd` in COCO and Hugging Face files, and left out or blanked for YOLO.
+
+    Args:
+        data: what `sniper chips` wrote, with or without a pool of negatives.
+        out: folder for the data set. Several splits of one format may lie in it.
+        format: coco (images and one JSON file), yolo (images, labels and data.yaml) or hf (Parquet with the images in
+            it, which Hugging Face's `datasets` loads).
+        split: name of the split, such as train or val.
+        kind: all, or positive to leave out the pool of negatives.
+        blank: yolo: paint over the regions that nothing is to be learnt from, except where an object lies in them.
+        workers: processes; None: one per core.
+        overwrite: replace what was exported to the split before.
+
+    Raises:
+        UsageError: there is another export under the split, another process writes there, or an option is wrong.
+        DataError: the data set is unfinished or damaged.
+    """
+    data, out = location(data), location(out)
+    _check(format, split, kind, blank)
+    writer = FORMATS[format]
+    builds = finished_builds(data, pool=kind == "all")
+    manifests = [path for folder in builds for path in shard_files(data / folder, ".parquet")]
+    if not manifests:
+        raise UsageError(f"{data}: holds no chips; see rejects.parquet in it")
+    frame = read_frame(data / "categories.parquet").sort("label")
+    categories = list(frame.select("id", "name").iter_rows())
+    fingerprints = {folder: build.fingerprint for folder, build in builds.items()}
+    record = _Record(format, kind, blank, fingerprints, categories)
+    chips = builds[POSITIVES].settings["chips"]
+    jpeg = chips["quality"], chips["subsampling"]
+    probe_writable(out)
+    with locked(out, "sniper export"):
+        _claim(out, split, record, writer, overwrite)
+        notes = out / NOTES / split
+        make_folder(notes)
+        jobs = [
+            ExportJob(data, manifest, out, split, categories, index, len(manifests), blank, jpeg)
+            for index, manifest in enumerate(manifests)
+        ]
+        writer.prepare(out, split)
+        tallies: dict[int, Tally] = {}
+        for job in jobs:
+            if (tally := _read_note(notes / _name(job))) is not None:
+                tallies[job.number] = tally
+        todo = [Task(job.manifest.stem, job) for job in jobs if job.number not in tallies]
+        with Progress("export", len(todo), "shards") as progress:
+            for index, tally in run_tasks(writer.write_shard, todo, Engine(workers=workers), progress):
+                tallies[index] = tally
+                write_atomic(notes / _name(jobs[index]), msgspec.json.encode(tally))
+        writer.finish(jobs)
+    return ExportReport(total(tallies.values()), len(jobs), len(todo))
+
+
+def _check(format: str, split: str, kind: str, blank: bool) -> None:
+    if format not in FORMATS:
+        raise UsageError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    if kind not in ("all", "positive"):
+        raise UsageError(f"--kind {kind}: expected all or positive")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", split):
+        raise UsageError(f"--split {split}: expected a name of letters, digits and _, such as train or val")
+    if blank and format != "yolo":
+        raise UsageError(f"--blank: {format} files say which regions are ignored; only yolo needs them blanked")
+
+
+def _claim(out: Location, split: str, record: _Record, writer: ModuleType, overwrite: bool) -> None:
+    """Note what is exported, and refuse or remove what another export has left under the split."""
+    path = out / NOTES / f"{split}.json"
+    for other in files_in(out / NOTES, "*.json"):
+        found = msgspec.json.decode(read_bytes(other), type=_Record)
+        if other != path and found.format == record.format and found.categories != record.categories:
+            raise UsageError(
+                f"{out}: the split {other.stem!r} in it has other categories than these chips; choose another --out"
+            )
+    if is_file(path):
+        if read_bytes(path) == msgspec.json.encode(record) and not overwrite:
+            return
+        if not overwrite:
+            raise UsageError(
+                f"{out}: holds an export of other chips or with other options as the split {split!r}; choose another "
+                "--out or --split, or replace it with --overwrite"
+            )
+        writer.remove_split(out, split)
+        remove_folder(out / NOTES / split)
+        remove(path)
+    make_folder(out / NOTES)
+    write_atomic(path, msgspec.json.encode(record))
+
+
+def _name(job: ExportJob) -> str:
+    return f"{job.manifest.parent.name}-{job.manifest.stem}.json"
+
+
+def _read_note(path: Location) -> Tally | None:
+    """Read the counts of a shard that was exported; None where it was not."""
+    try:
+        return msgspec.json.decode(read_bytes(path), type=Tally)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def describe(report: ExportReport, out: Location, blank: bool) -> str:
+    """Say what was exported, in one line."""
+    tally = report.tally
+    ignored = f"{tally.num_ignored:,} regions to ignore"
+    if blank:
+        ignored += f", blanked in {tally.num_blanked:,} chips"
+    return f"{out}: {tally.num_chips:,} chips with {tally.num_objects:,} objects and {ignored}"

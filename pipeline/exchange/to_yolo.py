@@ -1,0 +1,79 @@
+"""Chips as a YOLO data set: OUT/images/SPLIT/KEY.jpg, OUT/labels/SPLIT/KEY.txt and OUT/data.yaml."""
+
+import io
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from pipeline.exchange.shard import ExportJob, Row, Tally, read_chips, split_boxes, tally_of, total
+from pipeline.images.chip import encode_jpeg
+from pipeline.storage import Location, is_folder, make_folder, remove_folder, write_atomic
+
+LOG = logging.getLogger("sniper")
+GREY = 114  # of blanked pixels, with which YOLO pads images, too
+SPLITS = ("train", "val", "test")  # those that data.yaml knows
+
+
+def prepare(out: Location, split: str) -> None:
+    """Make the folders."""
+    make_folder(out / "images" / split)
+    make_folder(out / "labels" / split)
+
+
+def remove_split(out: Location, split: str) -> None:
+    """Remove what was exported to a split."""
+    remove_folder(out / "images" / split)
+    remove_folder(out / "labels" / split)
+
+
+def write_shard(job: ExportJob) -> tuple[int, Tally]:
+    """Write images and labels of a shard; return its position and what it holds."""
+    tallies = []
+    for row, content in read_chips(job):
+        objects, ignored = split_boxes(row)
+        blanked = bool(ignored) and job.blank
+        if blanked:
+            content = _blank(content, ignored, objects, job.jpeg)
+        write_atomic(job.out / "images" / job.split / f"{row['key']}.jpg", content)
+        lines = [_label(box, row["width"], row["height"]) for box in objects]
+        write_atomic(job.out / "labels" / job.split / f"{row['key']}.txt", "".join(lines).encode())
+        tallies.append(tally_of(row, blanked=blanked))
+    return job.number, total(tallies)
+
+
+def finish(jobs: Sequence[ExportJob]) -> None:
+    """Write data.yaml with all splits that are there. Its paths are relative to it."""
+    out = jobs[0].out
+    there = {split: f"images/{split}" for split in SPLITS if is_folder(out / "images" / split)}
+    if jobs[0].split not in SPLITS:
+        there[jobs[0].split] = f"images/{jobs[0].split}"
+    for needed in ("train", "val"):
+        if needed not in there:  # YOLO refuses a file without
+            LOG.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, jobs[0].split)
+            there[needed] = f"images/{jobs[0].split}"
+    names = {label: name for label, (_, name) in enumerate(jobs[0].categories)}
+    content = yaml.safe_dump(there | {"names": names}, sort_keys=False, allow_unicode=True)
+    write_atomic(out / "data.yaml", content.encode())
+
+
+def _label(box: Row, width: int, height: int) -> str:
+    """Return the line of a box: class from 0, then centre and size as shares of the image."""
+    x1, y1, x2, y2 = (box[name] for name in ("x1", "y1", "x2", "y2"))
+    shares = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+    return " ".join([str(box["label"] - 1), *(f"{share:.7f}" for share in shares)]) + "\n"
+
+
+def _blank(content: bytes, regions: Sequence[Row], objects: Sequence[Row], jpeg: tuple[int, str]) -> bytes:
+    """Paint over regions of a chip, except where an object lies in them, and encode it anew."""
+    picture = Image.open(io.BytesIO(content))
+    pixels = np.array(picture.convert("RGB"))
+    is_blank = np.zeros(pixels.shape[:2], np.bool_)
+    for boxes, value in ((regions, True), (objects, False)):
+        for box in boxes:
+            low_x, low_y = int(box["x1"]), int(box["y1"])
+            is_blank[low_y : int(np.ceil(box["y2"])), low_x : int(np.ceil(box["x2"]))] = value
+    pixels[is_blank] = GREY
+    return encode_jpeg(pixels, *jpeg)

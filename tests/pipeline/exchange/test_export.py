@@ -1,0 +1,222 @@
+"""Chips as data sets of other formats: the same pixels and the same boxes, and an export that was stopped goes on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from pipeline.coco.read import read_coco
+from pipeline.dataset.shards import read_rows, shard_files
+from pipeline.exchange.export import export
+from pipeline.exchange.shard import IGNORED, ExportJob, Tally
+from pipeline.storage import location
+from schemas.errors import DataError, UsageError
+from tests.builders import CocoSet, build, digest
+from tests.conftest import RunSniper
+from tests.s3 import S3
+
+Row = dict[str, Any]
+Boxes = list[tuple[int, bool, list[float]]]  # label, whether to ignore, x1 y1 x2 y2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chips of a few images with two classes, a crowd, boxes that windows cut, and an image without any."""
+    made = CocoSet(tmp_path_factory.mktemp("export"), categories=[{"id": 9, "name": "ü"}, {"id": 3, "name": "thing"}])
+    rng = np.random.default_rng(0)
+    for image_id in range(1, 7):
+        made.add_image(image_id, width=700, height=500, boxes=[])
+        for _ in range(8 * (image_id > 1)):
+            width, height = rng.uniform(6, 200, 2).tolist()
+            x, y = rng.uniform(0, 700 - width), rng.uniform(0, 500 - height)
+            made.add_box(image_id, [x, y, width, height], category_id=int(rng.choice([3, 9])))
+    made.add_box(2, [30.25, 40.5, 300, 220], iscrowd=1)
+    build(made, made.root / "chips", workers=1)
+    return made.root / "chips"
+
+
+def chips_in(data: Path) -> list[Row]:
+    return [row for path in shard_files(data / "positives", ".parquet") for row in read_rows(path).to_pylist()]
+
+
+def boxes_of(row: Row) -> Boxes:
+    return [(b["label"], b["status"] in IGNORED, [b[n] for n in ("x1", "y1", "x2", "y2")]) for b in row["boxes"]]
+
+
+def in_coco(out: Path) -> dict[str, tuple[bytes, Boxes]]:
+    """What our own reader finds, once pycocotools has read the file, too."""
+    path = out / "annotations/instances_train.json"
+    content = json.loads(path.read_bytes())
+    assert len(COCO(str(path)).anns) == len(content["annotations"])
+    source = read_coco(path)
+    assert not len(source.rejects)
+    assert source.num_clipped == 0
+    found = {}
+    for i, name in enumerate(source.file_name.to_pylist()):
+        rows = slice(source.offsets[i], source.offsets[i + 1])
+        columns = zip(source.label[rows].tolist(), source.crowd[rows].tolist(), source.box[rows].tolist(), strict=True)
+        found[name] = ((out / "train" / name).read_bytes(), list(columns))
+    return found
+
+
+def in_yolo(out: Path) -> dict[str, tuple[bytes, Boxes]]:
+    found = {}
+    for path in sorted((out / "images/train").iterdir()):
+        width, height = Image.open(path).size
+        boxes: Boxes = []
+        for line in (out / f"labels/train/{path.stem}.txt").read_text().splitlines():
+            label, *shares = line.split()
+            x, y, w, h = (float(s) * side for s, side in zip(shares, (width, height) * 2, strict=True))
+            boxes.append((int(label) + 1, False, [x - w / 2, y - h / 2, x + w / 2, y + h / 2]))
+        found[path.name] = (path.read_bytes(), boxes)
+    return found
+
+
+def in_hf(out: Path) -> dict[str, tuple[bytes, Boxes]]:
+    found = {}
+    for path in sorted((out / "data").glob("train-*-of-*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            objects = row["objects"]
+            places = [[x, y, x + w, y + h] for x, y, w, h in objects["bbox"]]
+            columns = zip([c + 1 for c in objects["category"]], objects["iscrowd"], places, strict=True)
+            found[row["image"]["path"]] = (row["image"]["bytes"], list(columns))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "read"), [("coco", in_coco), ("yolo", in_yolo), ("hf", in_hf)])
+def test_export__every_chip_comes_back_with_its_boxes(
+    data: Path, tmp_path: Path, kind: str, read: Callable[[Path], dict[str, tuple[bytes, Boxes]]]
+) -> None:
+    report = export(data, tmp_path, format=kind, workers=1)
+    rows, found = chips_in(data), read(tmp_path)
+    assert len(found) == len(rows) == report.tally.num_chips
+    num_objects = num_ignored = 0
+    for row in rows:
+        content, boxes = found[f"{row['key']}.jpg"]
+        with (data / row["shard"]).open("rb") as tar:
+            tar.seek(row["offset"])
+            assert content == tar.read(row["size"])
+        wanted = boxes_of(row)
+        num_objects += sum(not ignored for _, ignored, _ in wanted)
+        num_ignored += sum(ignored for _, ignored, _ in wanted)
+        wanted = [box for box in wanted if kind != "yolo" or not box[1]]
+        assert [box[:2] for box in boxes] == [box[:2] for box in wanted]
+        for (_, _, one), (_, _, other) in zip(boxes, wanted, strict=True):
+            assert one == pytest.approx(other, abs=0.01)
+    assert (report.tally.num_objects, report.tally.num_ignored) == (num_objects, num_ignored)
+    assert num_ignored > 0
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "hf"])
+def test_export__goes_on_where_it_was_stopped_and_ends_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    whole = export(data, tmp_path / "whole", format=kind, workers=1)
+    assert whole.num_shards == whole.num_made > 2
+    module = f"pipeline.exchange.to_{kind}"
+    seen = []
+
+    def stop(job: ExportJob) -> tuple[int, Tally]:
+        seen.append(job.number)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return write(job)
+
+    write = import_module(module).write_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.write_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(data, tmp_path / "part", format=kind, workers=1)
+    report = export(data, tmp_path / "part", format=kind, workers=1)
+    assert report.num_made == whole.num_shards - 2
+    assert report.tally == whole.tally
+    assert digest(tmp_path / "part") == digest(tmp_path / "whole")
+
+
+def test_export__yolo_blanks_what_is_not_to_be_learnt_and_spares_objects(data: Path, tmp_path: Path) -> None:
+    export(data, tmp_path / "plain", format="yolo", workers=1)
+    report = export(data, tmp_path / "blank", format="yolo", workers=1, blank=True)
+    rows = [row for row in chips_in(data) if any(ignored for _, ignored, _ in boxes_of(row))]
+    assert report.tally.num_blanked == len(rows) > 0
+    for row in chips_in(data):
+        plain, blank = (
+            np.asarray(Image.open(tmp_path / f"{name}/images/train/{row['key']}.jpg")).astype(int)
+            for name in ("plain", "blank")
+        )
+        if row not in rows:
+            assert (plain == blank).all()
+            continue
+        inside, spared = np.zeros(plain.shape[:2], bool), np.zeros(plain.shape[:2], bool)
+        for _, ignored, (x1, y1, x2, y2) in boxes_of(row):
+            (inside if ignored else spared)[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] = True
+        hidden = inside & ~spared
+        assert not hidden.any() or np.abs(blank - 114)[hidden].mean() < 12
+        assert (np.abs(blank - plain)[spared].mean() if spared.any() else 0) < 12
+
+
+def test_export__splits_share_a_folder_and_others_are_refused(data: Path, tmp_path: Path, sniper: RunSniper) -> None:
+    first = sniper("export", data, "--format", "yolo", "--out", tmp_path / "yolo")
+    assert first.status == 0
+    assert "there is no split val yet" in first.err
+    assert "data=" in first.err
+    assert sniper("export", data, "--format", "yolo", "--out", tmp_path / "yolo", "--split", "val").status == 0
+    written = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
+    assert written == {"train": "images/train", "val": "images/val", "names": {0: "thing", 1: "ü"}}
+    other = CocoSet(tmp_path / "other")
+    other.add_image(1)
+    build(other, tmp_path / "chips")
+    arguments = ("export", tmp_path / "chips", "--format", "yolo", "--out", tmp_path / "yolo")
+    assert "has other categories" in sniper(*arguments, "--split", "test").err
+    export(data, tmp_path / "coco", workers=1)
+    with pytest.raises(UsageError, match="export of other chips or with other options as the split 'train'"):
+        export(tmp_path / "chips", tmp_path / "coco", workers=1)
+    report = export(tmp_path / "chips", tmp_path / "coco", workers=1, overwrite=True)
+    assert len(list((tmp_path / "coco/train").iterdir())) == report.tally.num_chips
+    for options, said in (
+        ({"blank": True}, "only yolo"),
+        ({"split": "a/b"}, "letters"),
+        ({"format": "voc"}, "one of"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            export(data, tmp_path / "wrong", **options)  # type: ignore[arg-type]
+
+
+def test_export__a_damaged_chip_is_named(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "chips"
+    shutil.copytree(data, copy)
+    row = chips_in(copy)[0]
+    with (copy / row["shard"]).open("r+b") as tar:
+        tar.seek(row["offset"] + 100)
+        tar.write(b"\0\1\2\3")
+    with pytest.raises(DataError, match=f"chip {row['key']} is damaged; run `sniper verify"):
+        export(copy, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "hf"])
+def test_export__to_and_from_a_bucket(data: Path, tmp_path: Path, s3: S3, kind: str) -> None:
+    """What lies in the bucket is what a folder would hold."""
+    export(data, tmp_path / "here", format=kind, workers=1)
+    export(data, f"{s3.url}/there", format=kind, workers=1)
+    place = location(f"{s3.url}/there")
+    files = sorted(path for path in (tmp_path / "here").rglob("*") if path.is_file() and path.name != ".lock")
+    for path in files:
+        assert (place / str(path.relative_to(tmp_path / "here"))).read_bytes() == path.read_bytes()
+
+
+def test_export__ids_count_through_all_shards(data: Path, tmp_path: Path) -> None:
+    export(data, tmp_path, workers=1)
+    content = json.loads((tmp_path / "annotations/instances_train.json").read_bytes())
+    ids = [image["id"] for image in content["images"]]
+    assert ids == list(range(1, len(ids) + 1))
+    assert [a["id"] for a in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
+    assert {a["image_id"] for a in content["annotations"]} <= set(ids)
+    assert [c["id"] for c in content["categories"]] == [3, 9]
