@@ -107,3 +107,23 @@ PROPOSALS = pa.schema(
         ("score", pa.float32()),
     ]
 )
+
+VIEWS = pa.schema(
+    [
+        ("view_id", pa.int64()),  # from 1; the image id that results on views have
+        ("file_name", pa.string()),  # relative to OUT/images
+        ("width", pa.int32()),  # view pixels
+        ("height", pa.int32()),
+        ("image_id", pa.int64()),  # source image
+        ("image_file", pa.string()),
+        ("image_width", pa.int32()),
+        ("image_height", pa.int32()),
+        ("scale_index", pa.int8()),
+        ("scale", pa.float64()),  # factor source -> view
+        ("x1", pa.float64()),  # window, source pixels
+        ("y1", pa.float64()),
+        ("x2", pa.float64()),
+        ("y2", pa.float64()),
+    ]
+)
+"""What `sniper views` wrote: a row per view, in the order of images, scales and tiles."""

@@ -1,0 +1,117 @@
+"""Views as files: their pixels are those that a search sees, and nothing is left half done."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.exchange.views import INDEX, views
+from pipeline.pyramid.search import search
+from schemas.errors import DataError, UsageError
+from schemas.settings import Settings, load_settings
+from tests.builders import CocoSet, digest
+from tests.conftest import RunSniper
+from tests.s3 import S3
+
+SETTINGS = ("chips.scales=[1.5, {long_side: 128}]", "chips.ranges=[[0, 60], [50, null]]", "detect.max_side=150")
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings(None, SETTINGS)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> CocoSet:
+    """Images of three shapes; one of them is split into tiles."""
+    made = CocoSet(tmp_path / "photos")
+    for image_id, (width, height) in {30: (90, 60), 7: (250, 90), 12: (64, 64)}.items():
+        made.add_image(image_id, width=width, height=height)
+    made.write()
+    return made
+
+
+def test_views__are_the_pixels_that_a_detector_sees_in_a_search(
+    photos: CocoSet, tmp_path: Path, settings: Settings
+) -> None:
+    report = views(photos.image_root, tmp_path / "out", settings, annotations=photos.path, workers=1)
+    rows = pq.read_table(tmp_path / "out" / INDEX).to_pylist()
+    assert report.num_views == len(rows) > 6
+    assert [row["view_id"] for row in rows] == list(range(1, len(rows) + 1))
+    listed = json.loads((tmp_path / "out/views.json").read_bytes())
+    assert [(i["id"], i["file_name"]) for i in listed["images"]] == [(r["view_id"], r["file_name"]) for r in rows]
+    assert listed["categories"] == photos.categories
+    seen = []
+
+    def remember(pixels: list[np.ndarray]) -> list[tuple[list[float], list[float], list[int]]]:  # type: ignore[type-arg]
+        seen.extend(pixels)
+        return [([], [], []) for _ in pixels]
+
+    list(search([photos.image_root / f"{i}.jpg" for i in (7, 12, 30)], remember, settings))
+    assert len(seen) == len(rows)
+    for row in rows:
+        stored = np.asarray(Image.open(tmp_path / "out/images" / row["file_name"])).astype(int)
+        assert stored.shape == (row["height"], row["width"], 3)
+        closest = min(np.abs(one.astype(int) - stored).mean() for one in seen if one.shape == stored.shape)
+        assert closest < 4  # of 255: what JPEG loses
+
+
+def test_views__stopped_and_called_again_end_the_same(
+    photos: CocoSet, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.exchange import views as module
+
+    views(photos.image_root, tmp_path / "whole", settings, annotations=photos.path, workers=1)
+    encode, written = module.encode_jpeg, []
+
+    def stop(*arguments: object) -> bytes:
+        written.append(arguments)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        return encode(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encode_jpeg", stop)
+        with pytest.raises(KeyboardInterrupt):
+            views(photos.image_root, tmp_path / "part", settings, annotations=photos.path, workers=1)
+    assert not (tmp_path / "part" / INDEX).exists()
+    written.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encode_jpeg", lambda *a: written.append(a) or encode(*a))
+        report = views(photos.image_root, tmp_path / "part", settings, annotations=photos.path, workers=1)
+    assert len(written) == report.num_views - 3
+    assert digest(tmp_path / "part") == digest(tmp_path / "whole")
+    with pytest.raises(UsageError, match="holds views of other images or settings"):
+        views(photos.image_root, tmp_path / "part", annotations=photos.path, workers=1)
+    other = views(photos.image_root, tmp_path / "part", annotations=photos.path, workers=1, overwrite=True)
+    assert len(list((tmp_path / "part/images").iterdir())) == other.num_views
+
+
+def test_views__of_a_folder_number_the_images_and_leave_bad_ones_out(
+    photos: CocoSet, tmp_path: Path, sniper: RunSniper
+) -> None:
+    (photos.image_root / "bad.jpg").write_bytes(b"nothing")
+    broken = (photos.image_root / "7.jpg").read_bytes()
+    (photos.image_root / "7.jpg").write_bytes(broken[: len(broken) // 2])
+    arguments = ("views", "--images", photos.image_root, "--out", tmp_path / "out", "--workers", 1)
+    result = sniper(*arguments, *(word for one in SETTINGS for word in ("--set", one)))
+    assert result.status == 1
+    assert "not_an_image" in result.out
+    assert "undecodable" in result.out
+    rows = pq.read_table(tmp_path / "out" / INDEX).to_pylist()
+    assert {(row["image_id"], row["image_file"]) for row in rows} == {(1, "12.jpg"), (2, "30.jpg")}
+
+
+def test_views__to_a_bucket(photos: CocoSet, tmp_path: Path, settings: Settings, s3: S3) -> None:
+    views(photos.image_root, tmp_path / "out", settings, annotations=photos.path, workers=1)
+    views(photos.image_root, f"{s3.url}/out", settings, annotations=photos.path, workers=1)
+    here = {str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*.*") if path.is_file()}
+    assert here - {"out/.lock"} <= set(s3.keys())
+    s3.put("photos/a.jpg", b"x")
+    with pytest.raises(UsageError, match="give the annotation file"):
+        views(f"{s3.url}/photos", tmp_path / "other", settings)
+    with pytest.raises(DataError, match="no such annotation file"):
+        views(photos.image_root, tmp_path / "other", settings, annotations=tmp_path / "none.json")
