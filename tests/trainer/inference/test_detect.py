@@ -13,6 +13,7 @@ from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
 from tests.builders import exif
 from tests.conftest import RunSniper
+from tests.trainer.processes import run_ranks
 from trainer.inference.detect import detect
 from trainer.inference.output import Output
 from trainer.runtime.checkpoint import read_checkpoint, write_checkpoint
@@ -193,3 +194,44 @@ def test_detect__a_large_tiff_is_searched_by_windows(
     assert best[0] == best[1]
     [picture] = (tmp_path / "out").glob("*-b.jpg")
     assert max(Image.open(picture).size) == 100
+
+
+def test_detect__two_ranks_share_the_images_and_change_nothing(
+    demo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven images in spans of two, of which one cannot be read; some are done already."""
+    for index, file in enumerate(sorted((demo / "val").iterdir())[:7]):
+        (tmp_path / f"{index}.jpg").write_bytes(file.read_bytes())
+    (tmp_path / "3.jpg").write_bytes(b"nothing")
+    monkeypatch.setattr("trainer.inference.detect.SPAN", 2)
+    detect(checkpoint, tmp_path, out=tmp_path / "one")
+    script = tmp_path / "detect.py"
+    script.write_text(
+        "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\nimport trainer.inference.detect as module\n"
+        "module.SPAN = 2\nreport = module.detect_into(Path(sys.argv[3]), *map(Path, sys.argv[1:3]))\n"
+        "import os; assert (report is None) == (os.environ['RANK'] == '1')\n"
+    )
+    run_ranks(2, script, checkpoint, tmp_path, tmp_path / "two")
+    one, two = (json.loads((tmp_path / f"{name}/detections.json").read_bytes()) for name in ("one", "two"))
+    assert one == two
+    assert [Path(result["file"]).name for result in two] == [f"{index}.jpg" for index in range(7)]
+    assert "error" in two[3]
+    pictures = [[path.name for path in sorted((tmp_path / name).glob("*.jpg"))] for name in ("one", "two")]
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) == 6
+
+
+def test_detect__classes_and_least_scores_choose_among_the_same_results(
+    demo: Path, checkpoint: Path, tmp_path: Path, sniper: RunSniper
+) -> None:
+    whole = detect(checkpoint, demo / "val")
+    arguments = ("detect", "--checkpoint", checkpoint, demo / "val", "--out", tmp_path)
+    assert sniper(*arguments, "--classes", "disc, box", "--min-score", 0.02).status == 0
+    chosen = json.loads((tmp_path / "detections.json").read_bytes())
+    for one, other in zip(whole, chosen, strict=True):
+        kept = [d for d in one["detections"] if d["category"] in ("disc", "box") and d["score"] >= 0.02]
+        assert [d["score"] for d in other["detections"]] == pytest.approx([d["score"] for d in kept], abs=1e-6)
+        assert [d["category"] for d in other["detections"]] == [d["category"] for d in kept]
+    refused = sniper(*arguments, "--classes", "disk")
+    assert refused.status == 2
+    assert "the network knows no class 'disk'" in refused.err
