@@ -207,9 +207,9 @@ def test_detect__two_ranks_share_the_images_and_change_nothing(
     detect(checkpoint, tmp_path, out=tmp_path / "one")
     script = tmp_path / "detect.py"
     script.write_text(
-        "import torch, sys; torch.set_num_threads(1)\nfrom pathlib import Path\nimport trainer.inference.detect as module\n"
-        "module.SPAN = 2\nreport = module.detect_into(Path(sys.argv[3]), *map(Path, sys.argv[1:3]))\n"
-        "import os; assert (report is None) == (os.environ['RANK'] == '1')\n"
+        "import os, sys, torch; torch.set_num_threads(1)\nimport trainer.inference.detect as module\n"
+        "module.SPAN = 2\nreport = module.detect_into(sys.argv[3], *sys.argv[1:3])\n"
+        "assert (report is None) == (os.environ['RANK'] == '1')\n"
     )
     run_ranks(2, script, checkpoint, tmp_path, tmp_path / "two")
     one, two = (json.loads((tmp_path / f"{name}/detections.json").read_bytes()) for name in ("one", "two"))
