@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # .venv-peers does not hold this project
@@ -63,10 +63,24 @@ def on_pixels(predictor: Predictor) -> Detect:
             slot[: array.shape[0], : array.shape[1]] = torch.from_numpy(np.ascontiguousarray(array))
         sizes = torch.tensor([array.shape[:2] for array in arrays], device=device)
         with torch.inference_mode():
-            found = predict(model, batch.permute(0, 3, 1, 2).to(device), sizes, options.min_score, options.by_area)
+            found = predict(
+                model,
+                batch.permute(0, 3, 1, 2).to(device),
+                sizes,
+                min_score=options.min_score,
+                by_area=options.by_area,
+            )
         return [[column.cpu().numpy() for column in one] for one in found]
 
     return detect
+
+
+def resized(image: Pixels, zoom: float) -> Pixels:
+    """Enlarge or shrink an image as the pyramid does."""
+    if zoom == 1:
+        return image
+    size = round(image.shape[1] * zoom), round(image.shape[0] * zoom)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 class SahiModel(DetectionModel):  # type: ignore[misc]
@@ -86,10 +100,7 @@ class SahiModel(DetectionModel):  # type: ignore[misc]
     def perform_batch_inference(self, images: list[Pixels]) -> None:
         """Run the network on several slices at once."""
         zooms = [self.image_size / max(image.shape[:2]) for image in images]
-        sized = [
-            image if zoom == 1 else cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
-            for image, zoom in zip(images, zooms, strict=True)
-        ]
+        sized = [resized(image, zoom) for image, zoom in zip(images, zooms, strict=True)]
         self._original_predictions = [
             (boxes / zoom, scores, labels)
             for (boxes, scores, labels), zoom in zip(self.model(sized), zooms, strict=True)
@@ -168,8 +179,7 @@ def main(
     searching = Settings(chips=chips, detect=settings.detect)
     truth = open_ground_truth(location(annotations), location(images), chips, predictor.categories, 100)
     sources = truth.source.images(0, min(num_images, truth.source.num_images))
-    pictures = [cv2.imread(str(Path(images) / source.file_name))[:, :, ::-1] for source in sources]
-    pictures = [np.ascontiguousarray(picture) for picture in pictures]
+    pictures = [np.asarray(Image.open(Path(images) / source.file_name).convert("RGB")) for source in sources]
     finest = next(scale for scale in chips.scales if isinstance(scale, float))
     sides = [int(side) for side in slices.split(",")] if slices else [round(chips.size / finest), round(chips.size)]
     ways = [Way("ours, the pyramid", lambda pixels: next(search([pixels], detect, searching)))]
@@ -179,9 +189,8 @@ def main(
     for _ in range(rounds):
         for way in ways:
             started = time.perf_counter()
-            found = [way.search(picture) for picture in pictures]
+            results[way.name] = [way.search(picture) for picture in pictures]
             seconds[way.name].append((time.perf_counter() - started) / len(pictures))
-            results[way.name] = found
     kept = truth.objects.take(np.isin(truth.objects.image_id, [source.image_id for source in sources]))
     figures = []
     for way in ways:
