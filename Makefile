@@ -121,6 +121,9 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_negatives.py --json bench-results/negatives.json
 	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
 	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
+	@$(MAKE) --no-print-directory train ARGS=
+	.venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \
+	    --images $(DEMO)/data/val --json bench-results/sahi.json
 
 peers: ## make .venv-peers, the programs that benchmarks and tests compare with
 	@scripts/setup.sh --peers

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from pipeline.dataset.shards import read_rows
 from pipeline.exchange.shard import IGNORED, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
-from pipeline.storage import Location, atomic_file, make_folder, remove, remove_folder, write_atomic
+from pipeline.storage import Location, atomic_file, make_folder, remove, remove_folder, write_together
 
 
 def prepare(out: Location, split: str) -> None:
@@ -25,9 +25,13 @@ def remove_split(out: Location, split: str) -> None:
 def write_shard(job: ExportJob) -> tuple[int, Tally]:
     """Write the images of a shard; return its position and what it holds."""
     tallies = []
-    for row, content in read_chips(job):
-        write_atomic(job.out / job.split / f"{row['key']}.jpg", content)
-        tallies.append(tally_of(row))
+
+    def images() -> Iterator[tuple[Location, bytes]]:
+        for row, content in read_chips(job):
+            tallies.append(tally_of(row))
+            yield job.out / job.split / f"{row['key']}.jpg", content
+
+    write_together(images())
     return job.number, total(tallies)
 
 

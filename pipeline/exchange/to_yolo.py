@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import yaml
@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.exchange.shard import ExportJob, Row, Tally, read_chips, split_boxes, tally_of, total
 from pipeline.images.chip import encode_jpeg
-from pipeline.storage import Location, is_folder, make_folder, remove_folder, write_atomic
+from pipeline.storage import Location, is_folder, make_folder, remove_folder, write_atomic, write_together
 
 LOG = logging.getLogger("sniper")
 GREY = 114  # of blanked pixels, with which YOLO pads images, too
@@ -32,15 +32,19 @@ def remove_split(out: Location, split: str) -> None:
 def write_shard(job: ExportJob) -> tuple[int, Tally]:
     """Write images and labels of a shard; return its position and what it holds."""
     tallies = []
-    for row, content in read_chips(job):
-        objects, ignored = split_boxes(row)
-        blanked = bool(ignored) and job.blank
-        if blanked:
-            content = _blank(content, ignored, objects, job.jpeg)
-        write_atomic(job.out / "images" / job.split / f"{row['key']}.jpg", content)
-        lines = [_label(box, row["width"], row["height"]) for box in objects]
-        write_atomic(job.out / "labels" / job.split / f"{row['key']}.txt", "".join(lines).encode())
-        tallies.append(tally_of(row, blanked=blanked))
+
+    def files() -> Iterator[tuple[Location, bytes]]:
+        for row, content in read_chips(job):
+            objects, ignored = split_boxes(row)
+            blanked = bool(ignored) and job.blank
+            if blanked:
+                content = _blank(content, ignored, objects, job.jpeg)
+            lines = [_label(box, row["width"], row["height"]) for box in objects]
+            tallies.append(tally_of(row, blanked=blanked))
+            yield job.out / "images" / job.split / f"{row['key']}.jpg", content
+            yield job.out / "labels" / job.split / f"{row['key']}.txt", "".join(lines).encode()
+
+    write_together(files())
     return job.number, total(tallies)
 
 

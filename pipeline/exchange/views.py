@@ -7,6 +7,7 @@ which image each of them is. `sniper merge-views` turns what was found on them i
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from pipeline.storage import (
     remove,
     remove_folder,
     write_atomic,
+    write_together,
 )
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
@@ -197,29 +199,29 @@ def _tasks(
 
 def _write(job: _Job) -> list[Reject]:
     """Write views; return a row for each image that cannot be used."""
-    opener = open_files(job.images, job.root, job.chips.max_pixels)
-    rejects: list[Reject] = []
-    picture, last, failed = None, -1, -1
+    rejects: dict[int, Reject] = {}  # by the position of the image
+    write_together(_encoded(job, rejects))
+    return list(rejects.values())
+
+
+def _encoded(job: _Job, rejects: dict[int, Reject]) -> Iterator[tuple[Location, bytes]]:
+    """Yield the place and the JPEG of each view, and put images that cannot be used among the rejects."""
+    opener = lru_cache(maxsize=1)(open_files(job.images, job.root, job.chips.max_pixels))
     for name, view in job.todo:
-        if view.image == failed:
+        if view.image in rejects:
             continue
-        if view.image != last:
-            picture, last = opener(view.image), view.image
+        picture = opener(view.image)
         if isinstance(picture, Reject):
-            rejects.append(picture)
-            failed = view.image
+            rejects[view.image] = picture
             continue
-        assert picture is not None
         try:
             pixels = cut_chip(picture, view.window, view.scale, view.width, view.height)
         except ImageRefusedError as error:  # a large image that is damaged here
             image = job.images[view.image]
             message = f"{image.file_name}: {error.message}"
-            rejects.append(Reject("image", image.image_id, image.file_name, error.reason, message))
-            failed = view.image
+            rejects[view.image] = Reject("image", image.image_id, image.file_name, error.reason, message)
             continue
-        write_atomic(job.out / "images" / name, encode_jpeg(pixels, job.chips.quality, job.chips.subsampling))
-    return rejects
+        yield job.out / "images" / name, encode_jpeg(pixels, job.chips.quality, job.chips.subsampling)
 
 
 def _row(number: int, name: str, view: View, image: SourceImage) -> dict[str, Any]:

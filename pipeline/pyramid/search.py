@@ -104,6 +104,8 @@ def search_any(
     following = 0
     for position, found in search_images(network, sources, open_image, spans, chips, options, log, allocate):
         ready[position] = found
+        if log.rejects:
+            break
         while following in ready:
             yield ready.pop(following)
             following += 1

@@ -27,7 +27,15 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.locks import locked, remove_temporary
 from pipeline.storage.stores import Location, location
-from pipeline.storage.writing import TEMPORARY, HashingFile, atomic_file, probe_writable, start_writeback, write_atomic
+from pipeline.storage.writing import (
+    TEMPORARY,
+    HashingFile,
+    atomic_file,
+    probe_writable,
+    start_writeback,
+    write_atomic,
+    write_together,
+)
 
 __all__ = [
     "HashingFile",
@@ -59,4 +67,5 @@ __all__ = [
     "start_writeback",
     "touch",
     "write_atomic",
+    "write_together",
 ]

@@ -4,14 +4,16 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from upath import UPath
 
-from pipeline.storage.stores import Location, client, insist, is_disk_full
+from pipeline.storage.stores import AHEAD, Location, client, insist, is_disk_full
 from schemas.errors import AGAIN, DataError, UsageError
 
 BUFFER = 1 << 20  # bytes; many small writes become few
@@ -32,15 +34,46 @@ def write_atomic(place: Location, data: bytes) -> None:
         file.write(data)
 
 
+def write_together(files: Iterable[tuple[Location, bytes]]) -> None:
+    """Write many small files, of which each appears whole or not at all. All are on disk, or in the store, on return.
+
+    To wait for the disk once, and not for each file, makes this a hundred times as fast as `write_atomic`. A store
+    gets several files at a time.
+
+    Args:
+        files: where each goes, and its content. They are drawn as they are written.
+
+    Raises:
+        DataError: The system or the store refuses to write.
+    """
+
+    def write(file: tuple[Location, bytes]) -> bool:
+        place, data = file
+        with atomic_file(place, waits=False) as opened:
+            opened.write(data)
+        return isinstance(place, Path)
+
+    remaining, any_here = iter(files), False
+    with ThreadPoolExecutor(AHEAD) as pool:
+        while some := list(islice(remaining, AHEAD)):
+            any_here |= any(pool.map(write, some))
+    if any_here:
+        os.sync()
+
+
 @contextmanager
-def atomic_file(place: Location) -> Iterator[IO[bytes]]:
+def atomic_file(place: Location, *, waits: bool = True) -> Iterator[IO[bytes]]:
     """Give a file to write. It takes its name when the block ends well and its bytes are on disk or in the store.
+
+    Args:
+        place: Where it is to be.
+        waits: False: do not wait for a disk of this machine, so that after a power cut the file may lack its bytes.
 
     Raises:
         DataError: The system refuses to write (the disk is full or read-only), or the store does.
     """
     try:
-        with _renamed(place) if isinstance(place, Path) else _put(place) as file:
+        with _renamed(place, waits) if isinstance(place, Path) else _put(place) as file:
             yield file
     except OSError as error:
         why = error.strerror or str(error)
@@ -55,15 +88,17 @@ def atomic_file(place: Location) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _renamed(path: Path) -> Iterator[IO[bytes]]:
+def _renamed(path: Path, waits: bool) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb", buffering=BUFFER) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if waits:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if waits:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -46,6 +46,7 @@ from pipeline.storage import (
     size_of,
     stores,
     write_atomic,
+    write_together,
 )
 from pipeline.storage import files as storage
 from pipeline.storage.stores import AHEAD, ATTEMPTS
@@ -83,6 +84,7 @@ OPERATIONS: dict[str, Callable[[Location], Any]] = {
     "remove": remove,
     "remove_folder": lambda place: remove_folder(place.parent),
     "write_atomic": lambda place: write_atomic(place, DATA),
+    "write_together": lambda place: write_together([(place, DATA)]),
 }
 """On a file with DATA, alone in its folder."""
 
@@ -155,6 +157,25 @@ def test_what_is_written_is_read(folder: Location, data: bytes) -> None:
     assert not is_file(folder)
     assert files_in(folder, "*") == [place]
     assert list(read_each([place, place])) == [data, data]
+
+
+def test_write_together__every_file_is_whole_and_what_breaks_off_leaves_no_part(folder: Location) -> None:
+    contents = {f"{number:03d}.bin": bytes([number]) * (number * 1000) for number in range(40)}
+
+    def until(stop: int) -> Iterator[tuple[Location, bytes]]:
+        for number, (name, data) in enumerate(contents.items()):
+            if number == stop:
+                raise KeyboardInterrupt
+            yield folder / name, data
+
+    with pytest.raises(KeyboardInterrupt):
+        write_together(until(35))
+    some = files_in(folder, "*")
+    assert 0 < len(some) <= 35
+    assert all(read_bytes(place) == contents[place.name] for place in some)
+    write_together(until(40))
+    assert {place.name: read_bytes(place) for place in files_in(folder, "*")} == contents
+    write_together(iter(()))
 
 
 def test_any_name_is_a_name(folder: Location, request: pytest.FixtureRequest) -> None:

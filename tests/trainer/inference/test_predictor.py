@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from schemas.errors import DataError, UsageError
@@ -72,3 +73,11 @@ def test_predictor__says_what_is_wrong(checkpoint: Path, tmp_path: Path) -> None
         predictor(tmp_path / "none.jpg")
     with pytest.raises(UsageError, match="expected uint8"):
         predictor(np.zeros((3, 40, 40), np.float32))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_predictor__finds_the_same_on_a_gpu(checkpoint: Path, photos: list[Path]) -> None:
+    found = [Predictor(checkpoint, SETTINGS, device=device)(photos) for device in ("cpu", "cuda")]
+    for one, other in zip(*found, strict=True):
+        assert other.scores[:5] == pytest.approx(one.scores[:5], abs=0.05)
