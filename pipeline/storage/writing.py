@@ -56,7 +56,7 @@ def write_together(files: Iterable[tuple[Location, bytes]]) -> None:
     remaining, any_here = iter(files), False
     with ThreadPoolExecutor(AHEAD) as pool:
         while some := list(islice(remaining, AHEAD)):
-            any_here |= any(pool.map(write, some))
+            any_here |= any(list(pool.map(write, some)))
     if any_here:
         os.sync()
 

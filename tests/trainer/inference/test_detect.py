@@ -199,19 +199,20 @@ def test_detect__a_large_tiff_is_searched_by_windows(
 def test_detect__two_ranks_share_the_images_and_change_nothing(
     demo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven images in spans of two, of which one cannot be read; some are done already."""
+    """Seven images in spans of two, of which one cannot be read."""
+    (tmp_path / "in").mkdir()
     for index, file in enumerate(sorted((demo / "val").iterdir())[:7]):
-        (tmp_path / f"{index}.jpg").write_bytes(file.read_bytes())
-    (tmp_path / "3.jpg").write_bytes(b"nothing")
+        (tmp_path / f"in/{index}.jpg").write_bytes(file.read_bytes())
+    (tmp_path / "in/3.jpg").write_bytes(b"nothing")
     monkeypatch.setattr("trainer.inference.detect.SPAN", 2)
-    detect(checkpoint, tmp_path, out=tmp_path / "one")
+    detect(checkpoint, tmp_path / "in", out=tmp_path / "one")
     script = tmp_path / "detect.py"
     script.write_text(
         "import os, sys, torch; torch.set_num_threads(1)\nimport trainer.inference.detect as module\n"
         "module.SPAN = 2\nreport = module.detect_into(sys.argv[3], *sys.argv[1:3])\n"
         "assert (report is None) == (os.environ['RANK'] == '1')\n"
     )
-    run_ranks(2, script, checkpoint, tmp_path, tmp_path / "two")
+    run_ranks(2, script, checkpoint, tmp_path / "in", tmp_path / "two")
     one, two = (json.loads((tmp_path / f"{name}/detections.json").read_bytes()) for name in ("one", "two"))
     assert one == two
     assert [Path(result["file"]).name for result in two] == [f"{index}.jpg" for index in range(7)]
@@ -226,10 +227,10 @@ def test_detect__classes_and_least_scores_choose_among_the_same_results(
 ) -> None:
     whole = detect(checkpoint, demo / "val")
     arguments = ("detect", "--checkpoint", checkpoint, demo / "val", "--out", tmp_path)
-    assert sniper(*arguments, "--classes", "disc, box", "--min-score", 0.02).status == 0
+    assert sniper(*arguments, "--classes", "disc, square", "--min-score", 0.02).status == 0
     chosen = json.loads((tmp_path / "detections.json").read_bytes())
     for one, other in zip(whole, chosen, strict=True):
-        kept = [d for d in one["detections"] if d["category"] in ("disc", "box") and d["score"] >= 0.02]
+        kept = [d for d in one["detections"] if d["category"] in ("disc", "square") and d["score"] >= 0.02]
         assert [d["score"] for d in other["detections"]] == pytest.approx([d["score"] for d in kept], abs=1e-6)
         assert [d["category"] for d in other["detections"]] == [d["category"] for d in kept]
     refused = sniper(*arguments, "--classes", "disk")
