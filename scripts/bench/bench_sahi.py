@@ -60,7 +60,7 @@ def on_pixels(predictor: Predictor) -> Detect:
         height, width = (-(-max(array.shape[axis] for array in arrays) // 32) * 32 for axis in (0, 1))
         batch = torch.zeros((len(arrays), height, width, 3), dtype=torch.uint8)
         for slot, array in zip(batch, arrays, strict=True):
-            slot[: array.shape[0], : array.shape[1]] = torch.from_numpy(np.ascontiguousarray(array))
+            slot[: array.shape[0], : array.shape[1]] = torch.from_numpy(np.array(array))
         sizes = torch.tensor([array.shape[:2] for array in arrays], device=device)
         with torch.inference_mode():
             found = predict(
