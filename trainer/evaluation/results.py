@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, atomic_file, read_bytes
 from schemas.arrays import IntArray
-from schemas.errors import DataError
+from schemas.errors import DataError, MissingError
 
 BLOCK = 10_000  # boxes that are written to a file at a time
 
@@ -87,10 +87,12 @@ def read_results(path: Location) -> CocoResults:
     """Read a file of COCO results with classes, as `sniper evaluate --out` or another program wrote it.
 
     Raises:
-        DataError: it holds anything else. OSError: it cannot be read.
+        DataError: it is not there, or holds anything else. OSError: it cannot be read.
     """
     try:
         records = msgspec.json.decode(read_bytes(path), type=list[_Record])
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: no such file of results") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: expected COCO results, a list of image_id, category_id, bbox and score, as `sniper evaluate "

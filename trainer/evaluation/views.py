@@ -7,14 +7,14 @@ import numpy as np
 
 from pipeline.coco.read import read_coco
 from pipeline.exchange.merge_views import merge_views as merge_found
-from pipeline.exchange.merge_views import read_results
 from pipeline.exchange.views import ViewIndex, read_index
+from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, location, write_atomic
 from schemas.errors import DataError
 from schemas.settings import DetectSettings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import read_objects
-from trainer.evaluation.results import CocoResults, join_results, write_results
+from trainer.evaluation.results import CocoResults, join_results, read_results, write_results
 
 
 class Merged(NamedTuple):
@@ -55,9 +55,11 @@ def merge_views(
             images.
     """
     index, place, out = read_index(location(views)), location(results), location(out)
-    found = read_results(place)
+    read = read_results(place)
+    assert read.category_id is not None  # a file has them
+    found = Detections(read.boxes, read.scores, read.category_id)
     parts = []
-    for image_id, merged in merge_found(index, found, options or DetectSettings(), place):
+    for image_id, merged in merge_found(index, read.image_id, found, options or DetectSettings(), place):
         ids = np.full(len(merged.scores), image_id, np.int64)
         parts.append(CocoResults(ids, merged.labels, merged.boxes, merged.scores))
     detections = join_results(parts)
@@ -65,7 +67,7 @@ def merge_views(
     write_results(out, detections)
     if summary is not None:
         write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
-    return Merged(detections, len(found.scores), summary)
+    return Merged(detections, len(read.scores), summary)
 
 
 def _score(index: ViewIndex, detections: CocoResults, annotations: Location, max_dets: int) -> Summary:

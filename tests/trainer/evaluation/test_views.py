@@ -59,13 +59,13 @@ def test_merge_views__no_results_at_all_and_none_of_an_image(demo: Path, pyramid
     ("content", "said"),
     [
         ('{"images": []}', "expected COCO results"),
-        ("[1]", r"\[0\]: expected whole numbers"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3], "score": 1}]', r"\[0\]: expected"),
-        ('[{"image_id": "a", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', r"\[0\]: expected"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "no finite number"),
+        ("[1]", "expected COCO results"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3], "score": 1}]', "expected COCO results"),
+        ('[{"image_id": "a", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "expected COCO results"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "expected COCO results"),
         ('[{"image_id": 99999, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]', "are no views"),
-        ("[", "is not valid JSON"),
-        ("", "is not valid JSON"),
+        ("[", "expected COCO results"),
+        ("", "expected COCO results"),
     ],
 )
 def test_merge_views__says_what_is_wrong_with_results(pyramid: Path, tmp_path: Path, content: str, said: str) -> None:
