@@ -130,6 +130,13 @@ class SahiModel(DetectionModel):  # type: ignore[misc]
         ]
 
 
+def by_pyramid(detect: Detect, settings: Settings, max_side: int) -> Way:
+    """Our search, with views of at most a side."""
+    options = settings.detect.model_copy(update={"max_side": max_side})
+    limited = settings.model_copy(update={"detect": options})
+    return Way(f"ours, views up to {max_side} px", lambda pixels: next(search([pixels], detect, limited)))
+
+
 def by_sahi(detect: Detect, side: int, slice_side: int, min_score: float, batch: int) -> Way:
     """SAHI with slices of a side, and else as its documentation shows."""
     names = {str(label): str(label) for label in range(1000)}
@@ -159,6 +166,7 @@ def by_sahi(detect: Detect, side: int, slice_side: int, min_score: float, batch:
 @click.option(
     "--slices", default="", help="sides of SAHI's slices, px; default: what its finest scale makes of a chip"
 )
+@click.option("--max-side", default="4096,512", help="of the pyramid's views, px; a CPU likes small ones")
 @click.option("--rounds", default=3)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(
@@ -168,6 +176,7 @@ def main(
     num_images: int,
     min_score: float,
     slices: str,
+    max_side: str,
     rounds: int,
     json_file: Path | None,
 ) -> None:
@@ -176,13 +185,14 @@ def main(
     predictor = Predictor(checkpoint, settings)
     chips = predictor.inference.chips
     detect = on_pixels(predictor)
-    searching = Settings(chips=chips, detect=settings.detect)
     truth = open_ground_truth(location(annotations), location(images), chips, predictor.categories, 100)
     sources = truth.source.images(0, min(num_images, truth.source.num_images))
     pictures = [np.asarray(Image.open(Path(images) / source.file_name).convert("RGB")) for source in sources]
     finest = next(scale for scale in chips.scales if isinstance(scale, float))
     sides = [int(side) for side in slices.split(",")] if slices else [round(chips.size / finest), round(chips.size)]
-    ways = [Way("ours, the pyramid", lambda pixels: next(search([pixels], detect, searching)))]
+    ways = [
+        by_pyramid(detect, Settings(chips=chips, detect=settings.detect), int(side)) for side in max_side.split(",")
+    ]
     ways += [by_sahi(detect, chips.size, side, min_score, batch=8) for side in dict.fromkeys(sides)]
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     results = {}
