@@ -17,8 +17,8 @@ BINS_PER_OCTAVE = 2  # of sizes
 ADVICE = {
     Kind.PLACE: "the box does not fit: train longer, or take scales at which such objects are larger in the chip",
     Kind.CLASS: "the class is wrong: more data of the classes that are mixed up",
-    Kind.DUPLICATE: "found twice: a stronger soft-NMS (detect.sigma), or ranges that overlap less",
-    Kind.BACKGROUND: "nothing is there: negatives are lacking; mine them, or draw more per image",
+    Kind.DUPLICATE: "found twice: a smaller detect.sigma, or ranges that overlap less",
+    Kind.BACKGROUND: "nothing is labelled there: negatives are lacking, or, as pictures may show, labels are",
     Kind.BOTH: "class and place are wrong: mostly few data of the class",
     Kind.MISSED: "not found: a scale is lacking where the misses are of one size, else data or training",
 }

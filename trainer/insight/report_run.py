@@ -181,8 +181,9 @@ def _errors(facts: Facts) -> Section:
     sizes = histogram(
         facts["sizes"], "objects", title="size in the image, px", log=True, color=FOUND_COLORS, by="what"
     )
+    costs = [{"error": e["kind"], "gain in AP50": e["AP50_gain"], "number": e["count"]} for e in facts["errors"]]
     charts = [
-        Chart("AP50 that each kind of error costs", listing(facts["errors"], "kind", "AP50_gain")),
+        Chart("AP50 that each kind of error costs", listing(costs, "error", "gain in AP50")),
         Chart("Precision over recall at IoU 0.5", lines(points, "recall", "precision", "class", top=1.0)),
         Chart("Objects by size", sizes),
     ]
