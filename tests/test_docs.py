@@ -66,7 +66,7 @@ def test_links__lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages call chips, run, photos, photo.jpg, instances.json, images, val.json and val, all of it tiny."""
+    """What the pages call chips, chips-other, run, photos, photo.jpg, instances.json, val.json and so on, all tiny."""
     folder = tmp_path_factory.mktemp("pages")
     make_demo_data(folder, num_train=2, num_val=2)
     shutil.copy(folder / "train.json", folder / "instances.json")
@@ -74,6 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "val", folder / "photos")
     shutil.copy(next((folder / "val").iterdir()), folder / "photo.jpg")
     chips(folder / "instances.json", folder / "images", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    shutil.copytree(folder / "chips", folder / "chips-other")
     train(folder / "chips", folder / "run", tiny_settings())
     return folder
 
