@@ -190,8 +190,8 @@ def search_views(
     """Run a network over all views of some images; the arguments are those of `search_images`.
 
     Yields:
-        Each image of the spans once, as soon as all of its views are done, with what the network gave for them; a
-        refused one has no views.
+        Each image of the spans once, as soon as all of its views are done, with what the network gave for them in the
+        order of scales and windows; a refused one has no views.
     """
     overlaps = tile_overlaps(chips.bounds())
     missing: dict[int, int] = {}  # views of an image that are still to be done
@@ -228,4 +228,5 @@ def search_views(
                     del missing[view.image]
                     if view.image in refused:
                         log.rejects.append(refused.pop(view.image))
-                    yield Viewed(view.image, done.pop(view.image))
+                    views = sorted(done.pop(view.image), key=lambda item: (item[0].scale_index, item[0].window))
+                    yield Viewed(view.image, views)

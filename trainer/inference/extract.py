@@ -122,7 +122,7 @@ def _is_made(path: Location, identity: bytes) -> bool:
 
 def _rows(viewed: Viewed, source: SourceImage) -> pa.Table:
     parts = []
-    for view, (boxes, scores) in sorted(viewed.views, key=lambda item: (item[0].scale_index, item[0].window)):
+    for view, (boxes, scores) in viewed.views:
         in_source = to_source(boxes, view)
         # the last pixel of a view may lie beyond the image (content_size rounds up): what is all in it vanishes
         kept = np.flatnonzero((in_source[:, 2:] > in_source[:, :2]).all(axis=1))[:MOST]
