@@ -37,7 +37,7 @@ def export(
     click.echo(describe(report, out, blank))
     loaders = {
         "coco": f"any COCO reader: {out}/annotations/instances_{split}.json with the images in {out}/{split}",
-        "yolo": f"yolo detect train data={out}/data.yaml model=yolo11n.pt imgsz=512",
+        "yolo": f"yolo detect train data={out}/data.yaml model=yolo11n.pt imgsz={report.chip_size}",
         "hf": f"python -c \"from datasets import load_dataset; print(load_dataset('{out}'))\"",
     }
     tell_next(loaders[format_])

@@ -44,11 +44,13 @@ class ExportReport(NamedTuple):
         tally: the counts over all shards.
         num_shards: how many shards there are.
         num_made: how many of them were exported by this call; the others were there already.
+        chip_size: side of the chips, pixels.
     """
 
     tally: Tally
     num_shards: int
     num_made: int
+    chip_size: int
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -125,7 +127,7 @@ def export(
                 tallies[index] = tally
                 write_atomic(notes / _name(jobs[index]), msgspec.json.encode(tally))
         writer.finish(jobs)
-    return ExportReport(total(tallies.values()), len(jobs), len(todo))
+    return ExportReport(total(tallies.values()), len(jobs), len(todo), chips["size"])
 
 
 def _check(format: str, split: str, kind: str, blank: bool) -> None:
