@@ -13,8 +13,9 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 from sniper_chips import load_settings, search
 
 torch.manual_seed(0)
-# torchvision resizes its input; the pyramid has done that already
-network = retinanet_resnet50_fpn(weights=None, weights_backbone=None, _skip_resize=True).eval()
+network = retinanet_resnet50_fpn(weights=None, weights_backbone=None).eval()
+# torchvision brings its input to 800 px; the pyramid has resized it already (`_skip_resize` acts in training alone)
+network.transform.resize = lambda image, target=None: (image, target)
 if len(sys.argv) > 2:
     network.load_state_dict(torch.load(sys.argv[2], weights_only=True))
 
