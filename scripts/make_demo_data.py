@@ -11,6 +11,7 @@ Coordinates are continuous source pixels. A box is (x1, y1, x2, y2), x2 and y2 e
 import colorsys
 import json
 import math
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -164,12 +165,20 @@ def _random_crowd(rng: np.random.Generator, image: Floats) -> list[Shape]:
 
 
 def _random_objects(rng: np.random.Generator, image: Floats, taken: list[Floats]) -> list[Shape]:
-    """1 to 25 objects, mostly 3 to 8, largest first, that hardly overlap each other or `taken`; one in ten
-    has 15 to 50 % of its width or height beyond the border."""
+    """1 to 25 objects, mostly 3 to 8, that hardly overlap each other or `taken`."""
     count = int(np.clip(round(rng.lognormal(math.log(5.5), 0.6)), 1, 25))
     ranges = np.minimum(SIZES[rng.choice(len(SIZES), size=count, p=SIZE_SHARES)], 0.6 * image.min())
+    return place_objects(rng, image, taken, [_log_uniform(rng, low, high) for low, high in ranges], MAX_OVERLAP)
+
+
+def place_objects(
+    rng: np.random.Generator, image: Floats, taken: list[Floats], sizes: Iterable[float], most_overlap: float
+) -> list[Shape]:
+    """Place objects of the given sizes, largest first, that overlap each other or `taken` by no more than a share of
+    the smaller one; what finds no place in 20 tries is left out. One in ten has 15 to 50 % of its width or height
+    beyond the border. `image` (2,) is width and height."""
     objects: list[Shape] = []
-    for size in sorted((_log_uniform(rng, low, high) for low, high in ranges), reverse=True):
+    for size in sorted(sizes, reverse=True):
         for _ in range(20):
             sides = _random_sides(rng, size)
             corner = rng.uniform(0, image - sides)
@@ -177,23 +186,29 @@ def _random_objects(rng: np.random.Generator, image: Floats, taken: list[Floats]
                 axis, outside = rng.integers(2), rng.uniform(0.15, 0.5) * sides
                 corner[axis] = rng.choice([-outside, image - sides + outside])[axis]
             box = _box(corner, corner + sides)
-            if _overlap(box, taken + [other.box for other in objects]) <= MAX_OVERLAP:
+            if _overlap(box, taken + [other.box for other in objects]) <= most_overlap:
                 objects.append(_random_shape(rng, CLASSES, box))
                 break
     return objects
 
 
-def _random_lookalikes(rng: np.random.Generator, image: Floats, taken: list[Floats]) -> list[Shape]:
-    """2 to 8 look-alikes, 16 to 90 px, inside the image and clear of `taken`; in two images of three they
-    gather around a spot away from it."""
+def random_lookalikes(
+    rng: np.random.Generator,
+    image: Floats,
+    taken: list[Floats],
+    counts: tuple[int, int] = (2, 8),
+    sizes: tuple[float, float] = (16, 90),
+) -> list[Shape]:
+    """Look-alikes, their number and sizes in px between two bounds, inside the image and clear of `taken`; in two
+    images of three they gather around a spot away from it. `image` (2,) is width and height."""
     spots = rng.uniform(0.1, 0.9, size=(16, 2)) * image
     centres = np.array([(box[:2] + box[2:]) / 2 for box in taken] or [image / 2])
     spot = spots[np.argmax(np.linalg.norm(spots[:, None] - centres, axis=2).min(axis=1))]
     gather = rng.random() < 2 / 3
-    count = rng.integers(2, 9)
+    count = rng.integers(counts[0], counts[1] + 1)
     lookalikes: list[Shape] = []
     for attempt in range(100):
-        sides = _random_sides(rng, _log_uniform(rng, 16, 90))
+        sides = _random_sides(rng, _log_uniform(rng, *sizes))
         # Wider with each attempt, as the spot fills up.
         centre = rng.normal(spot, 60 + 4 * attempt) if gather else rng.uniform(0, image)
         box = _box(centre - sides / 2, centre + sides / 2)
@@ -215,7 +230,7 @@ def random_scene(rng: np.random.Generator, index: int) -> Scene:
     crowd = _random_crowd(rng, image) if index % 8 == 2 else []
     taken = [_union(crowd)] if crowd else []
     objects = _random_objects(rng, image, taken) if index % 10 != 7 else []
-    lookalikes = _random_lookalikes(rng, image, taken + [shape.box for shape in objects])
+    lookalikes = random_lookalikes(rng, image, taken + [shape.box for shape in objects])
     return Scene(width, height, lookalikes, crowd, objects)
 
 
@@ -345,10 +360,12 @@ def _annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
     ]
 
 
-def _write_image(folder: Path, seed: int, split: int, index: int) -> dict[str, list[dict[str, Any]]]:
-    """Write one JPEG, which depends on seed, split and index alone; return its records by JSON key."""
+def _write_image(
+    folder: Path, seed: int, split: int, make_scene: Callable[[np.random.Generator, int], Scene], index: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Write one JPEG, which depends on seed, split, `make_scene` and index alone; return its records by JSON key."""
     rng = np.random.default_rng((seed, split, index))
-    scene = random_scene(rng, index)
+    scene = make_scene(rng, index)
     # Odd in train and even in val: unique over both, whatever the counts.
     image_id = 2 * index + 1 + split
     name = f"{image_id:06d}.jpg"
@@ -360,13 +377,20 @@ def _write_image(folder: Path, seed: int, split: int, index: int) -> dict[str, l
     }
 
 
-def make_demo_data(out: Path, num_train: int = 96, num_val: int = 24, seed: int = 0) -> None:
+def make_demo_data(
+    out: Path,
+    num_train: int = 96,
+    num_val: int = 24,
+    seed: int = 0,
+    make_scene: Callable[[np.random.Generator, int], Scene] = random_scene,
+) -> None:
     """Write OUT/train.json and OUT/val.json, their JPEGs in OUT/train/ and OUT/val/. With the same JPEG codec
-    the same seed gives the same bytes, and image i of a split is the same for any counts."""
+    the same seed gives the same bytes, and image i of a split is the same for any counts. `make_scene` lays out
+    the image at an index."""
     for split, (name, count) in enumerate((("train", num_train), ("val", num_val))):
         (out / name).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(4) as pool:
-            parts = list(pool.map(partial(_write_image, out / name, seed, split), range(count)))
+            parts = list(pool.map(partial(_write_image, out / name, seed, split, make_scene), range(count)))
         document: dict[str, Any] = {
             "info": {"description": f"SNIPER demo data, {name}, seed {seed}"},
             "licenses": [],
