@@ -140,7 +140,7 @@ def _sources(
         return source.images(0, source.num_images), source.categories, [r for r in source.rejects if r.kind == "image"]
     if not isinstance(root, Path):
         raise UsageError(f"{root}: give the annotation file that names its images as --annotations")
-    files, _ = find_images(root)
+    files = find_images(root).images
     sources, rejects = [], []
     for image_id, file in enumerate(files, 1):
         name = str(file.relative_to(root))

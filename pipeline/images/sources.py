@@ -3,6 +3,7 @@
 import io
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,18 +36,40 @@ LITTER = frozenset(("@eadir", "__macosx", "$recycle.bin", "#recycle", "lost+foun
 names that begin with a dot."""
 
 
-def find_images(folder: Path, *, without: Path | None = None) -> tuple[list[Path], int]:
+class Listing(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        images: the image files, sorted by path.
+        num_litter: how many files with an image's suffix were skipped as litter.
+        others: how many files have another suffix, by that suffix; litter apart.
+    """
+
+    images: list[Path]
+    num_litter: int
+    others: Counter[str]
+
+    def notes(self) -> list[str]:
+        """Return lines that say what was left out."""
+        lines = []
+        if self.num_litter:
+            lines.append(f"{self.num_litter} files of systems and editors (such as ._a.jpg or in @eaDir) were skipped")
+        if self.others:
+            suffixes = ", ".join(f"{suffix or 'none'} {count}" for suffix, count in self.others.most_common(8))
+            lines.append(f"{self.others.total()} files without the suffix of an image were left out: {suffixes}")
+        return lines
+
+
+def find_images(folder: Path, *, without: Path | None = None) -> Listing:
     """Find the images in a folder of this machine and the folders below it, linked ones included.
 
     Args:
         folder: the folder to search.
         without: a folder whose own files are left out, such as one that pictures are written to.
-
-    Returns:
-        The image files, sorted by path, and the number of files with an image's suffix that were skipped as litter.
     """
     found: list[Path] = []
     num_litter = 0
+    others: Counter[str] = Counter()
     seen: set[str] = set()  # real paths, since links may lead in a circle
     for place, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
@@ -60,8 +83,11 @@ def find_images(folder: Path, *, without: Path | None = None) -> tuple[list[Path
         images = [here / name for name in files if Path(name).suffix.lower() in SUFFIXES]
         kept = [] if is_litter else [file for file in images if not _is_litter(file.name)]
         num_litter += len(images) - len(kept)
-        found += kept if here != without else []
-    return sorted(found), num_litter
+        if here != without:
+            found += kept
+            names = [] if is_litter else [name for name in files if not _is_litter(name)]
+            others.update(suffix for name in names if (suffix := Path(name).suffix.lower()) not in SUFFIXES)
+    return Listing(sorted(found), num_litter, others)
 
 
 def _is_litter(name: str) -> bool:

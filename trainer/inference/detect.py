@@ -152,10 +152,7 @@ def _in_rounds(results: Iterator[Result], spans: Sequence[range], rank: "Rank") 
 def _listed(images: Location | str | Sequence[Location | str], out: Location | None) -> list[Path]:
     """List the images that are to be searched."""
     wanted = [images] if isinstance(images, str | Path | UPath) else images
-    searched = [_files(location(path), out) for path in wanted]
-    if num_litter := sum(count for _, count in searched):
-        LOG.warning("%d files of systems and editors (such as ._a.jpg or in @eaDir) were skipped", num_litter)
-    return [file for found, _ in searched for file in found]
+    return [file for path in wanted for file in _files(location(path), out)]
 
 
 def _search(predictor: Predictor, files: Sequence[Path]) -> Iterator[Result]:
@@ -208,18 +205,20 @@ def _as_dict(box: list[float], score: float, category_id: int, category: str) ->
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, "category_id": category_id, "category": category}
 
 
-def _files(path: Location, out: Location | None) -> tuple[list[Path], int]:
-    """Return the image files that a path names, and how many files beside them were skipped as litter."""
+def _files(path: Location, out: Location | None) -> list[Path]:
+    """Return the image files that a path names, and say what was left out of a folder."""
     if not isinstance(path, Path):
         raise UsageError(f"{path}: detect reads images of this machine; `sniper evaluate` reads them from a store")
     if path.is_dir():
-        found, num_litter = find_images(path, without=out if isinstance(out, Path) else None)
-        if not found:
+        listing = find_images(path, without=out if isinstance(out, Path) else None)
+        for note in listing.notes():
+            LOG.warning("%s: %s", path, note)
+        if not listing.images:
             raise UsageError(f"{path}: holds no image ({', '.join(sorted(SUFFIXES))})")
-        return found, num_litter
+        return listing.images
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    return [path], 0
+    return [path]
 
 
 def _measure(files: Sequence[Path]) -> tuple[list[SourceImage], dict[str, str], int]:

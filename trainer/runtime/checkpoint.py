@@ -153,7 +153,7 @@ def read_content(path: Location) -> Any:
     except Exception as error:  # whatever its unpickler meets
         raise DamagedError(
             f"{path}: is not a checkpoint of `sniper train`, nor a file of weights that torch can read safely, or it "
-            f"is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"is damaged ({type(error).__name__}); give a step-N.pt or best.pt of a run, or the folder of the run"
         ) from error
     if not is_sealed and isinstance(content, dict) and "format" in content:
         log.info(f"{path}: was written by an earlier version, without a hash; damage in it would not be noticed")

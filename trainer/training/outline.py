@@ -38,7 +38,9 @@ def outline(run: Run, dataset: ChipDataset) -> str:
     rows = {
         "network": f"{'the RPN of ' if run.model.rpn_only else ''}{model.backbone}, {model.neck}, {levels}, "
         f"{millions:.1f} million numbers{_default(run.settings, 'model')}",
-        "weights": options.weights or "none: it starts from scratch",
+        "weights": f"the run's own, of step {run.step:,}"
+        if run.step
+        else options.weights or "none: it starts from scratch",
         "chips": f"{len(dataset):,} of {run.chips['size']} px, "
         + (f"{negatives:,} of them negative" if negatives else "none of them negative (`sniper negatives` mines some)")
         + f"; {counted(len(run.categories), 'class', 'classes')}",

@@ -1,5 +1,7 @@
 """What a resumed run takes from its checkpoint, and what may be given anew."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pipeline.storage import Location
@@ -30,9 +32,20 @@ MAY_CHANGE = {  # settings that a resumed run may have otherwise (docs/training.
 
 
 def check_resumable(
-    checkpoint: Checkpoint, path: Location, settings: dict[str, dict[str, Any]], data: dict[str, str]
+    checkpoint: Checkpoint,
+    path: Location,
+    settings: dict[str, dict[str, Any]],
+    data: dict[str, str],
+    categories: Sequence[tuple[int, str]],
 ) -> None:
-    """Refuse to go on with other data or settings.
+    """Refuse to go on with other data, classes or settings.
+
+    Args:
+        checkpoint: where the run stands.
+        path: the folder of the run, for the message.
+        settings: what the run would go on with, by section and name.
+        data: fingerprints of the builds that it would go on with, by their name.
+        categories: (source id, name) of the classes of these builds, by label from 1.
 
     Raises:
         UsageError: naming every difference.
@@ -44,6 +57,13 @@ def check_resumable(
                 f"{path}: was trained on other {name} (fingerprint {there}, here {here}); resume with "
                 "the same --data, or start a new run with --set train.weights=FILE"
             )
+    for label, (there_class, here_class) in enumerate(zip_longest(checkpoint.categories, categories), start=1):
+        if there_class != here_class:
+            raise UsageError(
+                f"{path}: was trained on other classes: label {label} was {_class(there_class)} and is now "
+                f"{_class(here_class)} in categories.parquet; resume with the classes of before, or start a new run "
+                "with --set train.weights=FILE, which goes by their names"
+            )
     changed = [change for change in changed_settings(checkpoint, settings) if not _may_change(change.split(":")[0])]
     if changed:
         raise UsageError(
@@ -51,6 +71,10 @@ def check_resumable(
             + "\n  ".join(changed)
             + "\nLeave these out, or start a new run in another --out; docs/training.md lists what may change"
         )
+
+
+def _class(category: tuple[int, str] | None) -> str:
+    return "none" if category is None else f"{category[1]!r} with id {category[0]}"
 
 
 def changed_settings(checkpoint: Checkpoint, settings: dict[str, dict[str, Any]]) -> list[str]:

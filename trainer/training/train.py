@@ -12,6 +12,7 @@ from pipeline.storage import Location, is_file, location, locked, make_folder, p
 from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import Settings, TrainSettings
+from schemas.wording import counted
 from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
@@ -116,13 +117,18 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     if last is None:
         tell(rank, anchor_report(dataset, settings))
     else:
-        check_resumable(last, out, run.settings_tree(), run.data)
+        check_resumable(last, out, run.settings_tree(), run.data, run.categories)
         run.restore(last)
         run.scores = [score for score in scores if score.step <= run.step]
         run.changed = changed_settings(last, run.settings_tree())
         changes = [f"  {change}" for change in run.changed]
         heading = ["settings that have changed:"] if changes else []
         tell(rank, "\n".join([f"resumed: epoch {run.state.epoch}, step {run.step}", *heading, *changes]))
+        if run.state.epoch >= run.settings.train.epochs:
+            tell(
+                rank,
+                f"{counted(run.state.epoch, 'epoch')} done: nothing is left to train; --epochs N with more goes on",
+            )
     tell(rank, outline(run, dataset))
     for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
         warn(rank, warning)

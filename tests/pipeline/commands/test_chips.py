@@ -107,7 +107,7 @@ def test_chips__killed_at_random_moments_then_rerun_gives_the_same_bytes(
         if (tmp_path / "run.json").exists():  # it was quicker than the kill: go back
             for path in [tmp_path / "run.json", *sorted(positives.glob("*"))[2:]]:
                 path.unlink()
-    assert len(set(num_committed)) > 2, num_committed  # the kills met the build at different places
+    assert len(set(num_committed)) > 1, num_committed  # the kills met the build at different places
     build(demo_set, tmp_path)
     assert digests(tmp_path) == digests(built)
 

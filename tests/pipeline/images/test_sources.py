@@ -30,9 +30,10 @@ def test_find_images__takes_every_suffix_that_is_read_and_counts_litter(tmp_path
         ".hidden/z.bmp",
     ]
     touch(tmp_path, *kept, *litter, "notes.txt", "Thumbs.db")
-    found, num_litter = find_images(tmp_path)
+    found, num_litter, others = find_images(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in found] == sorted(kept)
     assert num_litter == len(litter)
+    assert others == {".txt": 1, ".db": 1}
 
 
 def test_find_images__follows_linked_folders_once(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_find_images__follows_linked_folders_once(tmp_path: Path) -> None:
     touch(tmp_path / "images", "b.jpg")
     (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "images")  # a circle
-    found, _ = find_images(tmp_path / "images")
+    found = find_images(tmp_path / "images").images
     assert [path.name for path in found] == ["b.jpg", "a.jpg"]
 
 
@@ -48,7 +49,7 @@ def test_find_images__a_hidden_folder_that_was_named_is_searched_and_pictures_of
     tmp_path: Path,
 ) -> None:
     touch(tmp_path / ".cache", "a.jpg", "out/0000-a.jpg")
-    found, num_litter = find_images(tmp_path / ".cache", without=tmp_path / ".cache" / "out")
+    found, num_litter, _ = find_images(tmp_path / ".cache", without=tmp_path / ".cache" / "out")
     assert ([path.name for path in found], num_litter) == (["a.jpg"], 0)
 
 

@@ -40,7 +40,7 @@ def in_range_and_fitting(source: Source, options: ChipSettings) -> pl.DataFrame:
     for index, (scale, (lo, hi)) in enumerate(zip(options.scales, options.bounds(), strict=True)):
         longest = pl.max_horizontal("width", "height")
         factor = pl.lit(scale) if isinstance(scale, float) else scale.long_side / longest
-        side = options.size / factor
+        side = options.size / factor + 1e-6  # rounding: an image that its own scale fits exactly
         fits = (pl.col("w") <= pl.min_horizontal(side, "width")) & (pl.col("h") <= pl.min_horizontal(side, "height"))
         is_target = pl.min_horizontal("w", "h") * factor >= options.min_side
         of_scale = frame.filter((size >= lo) & (size < hi) & fits & is_target)

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -258,6 +259,27 @@ def test_train__refuses_to_go_on_with_another_pool(data: Path, tmp_path: Path) -
     negatives(tmp_path / "chips", **{**pool, "random": 3}, overwrite=True)
     with pytest.raises(UsageError, match="was trained on other negatives"):
         train(tmp_path / "chips", tmp_path / "out", tiny_settings("train.epochs=2"), resume=True)
+
+
+def test_train__refuses_to_go_on_with_other_classes(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    """The chips are the same, and so is their fingerprint: it is the table of classes that has changed."""
+    shutil.copytree(data, tmp_path / "chips")
+    shutil.copytree(whole_run, tmp_path / "run")
+    path = tmp_path / "chips/categories.parquet"
+    table = pl.read_parquet(path)
+    table.with_columns(name=pl.col("name").reverse()).write_parquet(path)
+    with pytest.raises(UsageError, match="label 1 was 'disc' with id 1 and is now 'triangle' with id 1"):
+        train(tmp_path / "chips", tmp_path / "run", resume=True)
+
+
+def test_train__a_finished_run_says_that_nothing_is_left(
+    data: Path, whole_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "sniper"):
+        train(data, whole_run, resume=True)
+    assert "2 epochs done: nothing is left to train" in caplog.text
+    assert "the run's own, of step" in caplog.text
+    assert "from scratch" not in caplog.text
 
 
 def test_train__leaves_sigterm_as_it_was(data: Path, whole_run: Path, tmp_path: Path) -> None:
