@@ -49,7 +49,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     NO_DECODER = "no_decoder"  # an image of a known format whose decoder this Pillow was built without
     TOO_MANY_PIXELS = "too_many_pixels"
-    UNSUPPORTED_DEPTH = "unsupported_depth"  # more than 8 bits per channel: never clipped silently
+    UNSUPPORTED_DEPTH = "unsupported_depth"  # not 8 bits per channel of grey or RGB: never clipped silently
     SIZE_MISMATCH = "size_mismatch"  # neither the size as stored nor the turned one is the annotated one
     UNDECODABLE = "undecodable"  # truncated or damaged
     KILLS_WORKER = "kills_worker"  # worker processes die over it, of a fault in a decoder or for lack of memory

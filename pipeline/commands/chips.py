@@ -22,7 +22,7 @@ from pipeline.dataset.build_file import (
 )
 from pipeline.dataset.cutting import make_shard
 from pipeline.dataset.job import ShardJob, Target, without_image
-from pipeline.dataset.ledger.compare import find_vanished
+from pipeline.dataset.ledger.compare import find_missing, find_vanished
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import remove_plan, write_plan_files
@@ -34,14 +34,23 @@ from pipeline.engines.tasks import Engine, Task, check_engine
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.images.sources import frame_notes
-from pipeline.storage import Location, files_in, location, locked, make_folder, probe_writable, remove_temporary
+from pipeline.storage import (
+    Location,
+    files_in,
+    is_file,
+    location,
+    locked,
+    make_folder,
+    probe_writable,
+    remove_temporary,
+)
 from schemas.build import Build
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
 
 VANISHING = 0.05
-"""Largest share of a finished build's images or boxes that another annotation file may lack."""
+"""Largest share of a finished build's images or boxes that another annotation file, or image folder, may lack."""
 
 
 class Report(NamedTuple):
@@ -99,8 +108,8 @@ def chips(
 
     Raises:
         DataError: the annotation file cannot be trusted, or the output cannot be written.
-        UsageError: `out` holds something else or is in use, the image folder is missing, or plan_only and overwrite
-            are given together.
+        UsageError: `out` holds something else or is in use, the image folder is missing or lacks images of the
+            finished build, or plan_only and overwrite are given together.
     """
     if plan_only and overwrite:
         raise UsageError("--plan-only writes no chips, so --overwrite would delete a build for nothing; leave out one")
@@ -122,6 +131,7 @@ def chips(
         standing = find_build(out, COMMANDS[POSITIVES])
         if standing is not None:
             _refuse_vanishing(out, annotations, source)
+            _refuse_missing(out, image_root, standing)
         target = Target(
             out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
         )
@@ -144,6 +154,24 @@ def _refuse_vanishing(out: Location, annotations: Places, source: Source) -> Non
             f"{out}: {gone.images:,} of {gone.total_images:,} images and {gone.boxes:,} of {gone.total_boxes:,} boxes "
             f"of the finished build there are not in {files}, more than {VANISHING:.0%}. If it is the right "
             "file, replace the build with --overwrite; else choose another --out"
+        )
+
+
+def _refuse_missing(out: Location, image_root: Location, standing: Build) -> None:
+    """Refuse to replace a finished build by one without most of its images: it was most likely the wrong image folder.
+
+    Raises:
+        UsageError: more than VANISHING of the image files that it kept are not in the image folder.
+    """
+    if not is_file(out / "images.parquet"):
+        return  # the ledger is lost, and is written anew
+    missing, looked_for = find_missing(out, image_root)
+    if missing > VANISHING * looked_for:
+        then = f" (it was made from {standing.images})" if standing.images else ""
+        raise UsageError(
+            f"{out}: {missing:,} of {looked_for:,} images of the finished build there{then} that were looked for are "
+            f"not in {image_root}, more than {VANISHING:.0%}. Give the folder that holds them as --images; if they are "
+            "gone for good, replace the build with --overwrite"
         )
 
 

@@ -48,7 +48,16 @@ def image_stamps(job: ShardJob) -> list[Stamp | None]:
     Raises:
         DataError: the store with the images gives no answer.
     """
-    return list(ahead(_stamp, [image_place(job.target.image_root, image.file_name) for image in job.images]))
+    return find_stamps(job.target.image_root, [image.file_name for image in job.images])
+
+
+def find_stamps(image_root: Location, file_names: Sequence[str]) -> list[Stamp | None]:
+    """Ask for size and time of image files in a folder; None where one is missing or cannot be read.
+
+    Raises:
+        DataError: the store with the images gives no answer.
+    """
+    return list(ahead(_stamp, [image_place(image_root, name) for name in file_names]))
 
 
 def _stamp(place: Location) -> Stamp | None:

@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 JPEG 2000 and AVIF files to 8 bits without a word."""
 _TO_BYTES = "convert it to 8 bits, such as with `gdal_translate -ot Byte -scale IN OUT`"
 _TO_RGB = "keep three of them, such as with `gdal_translate -b 1 -b 2 -b 3 IN OUT`"
+_FROM_LAB = "convert it to RGB, such as with `vips icc_export IN OUT` or ImageMagick's `-colorspace sRGB`"
 _INSTALL = "install it (Debian: `apt-get install libtiff-dev libwebp-dev`) and run `make setup`, or convert the file"
 _UNSIGNED = (1, 4)  # what TIFF says of unsigned whole numbers, and of values without a type
 _SUBFILE_TYPE = 254
@@ -217,7 +218,7 @@ def size_mismatch(frames: Frames, width: int, height: int) -> ImageRefusedError:
 
 
 def check_samples(image: ImageFile.ImageFile) -> None:
-    """Check that an opened image has 8-bit unsigned values of at most four bands.
+    """Check that an opened image has 8-bit unsigned values of at most four bands, which are no CIELAB colours.
 
     Pillow would clip 16-bit RGB to 8 bits, take signed values for unsigned ones, and drop bands beyond the fourth,
     without a word.
@@ -227,6 +228,9 @@ def check_samples(image: ImageFile.ImageFile) -> None:
     """
     if (num_bands := _num_bands(image)) > MOST_BANDS:
         message = f"has {num_bands} bands; expected at most {MOST_BANDS}, such as RGB and alpha; {_TO_RGB}"
+        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message)
+    if image.mode == "LAB":
+        message = f"holds CIELAB colours, which are not converted; expected RGB or grey; {_FROM_LAB}"
         raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message)
     if _is_deep(image):
         message = f"mode {image.mode} has more than 8 bits per channel; {_TO_BYTES}"
@@ -281,12 +285,20 @@ def _decode(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert decoded pixels to RGB; alpha is dropped and not blended."""
+    """Convert decoded pixels to RGB; alpha is dropped and not blended.
+
+    Raises:
+        ImageRefusedError: this Pillow cannot convert such pixels.
+    """
     if image.mode == "RGB":
         return image
-    if image.mode == "P":
-        return image.convert("RGBA").convert("RGB")  # transparent palettes warn otherwise
-    return image.convert("RGB")
+    try:
+        if image.mode == "P":
+            return image.convert("RGBA").convert("RGB")  # transparent palettes warn otherwise
+        return image.convert("RGB")
+    except (ImportError, ValueError) as error:
+        message = f"mode {image.mode} cannot be converted to RGB: {error}; convert the file to RGB"
+        raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message) from error
 
 
 def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:

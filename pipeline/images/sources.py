@@ -133,9 +133,16 @@ def measure_image(place: Location) -> tuple[tuple[int, int], bool]:
             opened = open_image(cast(BinaryIO, file))
             return opened.frames.turned, opened.has_several
     except FileNotFoundError as error:
-        raise ImageRefusedError(Reason.MISSING_FILE, "no such file") from error
+        raise ImageRefusedError(Reason.MISSING_FILE, _why_missing(error, "no such file")) from error
     except OSError as error:
         raise ImageRefusedError(Reason.UNREADABLE_FILE, error.strerror or str(error)) from error
+
+
+def _why_missing(error: FileNotFoundError, otherwise: str) -> str:
+    """Tell a link that leads nowhere from a file that is not there."""
+    if isinstance(error.filename, str | Path) and os.path.islink(error.filename):
+        return f"is a link to {os.readlink(error.filename)}, which is not there"
+    return otherwise
 
 
 @dataclass
@@ -303,7 +310,9 @@ def _checked(content: bytes | OSError, image_root: Location) -> bytes:
     if isinstance(content, bytes):
         return content
     if isinstance(content, FileNotFoundError):
-        raise ImageRefusedError(Reason.MISSING_FILE, "no such file in the image folder") from content
+        raise ImageRefusedError(
+            Reason.MISSING_FILE, _why_missing(content, "no such file in the image folder")
+        ) from content
     if not isinstance(image_root, Path):
         raise DataError(f"{content}; {AGAIN}") from content
     raise ImageRefusedError(Reason.UNREADABLE_FILE, content.strerror or str(content)) from content

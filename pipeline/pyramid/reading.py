@@ -78,7 +78,11 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
         if isinstance(image, np.ndarray):
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return to_rgb(image)
+            try:
+                return to_rgb(image)
+            except ImageRefusedError as refused:
+                name = sources[position].file_name
+                return Reject("image", position, name, refused.reason, f"{name}: {refused.message}")
         return open_files([sources[position]], location(image).parent, max_pixels)(0)
 
     return sources, open_one

@@ -4,6 +4,7 @@ What a store answers badly (500, throttling, a time-out, a truncated body) is as
 location may be pickled, used by many threads at a time, and used on both sides of a fork.
 """
 
+import errno
 import fnmatch
 import os
 import shutil
@@ -35,13 +36,28 @@ def read_bytes(place: Location) -> bytes:
         OSError: It cannot be read.
     """
     if isinstance(place, Path):
-        return place.read_bytes()
+        with _open_regular(place) as file:
+            return file.read()
 
     def ask() -> bytes:
         data: bytes = client(place).cat_file(place.path)
         return data
 
     return insist(ask, place)
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file, itself or through links. A pipe, a socket or a device might never end, or be waited for.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be opened, or is no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "Is no regular file but a pipe or a device", str(path))
+    return file
 
 
 def read_range(place: Location, offset: int, size: int) -> bytes:
@@ -52,7 +68,7 @@ def read_range(place: Location, offset: int, size: int) -> bytes:
         OSError: It cannot be read.
     """
     if isinstance(place, Path):
-        with place.open("rb") as file:
+        with _open_regular(place) as file:
             file.seek(offset)
             return file.read(size)
 
@@ -82,7 +98,7 @@ def open_binary(place: Location) -> IO[bytes]:
         OSError: It cannot be opened.
     """
     if isinstance(place, Path):
-        return place.open("rb")
+        return _open_regular(place)
     file: IO[bytes] = insist(lambda: client(place).open(place.path, "rb", cache_type="readahead"), place)
     return file
 
@@ -160,7 +176,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(place: Location) -> Stamp | None:
-    """Return size and times of a file; None where there is none.
+    """Return size and times of a regular file; None where there is none.
 
     Raises:
         OSError: Whether there is one cannot be found out.
@@ -169,7 +185,7 @@ def stamp_of(place: Location) -> Stamp | None:
         if isinstance(place, Path):
             status = place.stat()
             times = status.st_mtime, max(status.st_mtime, status.st_ctime)
-            return None if stat.S_ISDIR(status.st_mode) else Stamp(status.st_size, *times)
+            return Stamp(status.st_size, *times) if stat.S_ISREG(status.st_mode) else None
         info = insist(lambda: client(place).info(place.path), place)
     except (FileNotFoundError, NotADirectoryError):
         return None

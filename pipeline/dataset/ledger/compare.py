@@ -1,4 +1,4 @@
-"""Compare a new annotation file with the ledger of a finished build."""
+"""Compare a new annotation file, and the image folder of now, with the ledger of a finished build."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.coco.source import Source, find_ids
+from pipeline.dataset.standing import find_stamps
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_table
+
+
+LOOKED_AT = 2000
+"""Image files of a build that are looked for; more would cost a large data set in a bucket minutes."""
 
 
 class Vanished(NamedTuple):
@@ -57,3 +62,24 @@ def find_vanished(data: Location, source: Source) -> Vanished:
         left[is_known] = np.diff(source.offsets)[position[is_known]]
     lost = np.maximum(num_boxes - left, 0)
     return Vanished(int((~is_known).sum()), len(there), int(lost.sum()), int(num_boxes.sum()))
+
+
+def find_missing(data: Location, image_root: Location) -> tuple[int, int]:
+    """Count the images that a finished build kept and whose files are not in an image folder.
+
+    Args:
+        data: the data set of the finished build.
+        image_root: the image folder of now.
+
+    Returns:
+        The number of files that are missing, and how many were looked for: all, or LOOKED_AT of them in even steps.
+
+    Raises:
+        DataError: images.parquet is missing or damaged, or the store with the images gives no answer.
+        OSError: images.parquet cannot be read.
+    """
+    there = read_table(data / "images.parquet", ["file_name", "state"])
+    names = there.filter(pc.equal(there["state"], "kept"))["file_name"]
+    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), LOOKED_AT)).astype(np.int64))
+    stamps = find_stamps(image_root, names.take(pa.array(places)).to_pylist())
+    return sum(stamp is None for stamp in stamps), len(stamps)

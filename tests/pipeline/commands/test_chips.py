@@ -23,7 +23,7 @@ from pipeline.storage import Location, files_in, is_file, location, locked
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings
 from schemas.tables import PLAN
-from tests.builders import CocoSet, encoded, states, texture
+from tests.builders import CocoSet, encoded, sound_set, states, texture
 from tests.pipeline.conftest import DataSet
 from tests.s3 import S3
 
@@ -401,3 +401,15 @@ def test_chips__image_without_boxes_and_shard_without_chips_stay(demo_set: DataS
     assert images["state"].to_list() == ["kept"] * 12
     assert images["hash"].null_count() == 0
     assert len(pl.read_parquet(tmp_path / "out/positives/chips-*.parquet")) == 0
+
+
+def test_chips__wrong_image_folder_replaces_no_finished_build(tmp_path: Path) -> None:
+    made, out, wrong = sound_set(tmp_path), tmp_path / "out", tmp_path / "wrong"
+    chips(made.write(), made.image_root, out, OPTIONS)
+    before = digests(out)
+    wrong.mkdir()
+    with pytest.raises(UsageError, match=f"2 of 2 images .*made from {made.image_root}.* not in {wrong}") as refused:
+        chips(made.path, wrong, out, OPTIONS)
+    assert refused.value.exit_status == 2
+    assert digests(out) == before
+    assert chips(made.path, wrong, out, OPTIONS, overwrite=True).counts["images"]["kept"] == 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.images.chip import cut_chip, encode_jpeg
-from pipeline.images.decode import ImageRefusedError, read_image
+from pipeline.images.decode import ImageRefusedError, read_image, to_rgb
 from schemas.codes import Reason
 from tests.builders import deep_png, encoded, exif, texture, with_size
 
@@ -279,7 +279,7 @@ def test_image_refused_error_survives_pickling() -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from pipeline.images.decode import ImageRefusedError, read_image
+from pipeline.images.decode import ImageRefusedError, read_image, to_rgb
 from pipeline.images.chip import cut_chip
 import pipeline.images, simplejpeg
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -374,3 +374,12 @@ def test_encode_jpeg_of_cut_chip_can_be_read_back(subsampling: str, mode: str) -
     assert pixels.shape[:2] == (96, 128)
     again = read(encode_jpeg(pixels, 95, subsampling), 128, 96)
     assert np.abs(again - pixels[:, :, :3].astype(int)).mean() < 6
+
+
+def test_read_image_cielab_and_modes_that_pillow_cannot_convert_are_refused() -> None:
+    lab = encoded(Image.frombytes("LAB", (64, 64), bytes(64 * 64 * 3)), "TIFF")
+    refused = refusal(lab)
+    assert refused.reason == Reason.UNSUPPORTED_DEPTH
+    assert "CIELAB" in refused.message
+    with pytest.raises(ImageRefusedError, match="La cannot be converted to RGB"):
+        to_rgb(Image.new("La", (2, 2)))

@@ -1,14 +1,16 @@
 """Images of a folder and of a data set: what is taken for one, and what is said of those that are read."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image, WebPImagePlugin
 
 from pipeline.coco import SourceImage
-from pipeline.images.decode import open_image
-from pipeline.images.sources import Findings, find_images, frame_notes, open_sources
+from pipeline.images.decode import ImageRefusedError, open_image
+from pipeline.images.names import near_misses
+from pipeline.images.sources import Findings, find_images, frame_notes, measure_image, open_sources
 from tests.builders import encoded, exif, texture
 
 JPEG = encoded(texture(16, 16))
@@ -101,3 +103,25 @@ def test_open_sources__names_the_decoders_of_what_it_met(tmp_path: Path, monkeyp
     assert reject.reason == "no_decoder"
     assert "libwebp" in reject.message
     assert "apt-get install" in reject.message
+
+
+def test_open_sources__a_pipe_is_refused_and_a_link_that_leads_nowhere_says_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "null.jpg").symlink_to("/dev/null")
+    (tmp_path / "link.jpg").symlink_to("gone/a.jpg")
+    (tmp_path / "sound.jpg").write_bytes(JPEG)
+    (tmp_path / "through.jpg").symlink_to("sound.jpg")
+    names = ["pipe.jpg", "null.jpg", "link.jpg", "sound.jpg", "through.jpg"]
+    findings = Findings()
+    sources = [SourceImage(number, name, 16, 16) for number, name in enumerate(names)]
+    assert len(list(open_sources(tmp_path, sources, 1_000_000, findings))) == len(names)
+    assert [(reject.file, reject.reason) for reject in findings.rejects] == [
+        ("pipe.jpg", "unreadable_file"),
+        ("null.jpg", "unreadable_file"),
+        ("link.jpg", "missing_file"),
+    ]
+    assert "no regular file" in findings.rejects[0].message
+    assert "a link to gone/a.jpg, which is not there" in findings.rejects[2].message
+    with pytest.raises(ImageRefusedError, match="no regular file"):
+        measure_image(tmp_path / "pipe.jpg")
+    assert near_misses(tmp_path, ["link.jpg"]) == []
