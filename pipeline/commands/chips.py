@@ -170,8 +170,8 @@ def _refuse_missing(out: Location, image_root: Location, standing: Build) -> Non
         then = f" (it was made from {standing.images})" if standing.images else ""
         raise UsageError(
             f"{out}: {missing:,} of {looked_for:,} images of the finished build there{then} that were looked for are "
-            f"not in {image_root}, more than {VANISHING:.0%}. Give the folder that holds them as --images; if they are "
-            "gone for good, replace the build with --overwrite"
+            f"not in {image_root}, more than {VANISHING:.0%}. Give the folder that holds them as --images; if they "
+            "are gone for good, replace the build with --overwrite"
         )
 
 

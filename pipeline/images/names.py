@@ -74,6 +74,10 @@ class _Listing:
         return self._found[folder]
 
 
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path)  # noqa: PTH114  is_symlink raises on names that are too long
+
+
 def near_misses(root: Path, missing: Iterable[str]) -> list[str]:
     """Say of files that are missing under which other names they lie there.
 
@@ -85,7 +89,7 @@ def near_misses(root: Path, missing: Iterable[str]) -> list[str]:
         A line for each kind of difference, with the count and the first example.
     """
     listing = _Listing()
-    missing = (name for name in missing if not os.path.islink(root / name))  # such a link is told otherwise
+    missing = (name for name in missing if not _is_link(root / name))  # such a link is told otherwise
     counts: dict[str, int] = {}
     first: dict[str, str] = {}
     for _, name in zip(range(LOOKED_AT), missing, strict=False):

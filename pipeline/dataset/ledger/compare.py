@@ -11,7 +11,6 @@ from pipeline.dataset.standing import find_stamps
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_table
 
-
 LOOKED_AT = 2000
 """Image files of a build that are looked for; more would cost a large data set in a bucket minutes."""
 
