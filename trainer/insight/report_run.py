@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
 from pipeline.images.sources import image_folder
@@ -11,10 +13,11 @@ from pipeline.pages.blocks import Block, Chart, Figures, Picture, Remarks, Row, 
 from pipeline.pages.charts import histogram, lines, listing
 from pipeline.pages.page import page_place, write_page
 from pipeline.storage import Location, location, write_atomic
+from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from trainer.evaluation.errors import Kind
 from trainer.evaluation.ground_truth import read_objects
-from trainer.evaluation.results import read_results
+from trainer.evaluation.results import CocoResults, read_results
 from trainer.insight.crops import choose_false, choose_missed, draw_crops
 from trainer.insight.findings import ADVICE, Findings, as_facts, find_errors
 from trainer.insight.history import read_history
@@ -49,7 +52,8 @@ def report_run(
     Raises:
         UsageError: `out` does not end in .html, there is no such image folder, or the packages of the extra `report`
             are not installed.
-        DataError: the log, the detections, the annotation file or the checkpoint cannot be read.
+        DataError: the log, the detections, the annotation file or the checkpoint cannot be read, or the detections are
+            not of these images and classes.
     """
     run, out = location(run), page_place(location(out))
     facts: Facts = {"run": str(run), **read_history(run)}
@@ -59,7 +63,10 @@ def report_run(
         detections, annotations, images = map(location, scored)
         chips = ChipSettings.model_validate(read_checkpoint(run).chips)
         source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
-        found = find_errors(read_objects(source)[0], read_results(detections))
+        results = read_results(detections)
+        facts["remarks"] += _foreign(results, source, f"{detections}", f"{annotations}")
+        sections[0] = _overview(facts)
+        found = find_errors(read_objects(source)[0], results)
         facts["detections"] = as_facts(found, source.categories, chips.bounds())
         sections += [_errors(facts["detections"]), *_pictures(found, source, image_folder(images), chips)]
     write_page(out, f"Report: {run.name}", str(run), sections)
@@ -81,6 +88,34 @@ def _remarks(facts: Facts) -> Iterator[str]:
             f"The last AP ({scores[-1]:.3f}) is below the best one ({max(scores):.3f}), which best.pt keeps; fewer "
             "epochs, or an earlier decay of the rate, may be better"
         )
+
+
+def _foreign(results: CocoResults, source: Source, detections: str, annotations: str) -> list[str]:
+    """Return a remark where detections are of classes that the annotation file does not have.
+
+    Raises:
+        DataError: there are detections of images that the file does not list, or none is of a class that it has.
+    """
+    refused = [image.id for image in source.refused_images if image.id is not None]
+    images = np.concatenate([source.image_id, np.array(refused, np.int64)])
+    elsewhere = results.image_id[~np.isin(results.image_id, images)]
+    assert results.category_id is not None, "read_results returns classes"
+    classless = ~np.isin(results.category_id, [id_ for id_, _ in source.categories])
+    count = len(results.scores)
+    if len(elsewhere):
+        raise DataError(
+            f"{detections}: {len(elsewhere):,} of {count:,} detections are of images that {annotations} does not "
+            f"list, such as image_id {elsewhere[0]}; give the annotation file of the images that were searched"
+        )
+    if not classless.any():
+        return []
+    text = f"{classless.sum():,} of {count:,} detections are of classes that {annotations} does not have"
+    if classless.all():
+        raise DataError(
+            f"{detections}: {text}, such as category_id {results.category_id[0]}; give the annotation file with the "
+            "classes that the detector was trained on"
+        )
+    return [f"{text}, and count as false"]
 
 
 def _overview(facts: Facts) -> Section:

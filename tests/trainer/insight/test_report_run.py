@@ -172,6 +172,25 @@ def test_report__says_what_does_not_go_together(
         report_run(checkpoint.parent, tmp_path / "a.html", scored=(odd, data / "train.json", data / "train"))
 
 
+def test_report__refuses_detections_of_other_data(checkpoint: Path, demo: Path, found: Path, tmp_path: Path) -> None:
+    records = json.loads(found.read_text())
+    place, scored = tmp_path / "other.json", (demo / "val.json", demo / "val")
+    for changes, message in (
+        ({"image_id": 999_999}, "1 of [0-9,]+ detections are of images that .*val.json does not list.* 999999"),
+        ({"category_id": 55}, None),
+    ):
+        place.write_text(json.dumps([{**records[0], **changes}, *records[1:]]))
+        if message:
+            with pytest.raises(DataError, match=message):
+                report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
+        else:
+            facts = report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
+            assert any("1 of" in line and "does not have, and count as false" in line for line in facts["remarks"])
+    place.write_text(json.dumps([{**record, "category_id": 55} for record in records]))
+    with pytest.raises(DataError, match="such as category_id 55"):
+        report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
+
+
 def test_report__of_chips_needs_no_torch(chip_folder: Path, tmp_path: Path) -> None:
     command = "import sys; sys.modules['torch'] = None; from sniper_chips import main; main()"
     out = tmp_path / "report.html"
