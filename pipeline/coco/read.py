@@ -21,7 +21,7 @@ from pipeline.coco.stream import JsonText, NotJsonError
 from pipeline.coco.text import blocks, encodings, opened
 from pipeline.storage import Location, local_copy
 from schemas.codes import Reason
-from schemas.errors import DataError, MissingError
+from schemas.errors import DataError, MissingError, UsageError
 
 LISTS = ("images", "annotations", "categories")
 NOT_COCO = "expected a COCO object with the lists images, annotations and categories"
@@ -63,8 +63,10 @@ def read_coco(
 
     Raises:
         DataError: a file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images, boxes but no
-            categories, or an image or category id that occurs twice; all that is wrong in the lists is named at once.
+            categories, a list that stands twice, or two images or categories that differ and have one id; all that is
+            wrong in the lists is named at once.
             Or two files name the same image.
+        UsageError: no category has one of the names in ignore_categories.
     """
     places = places if isinstance(places, Sequence) else [places]
     records, seen = Annotations(with_area=as_written), Seen()
@@ -84,10 +86,11 @@ def read_coco(
             rejects.append(Reject("image", fault.id, fault.file_name, Reason(fault.reason), message))
     tally = Tally()
     boxes = check_boxes(records, files, rejects, tally)
+    _refuse_unknown(ignore_categories, categories)
     is_ignored = np.array([False, *(name in ignore_categories for _, name in categories)])
     if is_ignored.any():
         boxes.crowd[:] |= is_ignored[boxes.label]
-    unknown = records.category_ids.keys() - files[0].label_of_id.keys() - {ABSENT} if len(files) == 1 else ()
+    used = records.category_ids.keys() - {ABSENT} if len(files) == 1 else ()
     return Source(
         image_id=_joined([file.images.image_id + file.shift for file in files]),
         file_name=file_name,
@@ -106,8 +109,8 @@ def read_coco(
         ),
         refused_boxes=boxes.refused,
         num_clipped=boxes.num_clipped,
-        notes=[*seen.lines(), *remarks.notes(categories, boxes)],
-        warnings=remarks.warnings(categories, unknown, ignore_categories, boxes, tally),
+        notes=[*seen.lines(), *remarks.notes(categories, boxes, files)],
+        warnings=remarks.warnings(categories, used, ignore_categories, boxes, tally),
         as_written=boxes.as_written,
     )
 
@@ -120,6 +123,20 @@ def _refuse_shared(file_name: pa.Array) -> None:
         raise DataError(
             f"{len(shared):,} images are named by more than one of the annotation files, first {shared[0]}; merge the "
             "records of those files, or give the image folder of each, --images beside --annotations"
+        )
+
+
+def _refuse_unknown(ignored: Collection[str], known: list[tuple[int, str]]) -> None:
+    """Refuse names of ignore categories that no category has: their boxes would become targets or background.
+
+    Raises:
+        UsageError: there are such names.
+    """
+    names = {name for _, name in known}
+    if strange := sorted(set(ignored) - names):
+        raise UsageError(
+            f"chips.ignore_categories names {', '.join(map(repr, strange))}, which no category is called; "
+            f"there are {', '.join(map(repr, sorted(names))) or 'none'}"
         )
 
 
@@ -187,10 +204,11 @@ def _read_lists(text: Iterator[str], records: Annotations, max_pixels: int | Non
     present: dict[str, Any] = {}
     keys = []
     for key, value in JsonText(chain([first], text)).members():
+        if key in LISTS and key in keys:
+            raise DataError(f"the key `{key}` stands twice at the top level; merge both lists into one")
         keys.append(key)
         if key not in LISTS:
             continue
-        present.pop(key, None)  # the last of repeated keys counts
         if value is None:
             continue
         if not isinstance(value, Iterator):
@@ -200,7 +218,6 @@ def _read_lists(text: Iterator[str], records: Annotations, max_pixels: int | Non
         elif key == "categories":
             present[key] = check_categories(value, seen)
         else:
-            records.cut(start)
             records.extend(value, seen)
             present[key] = None  # they are in the records
     _check_lists(keys, present, len(records) - start[0])

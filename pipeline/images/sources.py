@@ -140,8 +140,9 @@ def measure_image(place: Location) -> tuple[tuple[int, int], bool]:
 
 def _why_missing(error: FileNotFoundError, otherwise: str) -> str:
     """Tell a link that leads nowhere from a file that is not there."""
-    if isinstance(error.filename, str | Path) and os.path.islink(error.filename):
-        return f"is a link to {os.readlink(error.filename)}, which is not there"
+    path = Path(error.filename or "")
+    if path.is_symlink():
+        return f"is a link to {path.readlink()}, which is not there"
     return otherwise
 
 

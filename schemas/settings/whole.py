@@ -43,13 +43,30 @@ def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ())
     return settings
 
 
-# safe_load also lets through ValueError (2001-99-99 is no date) and RecursionError.
+# YAML also lets through ValueError (2001-99-99 is no date) and RecursionError.
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as `safe_load` does, and refuses a key that stands twice: one of both values would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                mark = node.value[place][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"the key {key[1]!r} stands twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str) -> Any:
+    """Read a YAML text, or raise one of YAML_ERRORS."""
+    return yaml.load(text, _Loader)  # noqa: S506  a safe loader
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except YAML_ERRORS as error:
@@ -72,7 +89,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> str | None:
         if not isinstance(section, dict):
             return f"--set {assignment}: {name} is a value, not a section"
     try:
-        section[leaf] = yaml.safe_load(text)
+        section[leaf] = _parsed(text)
     except YAML_ERRORS as error:
         return f"--set {assignment}: the value is not YAML: {error}"
     return None

@@ -120,16 +120,22 @@ class Annotations:
 
 
 def _crowd(record: dict[str, Any], seen: Seen) -> int:
-    """Return the flags that iscrowd and ignore give; ODD where iscrowd is no mark."""
-    crowd = record.get("iscrowd", 0)
-    if type(crowd) is not int:
-        crowd = bool(crowd) if crowd is None or type(crowd) is bool else whole(crowd, "iscrowd marks", seen)
-    if crowd not in (0, 1):
-        return ODD
-    if record.get("ignore") in (1, "1", "true"):  # true and 1.0 are 1 to Python
+    """Return the flags that iscrowd and ignore give; ODD where one of them is no mark."""
+    flag = _mark(record, "iscrowd", seen)
+    if "ignore" not in record or flag == ODD:
+        return flag
+    ignore = _mark(record, "ignore", seen)
+    if ignore == CROWD:
         seen.add(IGNORED, record["ignore"])
-        return CROWD
-    return int(crowd)
+    return ignore or flag
+
+
+def _mark(record: dict[str, Any], name: str, seen: Seen) -> int:
+    """Return the flag that a field gives which is 0 or 1, or 0 where it is missing or null."""
+    mark = record.get(name, 0)
+    if type(mark) is not int:
+        mark = bool(mark) if mark is None or type(mark) is bool else whole(mark, f"{name} marks", seen)
+    return int(mark) if mark in (0, 1) else ODD
 
 
 def _area(record: Any) -> float:
@@ -151,7 +157,8 @@ def _odd(record: Any, image_id: int, category_id: int, flag: int) -> Odd:
     if category_id == ABSENT:
         return Odd(Reason.UNKNOWN_CATEGORY, f"category_id is {why_no_id(record.get('category_id'))}")
     if flag & ODD:
-        return Odd(Reason.BAD_RECORD, f"iscrowd is {shown(record.get('iscrowd'))}; expected 0 or 1")
+        name = "iscrowd" if _mark(record, "iscrowd", Seen()) == ODD else "ignore"
+        return Odd(Reason.BAD_RECORD, f"{name} is {shown(record.get(name))}; expected 0 or 1")
     return Odd(Reason.BAD_NUMBERS, _why_no_bbox(record))
 
 

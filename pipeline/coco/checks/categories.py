@@ -9,6 +9,8 @@ import numpy as np
 from pipeline.coco.checks.values import ABSENT, Seen, repeated_ids, shown, whole, why_no_id
 from schemas.errors import DataError
 
+REPEATED = "{count} category records repeat the id and name of another (first id {example}); each is read once"
+
 
 class Categories(NamedTuple):
     """The category records of a file.
@@ -25,8 +27,9 @@ class Categories(NamedTuple):
 
 
 def check_categories(records: Iterable[Any], seen: Seen) -> Categories:
-    """Check category records, given in file order."""
+    """Check category records, given in file order. One that is repeated is read once."""
     faults, known, rows = [], [], []
+    there: set[tuple[int, str]] = set()
     num_records = 0
     for row, record in enumerate(records):
         num_records += 1
@@ -37,7 +40,12 @@ def check_categories(records: Iterable[Any], seen: Seen) -> Categories:
         if category_id == ABSENT:
             faults.append(f"categories[{row}].id is {why_no_id(record.get('id'))}")
             continue
-        known.append((category_id, _name(record.get("name"), category_id, seen)))
+        category = category_id, _name(record.get("name"), category_id, seen)
+        if category in there:
+            seen.add(REPEATED, category_id)
+            continue
+        there.add(category)
+        known.append(category)
         rows.append(row)
     ids = np.array([category_id for category_id, _ in known], np.int64)
     faults += repeated_ids("categories", ids, np.array(rows, np.int64))

@@ -32,6 +32,7 @@ from schemas.errors import MORE_PIXELS
 
 BATCH = 4096  # names
 
+REPEATED = "{count} image records repeat the id, name and size of another (first id {example}); each is read once"
 FROM_URL = "{count} images have no file_name but a coco_url; its path is the file's name (first {example})"
 
 
@@ -121,6 +122,7 @@ def check_images(records: Iterable[Any], max_pixels: int | None, seen: Seen) -> 
     """
     images = _Columns()
     faults: Rows[ImageFault] = Rows(ImageFault, FAULTS)
+    refused: set[int] = set()  # hashes of what faults say
     num_records = num_urls = 0
     for row, record in enumerate(records):
         num_records += 1
@@ -139,11 +141,17 @@ def check_images(records: Iterable[Any], max_pixels: int | None, seen: Seen) -> 
             images.append(row, image_id, width, height, name)
         else:
             w, h = (side if 0 < side < 2**31 else None for side in (width, height))
-            faults.append(ImageFault(row, id_or_none(image_id), name if is_text(name) else None, w, h, *found))
+            fault = ImageFault(row, id_or_none(image_id), name if is_text(name) else None, w, h, *found)
+            said = hash(fault[1:])
+            if fault.id is not None and said in refused:
+                seen.add(REPEATED, fault.id)
+            else:
+                refused.add(said)
+                faults.append(fault)
     file_name = images.take_names()
     if num_urls:
         file_name = _less_common_folder(file_name, num_urls == num_records, seen, num_urls)
-    return _sorted(images, file_name, faults, num_records)
+    return _sorted(images, file_name, faults, num_records, seen)
 
 
 def _fault(
@@ -184,15 +192,22 @@ def _less_common_folder(file_name: pa.Array, all_urls: bool, seen: Seen, count: 
     return file_name
 
 
-def _sorted(images: _Columns, file_name: pa.Array, faults: Rows[ImageFault], num_records: int) -> Images:
-    """Sort the images by id and refuse those whose file an image before them has."""
-    rows, ids, widths, heights = (
-        np.frombuffer(column, np.int64) for column in (images.row, images.id, images.width, images.height)
+def _sorted(images: _Columns, file_name: pa.Array, faults: Rows[ImageFault], num_records: int, seen: Seen) -> Images:
+    """Sort the images by id, take repeated ones once, and refuse those whose file an image before them has."""
+    rows, ids, widths, heights, name_hash = (
+        np.frombuffer(column, np.int64)
+        for column in (images.row, images.id, images.width, images.height, images.name_hash)
     )
+    again = _said_again(ids, widths, heights, file_name)
+    if len(again):
+        seen.add(REPEATED, int(ids[again[0]]), len(again))
+        once = np.delete(np.arange(len(ids)), again)
+        rows, ids, widths, heights, name_hash = (column[once] for column in (rows, ids, widths, heights, name_hash))
+        file_name = file_name.take(pa.array(once))
     repeated = _repeated(rows, ids, faults)
     order = np.argsort(ids, kind="stable")
-    if not repeated and len(places := _repeated_files(np.frombuffer(images.name_hash, np.int64), file_name)):
-        again = (
+    if not repeated and len(places := _repeated_files(name_hash, file_name)):
+        repeats_file = (
             ImageFault(
                 int(rows[place]),
                 int(ids[place]),
@@ -204,10 +219,22 @@ def _sorted(images: _Columns, file_name: pa.Array, faults: Rows[ImageFault], num
             )
             for place, first in places.tolist()
         )
-        faults = Rows(ImageFault, FAULTS).plus(merge(faults, again))
+        faults = Rows(ImageFault, FAULTS).plus(merge(faults, repeats_file))
         order = order[~np.isin(order, places[:, 0])]
     names = file_name.take(pa.array(order))
     return Images(ids[order], names, widths[order], heights[order], faults, repeated, num_records)
+
+
+def _said_again(ids: IntArray, widths: IntArray, heights: IntArray, file_name: pa.Array) -> IntArray:
+    """Return the places, int64 [m], of images that have id, size and name of the one before them with their id."""
+    if not len(repeats(ids)):
+        return np.zeros(0, np.int64)
+    order = np.argsort(ids, kind="stable")
+    before, after = order[:-1], order[1:]
+    is_same = np.logical_and.reduce([column[before] == column[after] for column in (ids, widths, heights)])
+    before, after = before[is_same], after[is_same]
+    same_name = pc.equal(file_name.take(pa.array(before)), file_name.take(pa.array(after)))
+    return np.sort(after[same_name.to_numpy(zero_copy_only=False)])
 
 
 def _repeated(rows: IntArray, ids: IntArray, faults: Rows[ImageFault]) -> list[str]:

@@ -5,22 +5,30 @@ from collections.abc import Collection
 
 import numpy as np
 
-from pipeline.coco.checks.boxes import Boxes, Tally, count_twins
+from pipeline.coco.checks.boxes import Boxes, FileRecords, Tally, count_twins
 from pipeline.coco.checks.categories import doubles
 from pipeline.coco.checks.values import repeats
 
 _means_ignore = re.compile(r"ignor|don.?t.?care|difficult|crowd|unlabel|void", re.IGNORECASE).search
 
 
-def notes(known: list[tuple[int, str]], boxes: Boxes) -> list[str]:
+def notes(known: list[tuple[int, str]], boxes: Boxes, files: list[FileRecords]) -> list[str]:
     """Return lines about what may look odd and is kept as it is.
 
     Args:
         known: (id, name) of the categories, in the order of the labels.
         boxes: those of all files.
+        files: the files.
     """
     lines = [f"{line}: they stay two classes" for line in doubles(known)]
     used = set(np.unique(boxes.label).tolist())
+    if len(used) < len(known):  # boxes that are refused are boxes, too
+        used |= {
+            file.label_of_id.get(box.category_id)
+            for file in files
+            for box in boxes.refused
+            if file.start <= box.row < file.stop
+        }
     if empty := [f"{name!r} ({i})" for label, (i, name) in enumerate(known, 1) if label not in used]:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         lines.append(f"{len(empty)} of {len(known)} categories have no box: {', '.join(empty[:5])}{more}")
@@ -36,24 +44,27 @@ def notes(known: list[tuple[int, str]], boxes: Boxes) -> list[str]:
 
 
 def warnings(
-    known: list[tuple[int, str]], unknown: Collection[int], ignored: Collection[str], boxes: Boxes, tally: Tally
+    known: list[tuple[int, str]], used: Collection[int], ignored: Collection[str], boxes: Boxes, tally: Tally
 ) -> list[str]:
     """Return lines about what is probably a mistake.
 
     Args:
         known: (id, name) of the categories, in the order of the labels.
-        unknown: ids that boxes have and no category.
+        used: ids of categories that boxes have; none where there are several files.
         ignored: names given as ignore categories.
         boxes: those of all files.
         tally: what was counted while they were checked.
     """
-    return [*_of_categories(known, unknown, ignored), *_of_coordinates(tally), *_of_crowds(boxes)]
+    return [*_of_categories(known, used, ignored), *_of_coordinates(tally), *_of_crowds(boxes)]
 
 
-def _of_categories(known: list[tuple[int, str]], unknown: Collection[int], ignored: Collection[str]) -> list[str]:
+def _of_categories(known: list[tuple[int, str]], used: Collection[int], ignored: Collection[str]) -> list[str]:
     lines = []
     ids = [i for i, _ in known]
-    if ids and unknown and (set(unknown) <= {ids[0] - 1} or set(unknown) <= {ids[-1] + 1}):
+    from_zero, from_one = set(range(len(ids))), set(range(1, len(ids) + 1))
+    unknown = set(used) - set(ids)
+    pairs = (from_one, from_zero), (from_zero, from_one)
+    if unknown and any(set(ids) == those and set(used) <= others for those, others in pairs):
         lines.append(
             f"boxes have the category_id {min(unknown)}, the categories {ids[0]} to {ids[-1]}: one may count from 0 "
             "and the other from 1, and then all boxes have a wrong class"
@@ -63,8 +74,6 @@ def _of_categories(known: list[tuple[int, str]], unknown: Collection[int], ignor
             f"category {', '.join(alike)} looks like regions that nobody labelled; if so, name it in "
             "chips.ignore_categories, for now its boxes are targets"
         )
-    if strange := sorted(set(ignored) - {name for _, name in known}):
-        lines.append(f"chips.ignore_categories names {', '.join(map(repr, strange))}, which no category is called")
     return lines
 
 

@@ -106,11 +106,11 @@ def repeats(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def repeated_ids(name: str, ids: IntArray, rows: IntArray) -> list[str]:
-    """Return at most one line: an id that occurs twice, and how many do.
+    """Return at most one line: an id that two records have which differ, and how many there are.
 
     Args:
         name: the list's name.
-        ids: int64 [n], of all records with an id.
+        ids: int64 [n], of all records with an id; without those that are repeated.
         rows: int64 [n], their positions in the list, ascending.
     """
     again = repeats(ids)
@@ -118,4 +118,4 @@ def repeated_ids(name: str, ids: IntArray, rows: IntArray) -> list[str]:
         return []
     first, second = rows[np.flatnonzero(ids == again[0])[:2]]
     more = f" (and {len(again) - 1} more such)" if len(again) > 1 else ""
-    return [f"{name}[{first}] and {name}[{second}] both have id {again[0]}{more}; ids must be unique"]
+    return [f"{name}[{first}] and {name}[{second}] both have id {again[0]} and differ{more}; ids must be unique"]

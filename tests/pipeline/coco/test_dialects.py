@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.coco.read import read_coco
-from schemas.errors import DataError
+from schemas.errors import DataError, UsageError
 
 IMAGES = [
     {"id": 5, "file_name": "b.jpg", "width": 40, "height": 30},
@@ -90,7 +90,7 @@ def test_read_coco__twins_are_kept_and_told(tmp_path: Path) -> None:
 def test_read_coco__ignore_is_crowd(mark: Any, tmp_path: Path) -> None:
     source = read(content(annotations=changed(BOXES, ignore=lambda v: mark)), tmp_path)
     assert source.crowd.all()
-    assert "3 boxes are marked by `ignore`" in source.notes[0]
+    assert any("3 boxes are marked by `ignore`" in note for note in source.notes)
 
 
 def test_read_coco__ignore_categories(tmp_path: Path) -> None:
@@ -99,7 +99,22 @@ def test_read_coco__ignore_categories(tmp_path: Path) -> None:
     source = read(content(categories=categories), tmp_path, ignore_categories=["ignored regions"])
     assert source.crowd.tolist() == [True, True, False]
     assert source.warnings == []
-    assert "no category is called" in read(content(), tmp_path, ignore_categories=["nein"]).warnings[0]
+    with pytest.raises(UsageError, match="'nein', which no category is called; there are 'four', ") as refused:
+        read(content(categories=categories), tmp_path, ignore_categories=["nein"])
+    assert refused.value.exit_status == 2
+
+
+@pytest.mark.parametrize("mark", [2, "true", 0.5, [1]])
+def test_read_coco__ignore_that_is_no_mark_refuses_its_box(mark: Any, tmp_path: Path) -> None:
+    source = read(content(annotations=[*BOXES[:2], {**BOXES[2], "ignore": mark}]), tmp_path)
+    (reject,) = source.rejects
+    assert reject.message.endswith(f"ignore is {mark!r}; expected 0 or 1")
+
+
+def test_read_coco__a_category_whose_boxes_are_refused_has_boxes(tmp_path: Path) -> None:
+    source = read(content(annotations=changed(BOXES, bbox=lambda v: None)), tmp_path)
+    assert len(source.refused_boxes) == 3
+    assert not any("have no box" in line for line in source.notes)
 
 
 def test_read_coco__coco_url(tmp_path: Path) -> None:
@@ -144,6 +159,8 @@ def test_read_coco__categories_counted_from_zero_are_told(tmp_path: Path) -> Non
     categories = [{"id": i, "name": str(i)} for i in (1, 2, 3)]
     warnings = read(content(annotations=boxes, categories=categories), tmp_path).warnings
     assert any("may count from 0" in line for line in warnings)
+    boxes = [{**box, "category_id": i} for i, box in zip((0, 1, 3), BOXES, strict=True)]  # one of them is wrong
+    assert read(content(annotations=boxes, categories=categories), tmp_path).warnings == []
 
 
 def test_read_coco__packed_files(tmp_path: Path) -> None:
@@ -179,9 +196,6 @@ def test_read_coco__second_reading_starts_afresh(tmp_path: Path) -> None:
     source = read(text.encode("gbk"), tmp_path)
     assert [reject.reason for reject in source.rejects] == ["unknown_image", "bad_numbers"]
     assert sum("3 ids of annotations" in note for note in source.notes) == 1
-    text = json.dumps(content())
-    twice = '{"annotations": [5, {"id": "x"}], "images": [{"id": 1}], ' + text[1:]
-    assert not read(twice.encode(), tmp_path).rejects
 
 
 def test_read_coco__shares_instead_of_pixels_are_told(tmp_path: Path) -> None:

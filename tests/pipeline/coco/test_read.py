@@ -60,8 +60,9 @@ def with_list(name: str, records: Any) -> dict[str, Any]:
 
 
 def assert_reconciles(source: Source, content: dict[str, Any]) -> None:
-    """Kept and refused are everything; each refusal is in `rejects` once."""
-    assert source.num_images + len(source.refused_images) == len(content["images"])
+    """Kept, refused and repeated are everything; each refusal is in `rejects` once."""
+    repeated = sum(int(line.split()[0]) for line in source.notes if "image records repeat" in line)
+    assert source.num_images + len(source.refused_images) + repeated == len(content["images"])
     rows = sorted([*source.row.tolist(), *(box.row for box in source.refused_boxes)])
     assert rows == list(range(len(content["annotations"])))
     images = Counter((reject.id, reject.reason) for reject in source.rejects if reject.kind == "image")
@@ -139,9 +140,21 @@ def test_read_coco_images_without_boxes_need_no_category(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["images", "categories"])
 def test_read_coco_repeated_id_refuses_the_file_and_names_both(name: str, tmp_path: Path) -> None:
-    records = [*MINIMAL[name], dict(MINIMAL[name][0])]
-    message = refusal(with_list(name, records), tmp_path)
-    assert f"{name}[0] and {name}[2] both have id {records[0]['id']}" in message
+    for other in ({"file_name": "c.jpg", "name": "five"}, {"width": 0, "name": ""}):
+        records = [*MINIMAL[name], MINIMAL[name][0] | other]
+        message = refusal(with_list(name, records), tmp_path)
+        assert f"{name}[0] and {name}[2] both have id {records[0]['id']} and differ" in message
+
+
+@pytest.mark.parametrize("name", ["images", "categories"])
+def test_read_coco_repeated_record_is_read_once(name: str, tmp_path: Path) -> None:
+    first, second = MINIMAL[name]
+    source = read(with_list(name, [first, second, second, first, first]), tmp_path)
+    assert columns(source) | {"notes": []} == columns(read(MINIMAL, tmp_path)) | {"notes": []}
+    assert any(line.startswith("3 ") and "each is read once" in line for line in source.notes)
+    broken = {"id": 8, "file_name": "/x.jpg", "width": 1, "height": 1}
+    source = read(with_list("images", [*MINIMAL["images"], broken, broken]), tmp_path)
+    assert len(source.refused_images) == 1
 
 
 @pytest.mark.parametrize("record", [None, 5, "cat", [1], {}, {"id": None}, {"id": 1.5}, {"id": True}, {"id": [1]}])
@@ -151,7 +164,7 @@ def test_read_coco_category_without_integer_id_refuses_the_file(record: Any, tmp
 
 def test_read_coco_all_that_refuses_the_file_is_named_at_once(tmp_path: Path) -> None:
     content = {
-        "images": [*MINIMAL["images"], dict(MINIMAL["images"][0]), {"id": "x"}],
+        "images": [*MINIMAL["images"], MINIMAL["images"][0] | {"width": 3}, {"id": "x"}],
         "annotations": [{"id": str(i), "image_id": "x", "category_id": "9"} for i in range(40)],
         "categories": [*MINIMAL["categories"], {"id": 4}, {"id": "four"}, None],
     }
@@ -268,10 +281,13 @@ def test_read_coco_lists_may_come_in_any_order(names: list[str], tmp_path: Path)
     assert columns(read({"info": [[], {}]} | {name: MINIMAL[name] for name in names}, tmp_path)) == expected
 
 
-def test_read_coco_last_of_repeated_keys_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_read_coco_list_that_stands_twice_refuses_the_file(name: str, tmp_path: Path) -> None:
     text = json.dumps(MINIMAL)
-    content = text.replace("{", '{"images": [{"id": 1}], "cat\\u0065gories": [], "x": [], "x": 5, ', 1).encode()
-    assert columns(read(content, tmp_path)) == columns(read(MINIMAL, tmp_path))
+    content = text.replace("{", f'{{"{name[:-1]}\\u0073": [], ', 1).encode()
+    assert f"the key `{name}` stands twice" in refusal(content, tmp_path)
+    others = text.replace("{", '{"x": [], "x": 5, ', 1).encode()
+    assert columns(read(others, tmp_path)) == columns(read(MINIMAL, tmp_path))
 
 
 def mixed() -> dict[str, Any]:

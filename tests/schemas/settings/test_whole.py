@@ -160,3 +160,15 @@ def test_load_settings_empty_file_or_section_means_the_defaults(text: str, tmp_p
 
 def test_load_settings_key_that_is_no_string_is_refused(tmp_path: Path) -> None:
     assert faults(write(tmp_path, "1: 2\nchips:\n  3: 4\n"))
+
+
+def test_load_settings_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("base: &base {min_side: 3}\nchips: {<<: *base, min_side: 4}\n")
+    with pytest.raises(SettingsError, match="base: unknown setting$"):  # a merge key repeats nothing
+        load_settings(path)
+    path.write_text("chips:\n  min_side: 3\n  min_visible: 0.5\n  min_side: 4\n")
+    with pytest.raises(SettingsError, match=r"the key 'min_side' stands twice\n.*line 4"):
+        load_settings(path)
+    with pytest.raises(SettingsError, match="the key 'side' stands twice"):
+        load_settings(None, ("chips.scales=[{side: 3, side: 4}]",))
