@@ -27,7 +27,7 @@ def notes(known: list[tuple[int, str]], boxes: Boxes, files: list[FileRecords]) 
             file.label_of_id.get(box.category_id)
             for file in files
             for box in boxes.refused
-            if file.start <= box.row < file.stop
+            if box.category_id is not None and file.start <= box.row < file.stop
         }
     if empty := [f"{name!r} ({i})" for label, (i, name) in enumerate(known, 1) if label not in used]:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
