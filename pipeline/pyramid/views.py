@@ -100,7 +100,7 @@ def compose(views: list[View], max_pixels: int) -> list[list[View]]:
     for (_, (height, width)), group in sorted(groups.items()):
         count = max(1, max_pixels // (height * width))
         batches += [group[i : i + count] for i in range(0, len(group), count)]
-    return sorted(batches, key=lambda batch: batch[-1].image)  # so that images are done one after the other
+    return sorted(batches, key=lambda batch: batch[0].image)  # so that images are done one after the other
 
 
 def to_source(boxes: Float32Array, view: View) -> Float32Array:

@@ -33,3 +33,15 @@ def test_views__cover_every_image_within_the_side_and_waste_little() -> None:
             assert 0 <= view.shape[0] - view.height < 32
             assert 0 <= view.shape[1] - view.width < 32
         assert len(batch) * batch[0].shape[0] * batch[0].shape[1] <= 4_000_000 or len(batch) == 1
+
+
+def test_compose__images_are_done_one_after_the_other() -> None:
+    """So that progress moves and results appear: at each quarter of the pixels about a quarter of the images is done."""
+    images = [SourceImage(i, f"{i}", 640, 480) for i in range(64)]
+    batches = compose(plan_views(images, ChipSettings(), 4096, [90, 180, float("inf")]), 4_000_000)
+    pixels = [sum(view.width * view.height for view in batch) for batch in batches]
+    last_batch = {view.image: number for number, batch in enumerate(batches) for view in batch}
+    for share in (0.25, 0.5, 0.75):
+        reached = np.searchsorted(np.cumsum(pixels), share * sum(pixels))
+        done = sum(number < reached for number in last_batch.values()) / len(images)
+        assert share - 0.2 < done <= share
