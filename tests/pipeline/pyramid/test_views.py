@@ -36,7 +36,7 @@ def test_views__cover_every_image_within_the_side_and_waste_little() -> None:
 
 
 def test_compose__images_are_done_one_after_the_other() -> None:
-    """So that progress moves and results appear: at each quarter of the pixels about a quarter of the images is done."""
+    """So that progress moves: at each quarter of the pixels about a quarter of the images is done."""
     images = [SourceImage(i, f"{i}", 640, 480) for i in range(64)]
     batches = compose(plan_views(images, ChipSettings(), 4096, [90, 180, float("inf")]), 4_000_000)
     pixels = [sum(view.width * view.height for view in batch) for batch in batches]
