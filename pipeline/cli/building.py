@@ -4,7 +4,14 @@ import sys
 
 import click
 
-from pipeline.cli.options import annotation_files_option, engine_options, settings_options, tell_next, workers_option
+from pipeline.cli.options import (
+    annotation_files_option,
+    engine_options,
+    given_settings,
+    settings_options,
+    tell_next,
+    workers_option,
+)
 from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError
@@ -61,7 +68,7 @@ def check(
     click.echo("nothing wrong found")
     given = [f"--annotations {file}" for file in annotations] + [f"--images {folder}" for folder in images]
     given += [] if images else ["--images IMAGES"]
-    tell_next(f"sniper chips {' '.join(given)} --out CHIPS")
+    tell_next(f"sniper chips {' '.join([*given, *given_settings()])} --out CHIPS")
 
 
 @click.command()

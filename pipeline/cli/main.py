@@ -1,16 +1,21 @@
 """The command line as a whole: the commands of this package, and those found by an entry-point group."""
 
 import io
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
+from types import FrameType
 
 import click
 
 from pipeline import __version__
 from pipeline.cli import building, exchanging, looking, sharing
 from pipeline.engines.progress import show_log
-from schemas.errors import SniperError
+from schemas.errors import AGAIN, SniperError, StoppedError
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 COMMAND_SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"], "show_default": True}
 
 
@@ -55,6 +60,24 @@ for command in (
     cli.add_command(command)
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    for again in STOPPING:
+        signal.signal(again, signal.SIG_DFL)  # a second one ends the process at once
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    raise StoppedError(f"stopped by {name}; {AGAIN}", 128 + number)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM break off this block by a StoppedError, where it does not take them itself."""
+    before = {number: signal.signal(number, _stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main() -> None:
     """Entry point: prints what a user can mend as one message, without a traceback."""
     show_log()
@@ -62,9 +85,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     try:
-        for entry in entry_points(group="sniper.commands"):
-            cli.add_command(entry.load())
-        cli(standalone_mode=True)
+        with _stopping():
+            for entry in entry_points(group="sniper.commands"):
+                cli.add_command(entry.load())
+            cli(standalone_mode=True)
     except SniperError as error:
         click.echo(f"sniper: {error}", err=True)
         sys.exit(error.exit_status)

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
         command(settings=load_settings(config, assignments), **options)
 
     return wrapped
+
+
+def given_settings() -> list[str]:
+    """Return the options --config and --set as they were given to the command that runs, quoted for a shell."""
+    given = click.get_current_context().params
+    words = [] if given["config"] is None else ["--config", str(given["config"])]
+    for assignment in given["assignments"]:
+        words += ["--set", assignment]
+    return [shlex.quote(word) for word in words]
 
 
 def tell_next(*commands: str) -> None:

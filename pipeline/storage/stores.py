@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import fsspec
 from upath import UPath
 
-from schemas.errors import UsageError
+from schemas.errors import StoppedError, UsageError
 
 Location = Path | UPath
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ MISUSE = ("ParamValidationError", "NoRegionError", "InvalidRegionError")
 PROGRAMMING = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
 """A fault in a program, here or in a store's library. It is raised as it is: asking again would only hide it."""
 
-NOT_REPEATED = (*PROGRAMMING, MemoryError, IsADirectoryError, NotADirectoryError)
+NOT_REPEATED = (*PROGRAMMING, StoppedError, MemoryError, IsADirectoryError, NotADirectoryError)
 
 SIGNED = re.compile(
     r"[?&](x-amz-signature|x-amz-security-token|x-goog-signature|signature|sig|access_token|token)=", re.IGNORECASE

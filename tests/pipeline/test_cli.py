@@ -4,8 +4,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -440,3 +442,49 @@ def test_version_names_codec_and_resizer(sniper: RunSniper) -> None:
     assert "JPEG: simplejpeg" in result.out
     assert "resize: pillow" in result.out
     assert "image formats: JPEG, PNG, BMP, GIF, TIFF (" in result.out
+
+
+def is_running(pid: str) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("sent", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_stopped_chips_keep_finished_shards_and_leave_no_worker(
+    sent: signal.Signals, name: str, tmp_path: Path
+) -> None:
+    made = CocoSet(tmp_path)
+    content = encoded(texture(900, 900))
+    for i in range(80):
+        made.add_image(i, content, width=900, height=900, boxes=[[8, 8, 400, 400]])
+    out, inputs = tmp_path / "out", ["--annotations", made.write(), "--images", made.image_root, "--workers", 2]
+    command = [SNIPER, "chips", *map(str, inputs), "--out", str(out), "--set", "chips.images_per_shard=1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(out.glob("positives/*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(sent)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert f"sniper: stopped by {name}; run the same command again: what is finished is kept" in told
+    assert "Traceback" not in told
+    assert children
+    deadline = time.monotonic() + 20
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (out / "run.json").exists()
+    assert list(out.glob("positives/*.parquet"))
+
+
+def test_check_tells_the_next_command_with_the_settings_given(tmp_path: Path, sniper: RunSniper) -> None:
+    config = tmp_path / "my settings.yaml"
+    config.write_text("chips: {seed: 3}\n")
+    given = ["--config", config, "--set", "chips.min_side=3", "--set", "chips.ignore_categories=[thing]"]
+    result = sniper("check", *options(sound_set(tmp_path)), *given, "--set", "chips.ignore_categories=[]")
+    told = f"--config '{config}' --set chips.min_side=3 --set 'chips.ignore_categories=[thing]' --set "
+    assert told in result.err
