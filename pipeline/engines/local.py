@@ -246,7 +246,7 @@ def _work(pipe: Connection) -> None:
             try:
                 function, item = pipe.recv()
             except (EOFError, OSError):
-                return
+                os._exit(0)  # at once: taken down step by step, threads of libraries abort a worker now and then
             try:
                 answer = "done", function(item)
             except BaseException as error:

@@ -1,5 +1,6 @@
 """One contract for every engine: each task once, errors as they are, the lost named, no worker left behind."""
 
+import atexit
 import itertools
 import multiprocessing
 import os
@@ -320,3 +321,15 @@ def test_run__without_ray_names_the_line_that_installs_it(monkeypatch: pytest.Mo
 def test_run__unknown_engine() -> None:
     with pytest.raises(UsageError, match="expected local or ray"):
         list(run_tasks(square, tasks(1), Engine("slurm")))
+
+
+def leave_a_trace_at_exit(path: Path) -> int:
+    atexit.register(path.touch)
+    return os.getpid()
+
+
+def test_worker_ends_at_once_and_takes_nothing_down_step_by_step(tmp_path: Path) -> None:
+    """Threads of libraries, met by an interpreter that is taken down, abort it now and then."""
+    tasks = [Task(str(i), tmp_path / str(i)) for i in range(2)]
+    assert os.getpid() not in list(run_tasks(leave_a_trace_at_exit, tasks, Engine(workers=2)))
+    assert list(tmp_path.iterdir()) == []
