@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.options import annotations_option, engine_options, settings_options, tell_next
+from pipeline.cli.options import annotations_option, engine_options, given_settings, settings_options, shell, tell_next
 from pipeline.engines.extras import needed
 from pipeline.engines.progress import log
 from pipeline.storage import Location, location
@@ -75,7 +75,10 @@ def negatives(
     there = report.num_shards - report.num_made
     already = f"; {counted(there, 'was', 'were')} there already" if there else ""
     click.echo(f"{data}/negatives: made {counted(report.num_made, 'shard')}{already}")
-    tell_next(f"sniper show {data} --kind negative --out sheet.png", f"sniper train --data {data} --out RUN")
+    tell_next(
+        shell("sniper", "show", data, "--kind", "negative", "--out", "sheet.png"),
+        shell("sniper", "train", "--data", data, "--out", "RUN", *given_settings()),
+    )
 
 
 @click.command()
@@ -117,8 +120,8 @@ def train(
     click.echo(run(data, out, settings, resume=begin, validation=validation, allow_seen=allow_seen))
     if int(os.environ.get("RANK", 0)) == 0:
         tell_next(
-            f"sniper evaluate --checkpoint {out} --annotations VAL.json --images VAL",
-            f"sniper detect --checkpoint {out} PHOTOS --out DETECTIONS",
+            shell("sniper", "evaluate", "--checkpoint", out, "--annotations", "VAL.json", "--images", "VAL"),
+            shell("sniper", "detect", "--checkpoint", out, "PHOTOS", "--out", "DETECTIONS"),
         )
 
 
@@ -167,7 +170,7 @@ def evaluate(
     for line in describe_rejects(report.rejects):
         click.echo(line)
     click.echo(describe(report))
-    tell_next(f"sniper detect --checkpoint {checkpoint} {images} --out DETECTIONS")
+    tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS"))
     if any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
         sys.exit(1)
 

@@ -1,6 +1,7 @@
 """The commands that check data, cut chips and verify them."""
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -9,6 +10,7 @@ from pipeline.cli.options import (
     engine_options,
     given_settings,
     settings_options,
+    shell,
     tell_next,
     workers_option,
 )
@@ -66,9 +68,9 @@ def check(
     if found.rejects or source.warnings:
         sys.exit(1)
     click.echo("nothing wrong found")
-    given = [f"--annotations {file}" for file in annotations] + [f"--images {folder}" for folder in images]
-    given += [] if images else ["--images IMAGES"]
-    tell_next(f"sniper chips {' '.join([*given, *given_settings()])} --out CHIPS")
+    given = [word for file in annotations for word in ("--annotations", file)]
+    given += [word for folder in images or (Path("IMAGES"),) for word in ("--images", folder)]
+    tell_next(shell("sniper", "chips", *given, *given_settings(), "--out", "CHIPS"))
 
 
 @click.command()
@@ -145,7 +147,10 @@ def chips(
     if plan_only:
         tell_next("the same command without --plan-only")
     else:
-        tell_next(f"sniper show {out} --out sheet.png", f"sniper negatives --data {out}")
+        tell_next(
+            shell("sniper", "show", out, "--out", "sheet.png"),
+            shell("sniper", "negatives", "--data", out, *given_settings()),
+        )
 
 
 @click.command()
@@ -162,7 +167,7 @@ def verify(data: Location, workers: int) -> None:
     click.echo(f"{data}: {shards}, {chips}, {counted(len(report.problems), 'problem')}")
     if report.problems:
         sys.exit(1)
-    tell_next(f"sniper train --data {data} --out RUN")
+    tell_next(shell("sniper", "train", "--data", data, "--out", "RUN"))
 
 
 @click.command("settings")

@@ -4,7 +4,7 @@ from typing import Literal
 
 import click
 
-from pipeline.cli.options import tell_next
+from pipeline.cli.options import shell, tell_next
 from pipeline.storage import Location, location
 from schemas.errors import DataError
 from schemas.wording import counted
@@ -45,7 +45,7 @@ def import_command(
             f"{len(report.rejects):,} records were refused, {report.share_refused:.1%} of all and more than --max-bad "
             f"{max_bad:g} allows; what is good stands in {out}"
         )
-    tell_next(f"sniper check --annotations {out} --images {images}")
+    tell_next(shell("sniper", "check", "--annotations", out, "--images", images))
 
 
 @click.command()
@@ -71,4 +71,4 @@ def split(
 
     report = run(annotations, out, val=val, test=test, group=group, images=images, seed=seed)
     click.echo(describe(report))
-    tell_next(f"sniper suggest --annotations {report.files['train']} --out sniper.yaml")
+    tell_next(shell("sniper", "suggest", "--annotations", report.files["train"], "--out", "sniper.yaml"))

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.options import annotation_files_option, settings_options, tell_next
-from pipeline.storage import Location, location, write_atomic
+from pipeline.cli.options import annotation_files_option, settings_options, shell, tell_next
+from pipeline.storage import Location, is_file, location, make_folder, write_atomic
 from schemas.codes import STATUS_NAMES
+from schemas.errors import UsageError
 from schemas.settings import Settings
 from schemas.wording import counted
 
@@ -71,6 +72,10 @@ def suggest(
     from pipeline.insight.suggest import describe
     from pipeline.insight.suggest import suggest as run
 
+    if out is not None:
+        if is_file(out):
+            raise UsageError(f"{out}: is there already, maybe changed by you; delete it or choose another --out")
+        make_folder(out.parent)
     found = run(annotations, settings, proposal=proposal, device=device, max_nowhere=max_nowhere)
     click.echo(describe(found))
     if out is None:
@@ -78,9 +83,9 @@ def suggest(
         return
     write_atomic(out, found.text.encode())
     click.echo(f"{out}: the settings of `{found.chosen}`")
-    given = " ".join(f"--annotations {file}" for file in annotations)
+    given = [word for file in annotations for word in ("--annotations", file)]
     tell_next(
-        f"sniper chips {given} --images IMAGES --out CHIPS --config {out}",
-        f"sniper negatives --data CHIPS --config {out}",
-        f"sniper train --data CHIPS --out RUN --config {out}",
+        shell("sniper", "chips", *given, "--images", "IMAGES", "--out", "CHIPS", "--config", out),
+        shell("sniper", "negatives", "--data", "CHIPS", "--config", out),
+        shell("sniper", "train", "--data", "CHIPS", "--out", "RUN", "--config", out),
     )

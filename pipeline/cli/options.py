@@ -29,12 +29,17 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def given_settings() -> list[str]:
-    """Return the options --config and --set as they were given to the command that runs, quoted for a shell."""
+    """Return the options --config and --set as they were given to the command that runs."""
     given = click.get_current_context().params
     words = [] if given["config"] is None else ["--config", str(given["config"])]
     for assignment in given["assignments"]:
         words += ["--set", assignment]
-    return [shlex.quote(word) for word in words]
+    return words
+
+
+def shell(*words: object) -> str:
+    """Return a command as a shell reads it."""
+    return shlex.join(map(str, words))
 
 
 def tell_next(*commands: str) -> None:

@@ -1,15 +1,20 @@
 """Write sections as one self-contained HTML file."""
 
 import html
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.engines.extras import needed
 from pipeline.pages.blocks import Section
-from pipeline.storage import Location, make_folder, write_atomic
+from pipeline.storage import Location, is_file, make_folder, open_binary, write_atomic
 from schemas.errors import UsageError
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
 """The browser itself refuses every request; Vega compiles the expressions of its charts."""
+
+MADE_BY = {"made_by": "sniper report"}
+"""How the JSON file beside a page begins, by which a report knows that it may replace it."""
 
 STYLE = """
 :root { color-scheme: light; --ink: #1d2129; --faint: #667085; --line: #e3e6eb; --mark: #2f6fde; }
@@ -85,12 +90,35 @@ def write_page(path: Location, title: str, subtitle: str, sections: Sequence[Sec
     write_atomic(path, content.encode())
 
 
-def page_place(path: Location) -> Location:
-    """Return the place of a page after a check of its name.
+def write_facts(path: Location, facts: Mapping[str, Any]) -> None:
+    """Write the numbers of a page as JSON beside it, whole or not at all.
+
+    Args:
+        path: the page.
+        facts: what the file holds, behind a line that says what wrote it.
 
     Raises:
-        UsageError: it does not end in .html.
+        DataError: the file cannot be written.
+    """
+    text = json.dumps({**MADE_BY, **facts}, indent=1, allow_nan=False)
+    write_atomic(path.with_suffix(".json"), text.encode())
+
+
+def page_place(path: Location) -> Location:
+    """Return the place of a page after a check of its name, and of the name of the JSON file beside it.
+
+    Raises:
+        UsageError: it does not end in .html, or the JSON file is there and was not written by a report.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path}: expected a name that ends in .html; the same as JSON goes beside it")
+    beside = path.with_suffix(".json")
+    begin = json.dumps(MADE_BY, indent=1).rstrip("\n}").encode()
+    if is_file(beside):
+        with open_binary(beside) as file:
+            if file.read(len(begin)) != begin:
+                raise UsageError(
+                    f"{beside}: is there and is no report, but the numbers of {path.name} would go there; choose "
+                    "another --out"
+                )
     return path

@@ -1,6 +1,5 @@
 """`sniper report` of a training run: one HTML page, and the same numbers as JSON."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ from pipeline.coco.source import Source
 from pipeline.images.sources import image_folder
 from pipeline.pages.blocks import Block, Chart, Figures, Picture, Remarks, Row, Section, Table, Text
 from pipeline.pages.charts import histogram, lines, listing
-from pipeline.pages.page import page_place, write_page
-from pipeline.storage import Location, location, write_atomic
+from pipeline.pages.page import page_place, write_facts, write_page
+from pipeline.storage import Location, location
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from trainer.evaluation.errors import Kind
@@ -70,7 +69,7 @@ def report_run(
         facts["detections"] = as_facts(found, source.categories, chips.bounds())
         sections += [_errors(facts["detections"]), *_pictures(found, source, image_folder(images), chips)]
     write_page(out, f"Report: {run.name}", str(run), sections)
-    write_atomic(out.with_suffix(".json"), json.dumps(facts, indent=1, allow_nan=False).encode())
+    write_facts(out, facts)
     return facts
 
 

@@ -1,6 +1,5 @@
 """`sniper report` of a data set: one HTML page, and the same numbers as JSON."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +15,8 @@ from pipeline.insight.report.remarks import remarks
 from pipeline.insight.suggestion.scales import comfort
 from pipeline.pages.blocks import Chart, Figures, Picture, Remarks, Row, Section, Table, Text
 from pipeline.pages.charts import bars, heatmap, histogram, listing
-from pipeline.pages.page import page_place, write_page
-from pipeline.storage import Location, location, write_atomic
+from pipeline.pages.page import page_place, write_facts, write_page
+from pipeline.storage import Location, location
 
 SAMPLED_SHARDS = 8  # that the pictures of a kind come from, spread over the data set
 PICTURES, TILE = 4, 262  # chips per kind and scale; pixels
@@ -58,7 +57,7 @@ def report(data: Location | str, out: Location | str = "report.html", *, seed: i
         *_samples(data, facts, seed),
     ]
     write_page(out, f"Report: {data.name}", f"{data} · fingerprint {facts['fingerprint'][:12]}", sections)
-    write_atomic(out.with_suffix(".json"), json.dumps(facts, indent=1, allow_nan=False).encode())
+    write_facts(out, facts)
     return facts
 
 

@@ -95,3 +95,17 @@ def test_suggest__without_an_object_there_is_nothing_to_suggest(tmp_path: Path) 
     path.write_text(json.dumps({**content, "categories": data.categories}))
     with pytest.raises(DataError, match="nothing to suggest"):
         suggest(path)
+
+
+def test_suggest__writes_over_nothing_and_makes_the_folder_first(
+    sniper: RunSniper, demo_set: DataSet, tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder/sniper.yaml"
+    words = ("suggest", "--annotations", demo_set.annotations, "--out", out)
+    told = sniper(*words)
+    assert told.status == 0
+    assert f"--config '{out}'" in told.err  # as a shell reads it
+    out.write_text("mine")
+    refused = sniper(*words)
+    assert (refused.status, "is there already" in refused.err) == (2, True)
+    assert out.read_text() == "mine"

@@ -206,3 +206,16 @@ def test_report__says_what_is_missing(tmp_path: Path) -> None:
         report(tmp_path, tmp_path / "report.html")
     with pytest.raises(UsageError, match="ends in .html"):
         report(tmp_path, tmp_path / "report.pdf")
+
+
+def test_report__writes_over_no_json_but_its_own(data: Path, tmp_path: Path, sniper: RunSniper) -> None:
+    """The numbers go beside the page under its name, where annotations or the record of a build may lie."""
+    (tmp_path / "train.json").write_text('{"images": []}')
+    refused = sniper("report", data, "--out", tmp_path / "train.html")
+    assert (refused.status, "train.json: is there and is no report" in refused.err) == (2, True)
+    assert (tmp_path / "train.json").read_text() == '{"images": []}'
+    assert not (tmp_path / "train.html").exists()
+    with pytest.raises(UsageError, match=r"run\.json: is there and is no report"):
+        report(data, data / "run.html")
+    for _ in range(2):  # its own is replaced
+        assert sniper("report", data, "--out", tmp_path / "report.html").status == 0
