@@ -61,10 +61,8 @@ def warnings(
 def _of_categories(known: list[tuple[int, str]], used: Collection[int], ignored: Collection[str]) -> list[str]:
     lines = []
     ids = [i for i, _ in known]
-    from_zero, from_one = set(range(len(ids))), set(range(1, len(ids) + 1))
     unknown = set(used) - set(ids)
-    pairs = (from_one, from_zero), (from_zero, from_one)
-    if unknown and any(set(ids) == those and set(used) <= others for those, others in pairs):
+    if unknown and any(set(used) <= {i + shift for i in ids} for shift in (-1, 1)):
         lines.append(
             f"boxes have the category_id {min(unknown)}, the categories {ids[0]} to {ids[-1]}: one may count from 0 "
             "and the other from 1, and then all boxes have a wrong class"
