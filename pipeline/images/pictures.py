@@ -12,6 +12,9 @@ from pipeline.images.drawing import STATUS_COLORS
 from pipeline.storage import Location, make_folder, write_atomic
 from schemas.errors import UsageError
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+"""Of pictures that are written: suffix, in lower case, -> name of the format in Pillow."""
+
 
 class Stroke(NamedTuple):
     """How the outline of a box is drawn.
@@ -65,10 +68,9 @@ def picture_format(path: Location) -> str:
     Raises:
         UsageError: it says none that can be written.
     """
-    known = {suffix: name for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
-    if path.suffix.lower() not in known:
-        raise UsageError(f"{path}: expected a name that ends in .png, .jpg or another suffix of a picture")
-    return known[path.suffix.lower()]
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    return FORMATS[path.suffix.lower()]
 
 
 def write_picture(path: Location, picture: Image.Image) -> None:

@@ -23,28 +23,36 @@ DASH = {"positive": None, "negative": 6}
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
+def find_image(data: Location, image_id: int) -> SourceImage:
+    """Find an image of a data set by its id.
+
+    Raises:
+        UsageError: the data set knows no such image.
+    """
+    found = scan([data / "images.parquet"]).filter(pl.col("image_id") == image_id).collect()
+    if not len(found):
+        raise UsageError(f"{data}: no image {image_id} in images.parquet, which lists all")
+    return SourceImage(*found.select("image_id", "file_name", "width", "height").row(0))
+
+
 def draw_windows(
-    data: Location, image_id: int, images: Location | str | None, chips: Sequence[Chip], width: int
+    data: Location, source: SourceImage, images: Location | str | None, chips: Sequence[Chip], width: int
 ) -> Image.Image:
     """Draw an image with its objects and the windows of some of its chips, at most `width` and MOST_HEIGHT pixels.
 
     Args:
         data: the data set.
-        image_id: of the image.
+        source: the image, as `find_image` found it.
         images: folder of the images; None: the one that the build's record names.
         chips: whose windows are drawn.
         width: of the picture, pixels.
 
     Raises:
-        UsageError: there is no such image or folder.
+        UsageError: there is no such folder.
         DataError: the image cannot be read.
     """
-    found = scan([data / "images.parquet"]).filter(pl.col("image_id") == image_id).collect()
-    if not len(found):
-        raise UsageError(f"{data}: has no image {image_id}; images.parquet lists all")
     build = read_build(data, COMMANDS[POSITIVES])
     folder = location(images) if images is not None else location(build.images or "")
-    source = SourceImage(*found.select("image_id", "file_name", "width", "height").row(0))
     findings = Findings()
     opened = open_sources(
         image_folder(folder), [source], build.settings["chips"]["max_pixels"], findings, thorough=False
@@ -57,7 +65,7 @@ def draw_windows(
     whole = (0.0, 0.0, float(source.width), float(source.height))
     drawn = Image.fromarray(cut_chip(picture, whole, zoom, *size)[:, :, :3].copy())
     draw = ImageDraw.Draw(drawn)
-    objects = scan([data / "annotations.parquet"]).filter(pl.col("image_id") == image_id).drop_nulls("x1")
+    objects = scan([data / "annotations.parquet"]).filter(pl.col("image_id") == source.image_id).drop_nulls("x1")
     for box in objects.select(CORNERS).collect().iter_rows():
         draw_box(draw, corners(list(box), zoom), OBJECT)
     for chip in sorted(chips, key=lambda chip: -chip["scale_index"]):  # the smallest windows lie on top

@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline.dataset.shards import shard_files
 from pipeline.images.pictures import STATUS_STROKES, picture_format, write_picture
 from pipeline.insight.chip_pictures import PROPOSAL, SHOWN, Chip, Chosen, caption, draw_chip, read_chip, sample_chips
-from pipeline.insight.image_picture import draw_windows, window_strokes
+from pipeline.insight.image_picture import draw_windows, find_image, window_strokes
 from pipeline.insight.manifests import scan
 from pipeline.insight.proposals import add_proposals
 from pipeline.insight.sheet import GAP, Row, draw_sheet, sheet_width
@@ -64,6 +64,7 @@ def show(
     chosen = Chosen(statuses or STATUS_NAMES, _ids(data, classes, names) if classes else None)
     found: list[tuple[str, list[Chip]]] = []
     try:
+        source = None if image is None else find_image(data, image)
         for one, frame in frames.items():
             if classes or statuses:
                 frame = frame.filter(chosen.is_held())
@@ -84,8 +85,8 @@ def show(
     if any("proposals" in chip for chip in chips):
         strokes[f"proposal (the {SHOWN} best)"] = PROPOSAL
     head: Image.Image | None = None
-    if image is not None:
-        head = draw_windows(data, image, images, chips, sheet_width(columns, tile) - 2 * GAP)
+    if source is not None:
+        head = draw_windows(data, source, images, chips, sheet_width(columns, tile) - 2 * GAP)
         strokes |= window_strokes(chips)
     rows = [
         Row(title, [(draw_chip(read_chip(data, chip), chip, names, tile, chosen), caption(chip)) for chip in sample])

@@ -70,7 +70,7 @@ def test_show__writes_the_format_that_the_name_says(demo_set: DataSet, tmp_path:
     assert Image.open(tmp_path / name).format == kind
 
 
-@pytest.mark.parametrize("name", ["sheet", "sheet.txt", "sheet.json"])
+@pytest.mark.parametrize("name", ["sheet", "sheet.txt", "sheet.pdf", "sheet.gif"])
 def test_show__a_name_that_says_no_format_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="expected a name that ends in .png"):
         show(tmp_path / "out", tmp_path / name)
@@ -143,8 +143,10 @@ def test_show__says_what_it_did_not_find(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
     with pytest.raises(UsageError, match="has no class cow; it has disc, square, triangle"):
         show(data, out, classes=["cow"])
-    with pytest.raises(UsageError, match="no positive or negative chips of image 12345"):
+    with pytest.raises(UsageError, match="no image 12345 in images.parquet"):
         show(data, out, image=12345)
+    with pytest.raises(UsageError, match="no negative chips of image 1 with a box with status valid"):
+        show(data, out, image=1, kind="negative", statuses=["valid"])
     with pytest.raises(UsageError, match="negative chips with a box of class disc with status valid at all"):
         show(data, out, kind="negative", classes=["disc"], statuses=["valid"])
 
