@@ -17,6 +17,7 @@ from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.exchange import to_coco, to_hf, to_yolo
 from pipeline.exchange.shard import ExportJob, Tally, total
+from pipeline.exchange.written import Written, refuse_chips, refuse_others, remove_written
 from pipeline.storage import (
     Location,
     files_in,
@@ -26,7 +27,6 @@ from pipeline.storage import (
     make_folder,
     probe_writable,
     read_bytes,
-    remove,
     remove_folder,
     write_atomic,
 )
@@ -91,7 +91,8 @@ def export(
         overwrite: replace what was exported to the split before.
 
     Raises:
-        UsageError: there is another export under the split, another process writes there, or an option is wrong.
+        UsageError: there is another export under the split, or something that no export wrote; `out` is a chip data
+            set; another process writes there, or an option is wrong.
         DataError: the data set is unfinished or damaged.
     """
     data, out = location(data), location(out)
@@ -107,9 +108,10 @@ def export(
     record = _Record(format, kind, blank, fingerprints, categories)
     chips = builds[POSITIVES].settings["chips"]
     jpeg = chips["quality"], chips["subsampling"]
+    _refuse_others(out, split, writer, format)
     probe_writable(out)
     with locked(out, "sniper export"):
-        _claim(out, split, record, writer, overwrite)
+        _claim(out, split, record, overwrite)
         notes = out / NOTES / split
         make_folder(notes)
         jobs = [
@@ -141,11 +143,21 @@ def _check(format: str, split: str, kind: str, blank: bool) -> None:
         raise UsageError(f"--blank: {format} files say which regions are ignored; only yolo needs them blanked")
 
 
-def _claim(out: Location, split: str, record: _Record, writer: ModuleType, overwrite: bool) -> None:
+def _refuse_others(out: Location, split: str, writer: ModuleType, format: str) -> None:
+    """Refuse a split, and a file that names all splits, which no export wrote."""
+    refuse_chips(out)
+    formats = {path.stem: _read_record(path).format for path in files_in(out / NOTES, "*.json")}
+    refuse_others(writer.written(out, split), "sniper export", recorded=formats.get(split) == format)
+    if writer.CARD is not None:
+        card = Written(out, re.escape(writer.CARD), alone=False)
+        refuse_others([card], "sniper export", recorded=format in formats.values())
+
+
+def _claim(out: Location, split: str, record: _Record, overwrite: bool) -> None:
     """Note what is exported, and refuse or remove what another export has left under the split."""
     path = out / NOTES / f"{split}.json"
     for other in files_in(out / NOTES, "*.json"):
-        found = msgspec.json.decode(read_bytes(other), type=_Record)
+        found = _read_record(other)
         if other != path and found.format == record.format and found.categories != record.categories:
             raise UsageError(
                 f"{out}: the split {other.stem!r} in it has other categories than these chips; choose another --out"
@@ -158,11 +170,14 @@ def _claim(out: Location, split: str, record: _Record, writer: ModuleType, overw
                 f"{out}: holds an export of other chips or with other options as the split {split!r}; choose another "
                 "--out or --split, or replace it with --overwrite"
             )
-        writer.remove_split(out, split)
+        remove_written(FORMATS[_read_record(path).format].written(out, split))
         remove_folder(out / NOTES / split)
-        remove(path)
     make_folder(out / NOTES)
     write_atomic(path, msgspec.json.encode(record))
+
+
+def _read_record(path: Location) -> _Record:
+    return msgspec.json.decode(read_bytes(path), type=_Record)
 
 
 def _name(job: ExportJob) -> str:

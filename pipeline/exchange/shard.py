@@ -11,6 +11,9 @@ from schemas.errors import DataError
 Row = dict[str, Any]
 """A row of a manifest, by the names of schema MANIFEST."""
 
+KEY = r"[-\d]{12,}-\d+[pn]\d{3,}"
+"""What the key of a chip looks like, as a regular expression."""
+
 IGNORED = ("crowd", "ignore")
 """The statuses of boxes that nothing is to be learnt from."""
 

@@ -6,8 +6,11 @@ from itertools import count
 from typing import IO, Any
 
 from pipeline.dataset.shards import read_rows
-from pipeline.exchange.shard import IGNORED, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
-from pipeline.storage import Location, atomic_file, make_folder, remove, remove_folder, write_together
+from pipeline.exchange.shard import IGNORED, KEY, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
+from pipeline.exchange.written import Written
+from pipeline.storage import Location, atomic_file, make_folder, write_together
+
+CARD = None  # no file names all splits
 
 
 def prepare(out: Location, split: str) -> None:
@@ -16,10 +19,12 @@ def prepare(out: Location, split: str) -> None:
     make_folder(out / "annotations")
 
 
-def remove_split(out: Location, split: str) -> None:
-    """Remove what was exported to a split."""
-    remove(_annotations(out, split))
-    remove_folder(out / split)
+def written(out: Location, split: str) -> list[Written]:
+    """Return what is written for a split."""
+    return [
+        Written(out / "annotations", rf"instances_{split}\.json", alone=False),
+        Written(out / split, rf"{KEY}\.jpg"),
+    ]
 
 
 def write_shard(job: ExportJob) -> tuple[int, Tally]:

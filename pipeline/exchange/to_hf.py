@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.exchange.shard import IGNORED, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
-from pipeline.storage import Location, atomic_file, files_in, make_folder, remove, write_atomic
+from pipeline.exchange.written import Written
+from pipeline.storage import Location, atomic_file, files_in, make_folder, write_atomic
 
+CARD = "README.md"  # names all splits
 ROWS = 100  # chips of a row group: what a reader holds at a time
 
 OBJECTS = pa.struct(
@@ -42,10 +44,9 @@ def prepare(out: Location, split: str) -> None:
     make_folder(out / "data")
 
 
-def remove_split(out: Location, split: str) -> None:
-    """Remove what was exported to a split."""
-    for path in files_in(out / "data", f"{split}-*.parquet"):
-        remove(path)
+def written(out: Location, split: str) -> list[Written]:
+    """Return what is written for a split."""
+    return [Written(out / "data", rf"{split}-\d{{5,}}-of-\d{{5,}}\.parquet", alone=False)]
 
 
 def write_shard(job: ExportJob) -> tuple[int, Tally]:
@@ -68,7 +69,7 @@ def finish(jobs: Sequence[ExportJob]) -> None:
     splits = sorted({path.name.rsplit("-", 3)[0] for path in files_in(out / "data", "*-of-*.parquet")})
     for split in splits:
         card += f"  - split: {split}\n    path: data/{split}-*\n"
-    write_atomic(out / "README.md", f"{card}---\n\nChips, made by `sniper export`.\n".encode())
+    write_atomic(out / CARD, f"{card}---\n\nChips, made by `sniper export`.\n".encode())
 
 
 def _groups(job: ExportJob) -> Iterator[list[Row]]:

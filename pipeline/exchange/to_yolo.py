@@ -8,11 +8,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.exchange.shard import ExportJob, Row, Tally, read_chips, split_boxes, tally_of, total
+from pipeline.exchange.shard import KEY, ExportJob, Row, Tally, read_chips, split_boxes, tally_of, total
+from pipeline.exchange.written import Written
 from pipeline.images.chip import encode_jpeg
-from pipeline.storage import Location, is_folder, make_folder, remove_folder, write_atomic, write_together
+from pipeline.storage import Location, is_folder, make_folder, write_atomic, write_together
 
 LOG = logging.getLogger("sniper")
+CARD = "data.yaml"  # names all splits
 GREY = 114  # of blanked pixels, with which YOLO pads images, too
 SPLITS = ("train", "val", "test")  # those that data.yaml knows
 
@@ -23,10 +25,9 @@ def prepare(out: Location, split: str) -> None:
     make_folder(out / "labels" / split)
 
 
-def remove_split(out: Location, split: str) -> None:
-    """Remove what was exported to a split."""
-    remove_folder(out / "images" / split)
-    remove_folder(out / "labels" / split)
+def written(out: Location, split: str) -> list[Written]:
+    """Return what is written for a split."""
+    return [Written(out / "images" / split, rf"{KEY}\.jpg"), Written(out / "labels" / split, rf"{KEY}\.txt")]
 
 
 def write_shard(job: ExportJob) -> tuple[int, Tally]:
@@ -56,11 +57,12 @@ def finish(jobs: Sequence[ExportJob]) -> None:
         there[jobs[0].split] = f"images/{jobs[0].split}"
     for needed in ("train", "val"):
         if needed not in there:  # YOLO refuses a file without
-            LOG.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, jobs[0].split)
-            there[needed] = f"images/{jobs[0].split}"
+            instead = "train" if "train" in there else jobs[0].split  # never the test images to choose a model by
+            LOG.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, instead)
+            there[needed] = f"images/{instead}"
     names = {label: name for label, (_, name) in enumerate(jobs[0].categories)}
     content = yaml.safe_dump(there | {"names": names}, sort_keys=False, allow_unicode=True)
-    write_atomic(out / "data.yaml", content.encode())
+    write_atomic(out / CARD, content.encode())
 
 
 def _label(box: Row, width: int, height: int) -> str:

@@ -6,6 +6,7 @@ which image each of them is. `sniper merge-views` turns what was found on them i
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +20,10 @@ from pipeline.coco.read import read_coco
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
+from pipeline.exchange.written import Written, lies_in, refuse_chips, refuse_others, remove_written
 from pipeline.images.chip import cut_chip, encode_jpeg
 from pipeline.images.decode import ImageRefusedError
-from pipeline.images.sources import find_images, image_folder, measure_image
+from pipeline.images.sources import SUFFIXES, find_images, image_folder, measure_image
 from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.reading import open_files
 from pipeline.pyramid.views import View, plan_views
@@ -35,8 +37,6 @@ from pipeline.storage import (
     make_folder,
     probe_writable,
     read_bytes,
-    remove,
-    remove_folder,
     write_atomic,
     write_together,
 )
@@ -97,10 +97,12 @@ def views(
         overwrite: replace the views of other images or settings in `out`.
 
     Raises:
-        UsageError: there is no such image folder, or `out` holds other views.
+        UsageError: there is no such image folder, or no image in it; `out` holds other views, or anything that no
+            `sniper views` wrote; it is, holds or lies in the image folder.
         DataError: the annotation file cannot be read.
     """
     root, out = image_folder(location(images)), location(out)
+    _refuse_others(out, root)
     settings = settings or Settings()
     sources, categories, rejects = _sources(root, None if annotations is None else location(annotations), settings)
     chips, max_side = settings.chips, settings.detect.max_side
@@ -131,6 +133,22 @@ def views(
     return ViewsReport(len(rows), len({row["image_id"] for row in rows}), rejects)
 
 
+def _refuse_others(out: Location, root: Location) -> None:
+    """Refuse to write among the images, into a chip data set, or where anything lies that is not ours."""
+    if lies_in(out, root) or lies_in(root, out):
+        raise UsageError(f"{out}: is, holds or lies in the image folder {root}; choose another --out")
+    refuse_chips(out)
+    refuse_others(_written(out), "sniper views", recorded=is_file(out / PLAN))
+
+
+def _written(out: Location) -> list[Written]:
+    """Return what is written, the index first."""
+    return [
+        Written(out, rf"{re.escape(INDEX)}|{re.escape(LISTING)}|images"),
+        Written(out / "images", r"\d{8,}-\d+-\d{4,}\.jpg"),
+    ]
+
+
 def _sources(
     root: Location, annotations: Location | None, settings: Settings
 ) -> tuple[list[SourceImage], list[tuple[int, str]], list[Reject]]:
@@ -141,6 +159,8 @@ def _sources(
     if not isinstance(root, Path):
         raise UsageError(f"{root}: give the annotation file that names its images as --annotations")
     files = find_images(root).images
+    if not files:
+        raise UsageError(f"{root}: holds no image ({', '.join(sorted(SUFFIXES))})")
     sources, rejects = [], []
     for image_id, file in enumerate(files, 1):
         name = str(file.relative_to(root))
@@ -170,9 +190,7 @@ def _claim(out: Location, plan: bytes, overwrite: bool) -> None:
             raise UsageError(
                 f"{out}: holds views of other images or settings; choose another --out, or replace them by --overwrite"
             )
-        for name in (INDEX, LISTING, PLAN):
-            remove(out / name)
-        remove_folder(out / "images")
+        remove_written(_written(out))
     write_atomic(path, plan)
 
 

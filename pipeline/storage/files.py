@@ -255,15 +255,34 @@ def files_in(folder: Location, pattern: str) -> list[Location]:
     """
     if isinstance(folder, Path):
         return sorted(path for path in folder.glob(pattern) if path.is_file())
+    files = sorted(name for name, kind in _listed(folder).items() if kind == "file")
+    names = (file.rsplit("/", 1)[-1] for file in files)
+    return [folder / name for name in names if name and fnmatch.fnmatchcase(name, pattern)]
+
+
+def _listed(folder: UPath) -> dict[str, str]:
+    """List what is directly in a remote folder: path -> "file" or "directory"; nothing if there is none."""
     if not is_folder(folder):  # s3fs would list what is beside it
-        return []
+        return {}
     try:
         entries = insist(lambda: client(folder).ls(folder.path, detail=True), folder)
     except FileNotFoundError:
+        return {}
+    return {entry["name"]: entry["type"] for entry in entries}
+
+
+def names_in(folder: Location) -> list[str]:
+    """List the names of the files and folders directly in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        OSError: The system or the store does not list the folder.
+    """
+    if isinstance(folder, Path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(path.name for path in folder.iterdir())
         return []
-    files = sorted(entry["name"] for entry in entries if entry["type"] == "file")
-    names = (file.rsplit("/", 1)[-1] for file in files)
-    return [folder / name for name in names if name and fnmatch.fnmatchcase(name, pattern)]
+    inside = {name.rstrip("/") for name in _listed(folder)} - {folder.path.rstrip("/")}
+    return sorted(name.rsplit("/", 1)[-1] for name in inside)
 
 
 def make_folder(folder: Location) -> None:

@@ -41,9 +41,14 @@ class CocoResults(NamedTuple):
         return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield {"image_id", "category_id", "bbox": [x, y, width, height], "score"} for each box."""
+        """Yield {"image_id", "category_id", "bbox": [x, y, width, height], "score"} for each box.
+
+        Scores have the fewest digits that name their float32 number: 0.9, not 0.8999999761581421. Boxes have all, so
+        that their corners come back exactly.
+        """
         names = ("image_id", "category_id", "bbox", "score")
-        columns = (self.image_id, self.category_id, self.xywh(), self.scores)
+        scores = self.scores.astype(np.str_).astype(np.float64)
+        columns = (self.image_id, self.category_id, self.xywh(), scores)
         there = [(name, column) for name, column in zip(names, columns, strict=True) if column is not None]
         for values in zip(*(column.tolist() for _, column in there), strict=True):
             yield dict(zip((name for name, _ in there), values, strict=True))

@@ -1,16 +1,19 @@
 """`sniper merge-views`: detections of any program on views, merged on the images and scored. It needs no torch."""
 
 import json
+from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.coco.read import read_coco
 from pipeline.exchange.merge_views import merge_views as merge_found
-from pipeline.exchange.views import ViewIndex, read_index
+from pipeline.exchange.views import INDEX, LISTING, ViewIndex, read_index
+from pipeline.exchange.written import lies_in
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, location, write_atomic
-from schemas.errors import DataError
+from pipeline.storage import Location, is_folder, location, locked, probe_writable, write_atomic
+from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import read_objects
@@ -51,23 +54,41 @@ def merge_views(
         max_dets: detections per image and class that every score takes into account.
 
     Raises:
+        UsageError: `out` or the summary beside it would replace a file that is read, `out` is a folder, or its folder
+            cannot be made, or another process writes it.
         DataError: a file cannot be read, results are of views that there are not, or the annotations are of other
             images.
     """
-    index, place, out = read_index(location(views)), location(results), location(out)
-    read = read_results(place)
-    assert read.category_id is not None  # a file has them
-    found = Detections(read.boxes, read.scores, read.category_id)
-    parts = []
-    for image_id, merged in merge_found(index, read.image_id, found, options or DetectSettings(), place):
-        ids = np.full(len(merged.scores), image_id, np.int64)
-        parts.append(CocoResults(ids, merged.labels, merged.boxes, merged.scores))
-    detections = join_results(parts)
-    summary = None if annotations is None else _score(index, detections, location(annotations), max_dets)
-    write_results(out, detections)
-    if summary is not None:
-        write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
-    return Merged(detections, len(read.scores), summary)
+    folder, place, out = location(views), location(results), location(out)
+    truth = None if annotations is None else location(annotations)
+    summary_place = out.with_suffix(".summary.json")
+    _refuse_inputs(
+        (out, summary_place), [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])]
+    )
+    if is_folder(out):
+        raise UsageError(f"{out}: is a folder; give a file for the detections, such as {out}/merged.json, as --out")
+    probe_writable(out.parent)
+    with locked(out.parent, "sniper merge-views", f".{out.name}.lock"):
+        index, read = read_index(folder), read_results(place)
+        assert read.category_id is not None  # a file has them
+        found = Detections(read.boxes, read.scores, read.category_id)
+        parts = []
+        for image_id, merged in merge_found(index, read.image_id, found, options or DetectSettings(), place):
+            ids = np.full(len(merged.scores), image_id, np.int64)
+            parts.append(CocoResults(ids, merged.labels, merged.boxes, merged.scores))
+        detections = join_results(parts)
+        summary = None if truth is None else _score(index, detections, truth, max_dets)
+        write_results(out, detections)
+        if summary is not None:
+            write_atomic(summary_place, json.dumps(summary, indent=1).encode())
+        return Merged(detections, len(read.scores), summary)
+
+
+def _refuse_inputs(written: Sequence[Location], read: Sequence[Location]) -> None:
+    """Refuse to write over a file that is read."""
+    for place, other in product(written, read):
+        if lies_in(place, other):
+            raise UsageError(f"{place}: would be written over, but is read as {other}; choose another --out")
 
 
 def _score(index: ViewIndex, detections: CocoResults, annotations: Location, max_dets: int) -> Summary:

@@ -220,3 +220,51 @@ def test_export__ids_count_through_all_shards(data: Path, tmp_path: Path) -> Non
     assert [a["id"] for a in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
     assert {a["image_id"] for a in content["annotations"]} <= set(ids)
     assert [c["id"] for c in content["categories"]] == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("yolo", "data.yaml"),
+        ("yolo", "images/train/mine.jpg"),
+        ("yolo", "labels/train/mine.txt"),
+        ("coco", "train/mine.jpg"),
+        ("coco", "annotations/instances_train.json"),
+        ("hf", "README.md"),
+        ("hf", "data/train-00000-of-00001.parquet"),
+    ],
+)
+def test_export__refuses_what_it_did_not_write(
+    data: Path, tmp_path: Path, sniper: RunSniper, kind: str, name: str
+) -> None:
+    own = tmp_path / "own" / name
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    for more in ((), ("--overwrite",)):
+        told = sniper("export", data, "--format", kind, "--out", tmp_path / "own", *more)
+        assert told.status == 2
+        assert f"holds {own.name}, which `sniper export` did not write" in told.err
+    assert [path for path in (tmp_path / "own").rglob("*") if path.is_file()] == [own]
+    assert own.read_bytes() == b"mine"
+
+
+def test_export__overwrite_deletes_only_what_it_wrote(data: Path, tmp_path: Path) -> None:
+    export(data, tmp_path, format="yolo", workers=1)
+    (tmp_path / "images/other").mkdir()
+    (tmp_path / "images/other/a.jpg").touch()
+    wanted = digest(tmp_path)
+    export(data, tmp_path, format="yolo", workers=1, overwrite=True)
+    assert digest(tmp_path) == wanted
+    (tmp_path / "images/train/mine.jpg").touch()
+    with pytest.raises(UsageError, match=r"holds mine\.jpg"):
+        export(data, tmp_path, format="yolo", workers=1, overwrite=True)
+    with pytest.raises(UsageError, match="is a chip data set"):
+        export(data, data, workers=1)
+
+
+def test_export__yolo_never_validates_on_test(data: Path, tmp_path: Path, sniper: RunSniper) -> None:
+    for split in ("train", "test"):
+        told = sniper("export", data, "--format", "yolo", "--out", tmp_path, "--split", split)
+    assert "there is no split val yet; data.yaml names train for it" in told.err
+    written = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert (written["val"], written["test"]) == ("images/train", "images/test")

@@ -118,3 +118,43 @@ def test_views__to_a_bucket(photos: CocoSet, tmp_path: Path, settings: Settings,
         views(f"{s3.url}/photos", tmp_path / "other", settings)
     with pytest.raises(DataError, match="no such annotation file"):
         views(photos.image_root, tmp_path / "other", settings, annotations=tmp_path / "none.json")
+
+
+def test_views__leaves_the_images_alone(photos: CocoSet, tmp_path: Path, sniper: RunSniper) -> None:
+    """The image folder is called `images`, as that of the views is."""
+    images = photos.image_root.rename(tmp_path / "photos/images")
+    before = digest(tmp_path / "photos")
+    for out in (tmp_path / "photos", images, images / "views"):
+        for more in ((), ("--overwrite",)):
+            told = sniper("views", "--images", images, "--out", out, "--workers", 1, *more)
+            assert told.status == 2
+            assert "is, holds or lies in the image folder" in told.err
+    assert digest(tmp_path / "photos") == before
+
+
+def test_views__refuses_what_it_did_not_write(photos: CocoSet, tmp_path: Path, settings: Settings) -> None:
+    def make(out: Path, *, overwrite: bool = False) -> None:
+        views(photos.image_root, out, settings, annotations=photos.path, workers=1, overwrite=overwrite)
+
+    strange = [tmp_path / "foreign/images/00000000-0-0000.jpg", tmp_path / "foreign/views.json"]
+    for number, name in enumerate(("images/mine.jpg", "images/below/a.txt", "notes.txt")):
+        make(tmp_path / f"{number}")
+        strange.append(tmp_path / f"{number}" / name)
+    for path in strange:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match="holds .*, which `sniper views` did not write"):
+                make(tmp_path / path.relative_to(tmp_path).parts[0], overwrite=overwrite)
+        assert path.read_bytes() == b"mine"
+    (tmp_path / "chips").mkdir()
+    (tmp_path / "chips/run.json").touch()
+    with pytest.raises(UsageError, match="is a chip data set"):
+        make(tmp_path / "chips")
+
+
+def test_views__of_a_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty: holds no image \(\.apng, .*\.webp\)"):
+        views(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

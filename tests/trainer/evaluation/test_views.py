@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from pipeline.exchange.views import views
-from schemas.errors import DataError, MissingError
+from schemas.errors import DataError, MissingError, UsageError
 from schemas.settings import load_settings
 from tests.conftest import RunSniper
 from tests.on_views import perfect
@@ -83,6 +83,34 @@ def test_merge_views__refuses_other_images_and_what_is_missing(demo: Path, pyram
         merge_views(pyramid, tmp_path / "none.json", tmp_path / "out.json")
     with pytest.raises(DataError, match="no finished views here; run `sniper views`"):
         merge_views(tmp_path, tmp_path / "found.json", tmp_path / "out.json")
+
+
+def test_merge_views__writes_over_nothing_that_it_reads(
+    demo: Path, pyramid: Path, tmp_path: Path, sniper: RunSniper
+) -> None:
+    (tmp_path / "found.json").write_text("[]")
+    (tmp_path / "truth.summary.json").write_bytes((demo / "val.json").read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path)
+    index = (pyramid / "views.json").read_bytes()
+    for out in ("link/found.json", "truth.summary.json", "truth.json", pyramid / "views.json"):
+        arguments = ("merge-views", pyramid, "--results", tmp_path / "found.json", "--out", tmp_path / out)
+        told = sniper(*arguments, "--annotations", tmp_path / "truth.summary.json")
+        assert told.status == 2
+        assert "would be written over" in told.err
+    assert (tmp_path / "found.json").read_text() == "[]"
+    assert (pyramid / "views.json").read_bytes() == index
+
+
+def test_merge_views__makes_the_folder_and_writes_scores_short(pyramid: Path, tmp_path: Path) -> None:
+    one = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 20.1, 20], "score": 0.9}
+    (tmp_path / "one.json").write_text(json.dumps([one]))
+    merge_views(pyramid, tmp_path / "one.json", tmp_path / "new/out.json")
+    (written,) = json.loads((tmp_path / "new/out.json").read_bytes())
+    assert written["score"] == 0.9
+    with pytest.raises(UsageError, match="is a folder"):
+        merge_views(pyramid, tmp_path / "one.json", tmp_path / "new")
+    with pytest.raises(UsageError, match="cannot be written"):
+        merge_views(pyramid, tmp_path / "none.json", tmp_path / "one.json/out.json")
 
 
 def test_merge_views__needs_no_torch() -> None:
