@@ -18,6 +18,7 @@ DATA ?=
 RUN ?=
 CHECKPOINT ?=
 GPUS ?= 1
+PYTHON ?=
 ARGS ?=
 
 # The options that stand for variables left empty are left out.
@@ -27,7 +28,8 @@ LAUNCH = $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-n
 # The demo's data are small, so are its chips and its network.
 DEMO_CONFIG := --config scripts/demo.yaml
 
-.PHONY: help setup chips negatives train evaluate demo demo-data test test-peers lint format bench peers lock clean
+.PHONY: help setup chips negatives train evaluate demo demo-data test test-peers lint format bench gpu-check peers lock \
+    clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -124,6 +126,9 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	@$(MAKE) --no-print-directory train ARGS=
 	.venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \
 	    --images $(DEMO)/data/val --json bench-results/sahi.json
+
+gpu-check: $(if $(strip $(PYTHON)),,setup) ## what a GPU makes of the trainer, in 8 minutes: [PYTHON=python3]; tiny sizes on a CPU
+	$(or $(strip $(PYTHON)),$(BIN)/python) -m scripts.gpu_check $(ARGS)
 
 peers: ## make .venv-peers, the programs that benchmarks and tests compare with
 	@scripts/setup.sh --peers

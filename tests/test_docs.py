@@ -24,7 +24,11 @@ BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)^```", flags=
 def shown_commands(page: Path) -> list[str]:
     """The command lines of indented blocks and of `inline code`, continued lines joined, without comments."""
     text = re.sub(r"\\\n\s*", " ", page.read_text())
-    blocks = re.findall(r"^    (?:[A-Z_]+=\S+ )*(sniper .*(?:\n {8,}(?:\[|--).*)*)", text, flags=re.MULTILINE)
+    blocks = re.findall(
+        r"^    (?:[A-Z_]+=\S+ )*(?:torchrun .*--no-python +)?(sniper .*(?:\n {8,}(?:\[|--).*)*)",
+        text,
+        flags=re.MULTILINE,
+    )
     inline = re.findall(r"`(sniper [^`]+)`", text)
     return [re.sub(r"\s+#.*", "", line) for line in [*blocks, *inline]]
 

@@ -13,7 +13,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from bench_train import plausible_batch
+from step_models import plausible_batch, stage_share
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -31,7 +31,6 @@ from trainer.model import Detector
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "../shared/data/coco-val2017-boxes/val.json"
 IMAGES = ROOT / "../shared/data/coco-real"
-COCO_CHIPS = 3.75  # positive chips per image of COCO val2017 (docs/benchmarks.md)
 PER_SCALE = 300
 SIZES = ((8, 80), (24, 160), (80, 480))  # source pixels, per scale: those that its anchors fit, more or less
 
@@ -112,7 +111,7 @@ def seconds_per_chip(model: Detector, batch: Batch) -> float:
     return min(times[1:]) / len(batch)
 
 
-def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int) -> dict[str, float | None]:
+def measure_stage(pool_per_image: float, num_images: int) -> dict[str, float | None]:
     """Share of the RPN's run and its extraction in all training time at the default schedule, one network for both.
 
     The network is the demo's slim one on full-size chips; extraction runs on real COCO images at all scales.
@@ -133,15 +132,12 @@ def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int
     for _ in propose_images(inference, [range(num_images)], images, IMAGES / "images", log):
         pass
     extraction = (time.perf_counter() - started) / num_images
-    stage = settings.negatives.rpn_epochs * chips_per_image * rpn + extraction
-    drawn = min(settings.loader.negatives_per_image, pool_per_image)
-    rest = settings.train.epochs * (chips_per_image + drawn) * full
     return {
         "full_ms_per_chip": full * 1e3,
         "rpn_ms_per_chip": rpn * 1e3,
         "extraction_ms_per_image": extraction * 1e3,
         "data_wait_share": log.data_wait,
-        "rpn_share": stage / (stage + rest),
+        "rpn_share": stage_share(full, rpn, extraction, pool_per_image),
     }
 
 
@@ -153,7 +149,7 @@ def measure_stage(chips_per_image: float, pool_per_image: float, num_images: int
 def main(annotations: Path, rounds: int, num_images: int, json_file: Path | None) -> None:
     """Print medians over the rounds."""
     results = measure(read_coco(annotations), rounds)
-    results |= measure_stage(COCO_CHIPS, results["chips_per_image"] or 0.0, num_images)
+    results |= measure_stage(results["chips_per_image"] or 0.0, num_images)
     for key, value in results.items():
         click.echo(f"{key:<26}" + ("not measured" if value is None else f"{value:10.4f}"))
     if json_file:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings
+from tests.trainer.gpus import needs_gpu
 from trainer.inference.detect import detect
 from trainer.inference.predictor import Predictor
 
@@ -75,8 +75,7 @@ def test_predictor__says_what_is_wrong(checkpoint: Path, tmp_path: Path) -> None
         predictor(np.zeros((3, 40, 40), np.float32))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_predictor__finds_the_same_on_a_gpu(checkpoint: Path, photos: list[Path]) -> None:
     found = [Predictor(checkpoint, SETTINGS, device=device)(photos) for device in ("cpu", "cuda")]
     for one, other in zip(*found, strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 from schemas.codes import Status
 from schemas.settings import ModelSettings
 from tests.trainer.chips import area, chip_boxes, inter, iou, make_batch, random_boxes, take
+from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.learning.ground_truth import hash_slots, key_states, pad_boxes
 from trainer.learning.targets import label_anchors, label_rois, sample_anchors
 from trainer.loading.batch import Batch
@@ -194,3 +195,29 @@ def test_label_rois__equals_the_rule(seed: int):
 
 def _wh(box: list[float]) -> tuple[float, float]:
     return box[2] - box[0], box[3] - box[1]
+
+
+@needs_gpu
+@pytest.mark.parametrize("counts", [[], [0], [0, 1, 4, 15], [300, 2]])
+def test_labels_and_draws__are_a_cpus_on_a_gpu(counts: list[int]):
+    batch = make_batch(counts, seed=1)
+    rois = random_boxes(len(counts) * 50, 96, 2).view(len(counts), 50, 4)
+    used = torch.rand(len(counts), 50, generator=torch.Generator().manual_seed(0)) < 0.9
+    found = []
+    for device in (CPU, CUDA):
+        anchors, truth = small_grid().to(device), pad_boxes(batch.to(device))
+        labels, match = label_anchors(anchors, batch.sizes.to(device), truth)
+        states = key_states(batch.keys, 0, 0, device)
+        sample = sample_anchors(anchors, labels, match, truth, states)
+        slots = torch.where(sample.used, sample.slots, len(anchors))
+        order = slots.argsort(1)  # drawn in any order
+        drawn = (tensor.gather(1, order) for tensor in (slots, sample.used, sample.positive))
+        deltas = sample.deltas.gather(1, order[..., None].expand(-1, -1, 4))
+        roi_labels, targets = label_rois(rois.to(device), used.to(device), truth)
+        positive = torch.where(labels == 1, match, -1)
+        found.append(([labels, positive, *drawn, roi_labels], [deltas, targets]))
+    (exact, close), (theirs_exact, theirs_close) = found
+    for ours, theirs in zip(exact, theirs_exact, strict=True):
+        assert theirs.cpu().equal(ours)
+    for ours, theirs in zip(close, theirs_close, strict=True):
+        torch.testing.assert_close(theirs.cpu(), ours, rtol=1e-4, atol=1e-5)

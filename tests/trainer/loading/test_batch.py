@@ -5,6 +5,7 @@ import torch
 
 from schemas.codes import Status
 from tests.trainer.chips import chip_boxes, make_batch
+from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.learning.ground_truth import hash_slots, key_states, pad_boxes
 from trainer.loading.batch import flip
 
@@ -65,3 +66,22 @@ def test_key_states__depend_on_seed_epoch_key_and_purpose():
     cpu = torch.device("cpu")
     inputs = [("a", 0, 0, ""), ("b", 0, 0, ""), ("a", 1, 0, ""), ("a", 0, 1, ""), ("a", 0, 0, "flip")]
     assert len({key_states([key], seed, epoch, cpu, what).item() for key, seed, epoch, what in inputs}) == 5
+
+
+@needs_gpu
+@pytest.mark.parametrize("counts", [[], [0], [3, 2, 4], [0, 0, 1]])
+def test_flip__is_a_cpus_on_a_gpu(counts: list[int]):
+    batch = make_batch(counts, seed=5)
+    flags = torch.tensor([i % 2 == 0 for i in range(len(counts))], dtype=torch.bool)
+    ours, theirs = flip(batch, flags), flip(batch.to(CUDA), flags.to(CUDA))
+    for name in ("images", "boxes", "labels", "offsets"):
+        assert getattr(theirs, name).cpu().equal(getattr(ours, name)), name
+    assert theirs.images.is_contiguous(memory_format=torch.channels_last)
+    assert (theirs.max_boxes, theirs.max_rescued) == (ours.max_boxes, ours.max_rescued)
+
+
+@needs_gpu
+def test_hash_slots__wrap_on_a_gpu_as_on_a_cpu():
+    keys = ["a", "b", "c"]
+    ours, theirs = (hash_slots(key_states(keys, 1, 2, device), 5000) for device in (torch.device("cpu"), CUDA))
+    assert theirs.cpu().equal(ours)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pipeline.commands.chips import chips
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, LoaderSettings
+from tests.trainer.gpus import CUDA, needs_gpu
 from tests.trainer.manifests import reference_pixels, rows_of
 from tests.trainer.remote import downloads, num_open, open_shards, remote, reshard
 from trainer.learning.ground_truth import key_states
@@ -496,3 +497,23 @@ def test_pin__the_same_batches_on_the_device(dataset: ChipDataset) -> None:
     moved = [step.micros[0].to(device) for step in pinned]  # copies in flight while their memory is given back
     for one, step in zip(moved, plain, strict=True):
         assert same(one.to(CPU), step.micros[0].to(CPU))
+
+
+@needs_gpu
+def test_epoch__pinned_batches_arrive_on_a_gpu_as_they_are(dataset: ChipDataset) -> None:
+    """Copies go on while later batches are decoded; no buffer is filled anew before its copy is done."""
+    wanted = LoaderSettings(threads=2, prefetch=1)
+    plain, pinned = (BatchLoader(dataset, wanted, 4, pin=pin).epoch(State(0)) for pin in (False, True))
+    arrived = []
+    for step in pinned:
+        batch = step.micros[0].batch
+        assert all(tensor.is_pinned() for tensor in (batch.images, batch.sizes, step.micros[0].flips))
+        arrived.append(step.micros[0].to(CUDA))
+        del step, batch  # as in a training: the memory is free again, while the copy may still go on
+    for here, there in zip(plain, arrived, strict=True):
+        ours, theirs = here.micros[0].to(CPU), there.to(CPU)
+        for chip, (height, width) in enumerate(ours.sizes.tolist()):  # padding holds anything
+            content = (chip, slice(None), slice(height), slice(width))
+            assert theirs.images[content].equal(ours.images[content])
+        assert theirs.boxes.equal(ours.boxes)
+        assert theirs.keys == ours.keys

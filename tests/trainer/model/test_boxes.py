@@ -3,6 +3,7 @@ import torch
 import torchvision
 
 from tests.trainer.chips import inter, iou, random_boxes
+from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.model import boxes as geometry
 from trainer.model.boxes import box_size, clip, decode, encode, nms, overlaps
 
@@ -70,3 +71,26 @@ def test_nms__nothing_to_do():
         boxes, valid = torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.bool)
         assert nms(boxes, valid, 0.5).equal(valid)
         assert geometry._nms_parallel(boxes, valid, 0.5).equal(valid)
+
+
+@needs_gpu
+@pytest.mark.parametrize("num", [0, 1, 300, 2000])
+def test_nms__keeps_the_same_on_a_gpu(num: int):
+    """One chip of random boxes, one of many equal ones, one without a valid box; and no chip at all."""
+    boxes = random_boxes(3 * num, 200, num).view(3, num, 4)
+    boxes[1] = boxes[1, :1]
+    valid = torch.rand(3, num, generator=torch.Generator().manual_seed(num)) < 0.8
+    valid[2] = False
+    assert nms(boxes.to(CUDA), valid.to(CUDA), 0.7).cpu().equal(nms(boxes, valid, 0.7))
+    assert nms(boxes[:0].to(CUDA), valid[:0].to(CUDA), 0.7).shape == (0, num)
+
+
+@needs_gpu
+def test_nms__large_views_keep_the_same_on_a_gpu():
+    """Above MOST_COMPARED boxes the host does the work, and gives it back to the device."""
+    num = geometry.MOST_COMPARED + 100
+    boxes = random_boxes(2 * num, 4000, 0).view(2, num, 4)
+    valid = torch.rand(2, num, generator=torch.Generator().manual_seed(0)) < 0.8
+    kept = nms(boxes.to(CUDA), valid.to(CUDA), 0.7)
+    assert kept.device.type == CUDA.type
+    assert kept.cpu().equal(nms(boxes, valid, 0.7))

@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.pyramid.merging import Detections
 from schemas.codes import Status
-from schemas.settings import ModelSettings
-from tests.trainer.chips import CLASSES, SLIM, chip_boxes, make_batch, slim_detector, take
-from tests.trainer.columns import objects_of
-from trainer.evaluation.coco_scores import run_coco
-from trainer.evaluation.results import join_results, of_image
+from schemas.settings import ModelSettings, Precision
+from tests.trainer.chips import CLASSES, SLIM, make_batch, slim_detector, take
+from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector, predict
+from trainer.model.anchors import anchor_grid
 from trainer.model.backbone import normalise
+from trainer.model.boxes import constant
+from trainer.model.heads import autocast, neighbours
 from trainer.runtime.weights import set_norm_policy
 
 
@@ -30,6 +30,13 @@ def _one_thread() -> Iterator[None]:
 
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+CASES = {
+    "mixed": make_batch([5, 0, 30], seed=1),
+    "only negatives": make_batch([0, 0]),
+    "no chips": make_batch([]),
+    "only crowds": make_batch([3, 3], statuses=[Status.CROWD]),
+    "more boxes than slots": make_batch([200], statuses=[Status.RESCUED]),
+}
 
 
 def losses_of(model: Detector, batch: Batch, chips: int | None = None) -> dict[str, Tensor]:
@@ -79,14 +86,7 @@ def test_detector__trains_and_predicts(backbone: str, neck: str):
 def test_objective__finite_with_every_parameter_whatever_the_boxes(policy: str, class_boxes: bool):
     model = slim_detector(settings=SLIM.model_copy(update={"class_boxes": class_boxes}))
     set_norm_policy(model, policy)  # type: ignore[arg-type]
-    cases = {
-        "mixed": make_batch([5, 0, 30], seed=1),
-        "only negatives": make_batch([0, 0]),
-        "no chips": make_batch([]),
-        "only crowds": make_batch([3, 3], statuses=[Status.CROWD]),
-        "more boxes than slots": make_batch([200], statuses=[Status.RESCUED]),
-    }
-    for name, batch in cases.items():
+    for name, batch in CASES.items():
         losses = losses_of(model, batch)
         assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values()), name
         sum(losses.values()).backward()
@@ -207,51 +207,59 @@ def test_objective__bf16_autocast():
         assert predict(model, batch.images, batch.sizes)[0].boxes.dtype == torch.float32
 
 
-def bright_rectangles() -> Batch:
-    """Four chips of dark noise, a bright rectangle in each; three classes, each of one colour."""
-    boxes = torch.tensor([[8.0, 8, 40, 44], [50, 20, 88, 52], [20, 30, 70, 60], [10, 55, 42, 90]])
-    images = torch.randint(0, 60, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for chip, (x1, y1, x2, y2) in enumerate(boxes.int().tolist()):
-        images[chip, chip % 3, y1:y2, x1:x2] = 230
-    batch = make_batch([1] * 4, statuses=[Status.VALID])
-    values = {"images": images, "boxes": boxes, "labels": torch.tensor([1, 2, 3, 1])}
-    values |= {"sizes": torch.full((4, 2), 96), "scales": torch.ones(4), "ranges": torch.tensor([[0, torch.inf]] * 4)}
-    return Batch(**{**vars(batch), **values})
-
-
-def ap50(model: Detector, batch: Batch) -> float:
-    """COCO's AP at an IoU of 0.5 of all that the network finds in the chips, the mean over their classes."""
-    labels = list(range(1, CLASSES + 1))
-    results, truth = [], []
-    for chip, found in enumerate(predict(model.eval(), batch.images, batch.sizes)):
-        results.append(of_image(chip, Detections(*(each.numpy() for each in found)), labels))
-        for (x1, y1, x2, y2), label, _ in chip_boxes(batch, chip):
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-            truth.append({**box, "image_id": chip, "category_id": label})
-    areas = {"all": (0.0, 1e10)}
-    precision = run_coco(objects_of(truth), labels, join_results(results), areas, 100).precision(0.5)
-    assert precision is not None
-    return precision
-
-
 def test_detector__overfits_a_few_chips():
     """A slim model finds the bright rectangles of four chips, and nothing else with as much certainty.
 
     Losses of a given step hang on how a CPU rounds. The steps are many and end small, so that all CPUs come to the
     same end: AP50 is 1 from about the 70th step on.
     """
-    batch = bright_rectangles()
-    model = slim_detector(settings=SLIM.model_copy(update={"width": 32, "pooled": 5, "head_width": 128}))
-    set_norm_policy(model, "train", freeze_stem=False, momentum=0.1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    steps = 100
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 - 2 * step / steps))
-    assert ap50(model, batch) < 0.1
-    model.train()
-    for step in range(steps):
-        losses = Objective(model)(batch, seed=0, epoch=step, batch_size=4)
-        optimizer.zero_grad()
+    from tests.trainer.overfit import overfit  # needs pycocotools, which the other tests here do without
+
+    before, after = overfit(torch.device("cpu"), "fp32")
+    assert before < 0.1
+    assert after >= 0.95
+
+
+@needs_gpu
+@pytest.mark.parametrize("policy", ["train", "frozen"])
+@pytest.mark.parametrize("case", CASES)
+def test_objective__losses_and_gradients_of_a_cpu(case: str, policy: str, monkeypatch: pytest.MonkeyPatch):
+    """In fp32, without TF32, any batch gives what it gives on a CPU; an empty one gives zeros."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    batch, found = CASES[case], []
+    for device in (torch.device("cpu"), CUDA):
+        model = slim_detector().to(device)
+        set_norm_policy(model, policy)  # type: ignore[arg-type]
+        losses = losses_of(model, batch.to(device))
         sum(losses.values()).backward()
-        optimizer.step()
-        schedule.step()
-    assert ap50(model, batch) >= 0.95
+        found.append(({name: loss.item() for name, loss in losses.items()}, gradients(model)))
+    (ours, right), (theirs, other) = found
+    assert theirs == pytest.approx(ours, rel=0.05, abs=1e-4)
+    for name, gradient in right.items():
+        off = (other[name].cpu() - gradient).norm()
+        assert off <= 0.1 * gradient.norm() + 1e-5, name
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_objective__autocast_on_a_gpu(precision: Precision):
+    """The casts that autocast caches must not cut the RPN's weights out of the graph, and fp16 must not overflow."""
+    model = slim_detector().to(CUDA)
+    set_norm_policy(model, "train")
+    batch, found = make_batch([4, 2], seed=3).to(CUDA), []
+    kinds: list[Precision] = ["fp32", precision]
+    for each in kinds:
+        with autocast(CUDA, each):
+            losses = losses_of(model, batch)
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        (1024 * sum(losses.values())).backward()
+        found.append(gradients(model))
+    for name in ("rpn.conv.weight", "rpn.logits.weight", "head.layers.0.weight"):
+        assert F.cosine_similarity(found[0][name].flatten(), found[1][name].flatten(), 0) > 0.9, name
+    for cached in (anchor_grid, constant, neighbours):
+        cached.cache_clear()
+    with torch.inference_mode(), autocast(CUDA, precision):
+        assert predict(model.eval(), batch.images, batch.sizes)[0].boxes.dtype == torch.float32
+    with autocast(CUDA, precision):  # anchors and constants made in inference mode serve training, too
+        sum(losses_of(model.train(), batch).values()).backward()
+    gradients(model)

@@ -3,6 +3,7 @@ import torch
 import torchvision
 
 from tests.trainer.chips import random_boxes
+from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.model.pooling import flatten_maps, roi_align
 
 MAPS, STRIDES = ((128, 128), (64, 64), (32, 32), (16, 16)), (4, 8, 16, 32)
@@ -48,3 +49,32 @@ def test_roi_align__unused_slots_are_harmless():
     table = torch.randn(1, 64, 3)
     rois = torch.cat([torch.zeros(1, 4), random_boxes(1, 100, 0)])[None]
     assert roi_align(table, ((8, 8),), (16,), rois, 7).isfinite().all()
+
+
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_roi_align__values_and_gradients_of_a_cpu(dtype: torch.dtype, off: float):
+    """In half precision weights and sums are rounded on a GPU, and on a CPU they are not."""
+    torch.manual_seed(0)
+    cells = sum(height * width for height, width in MAPS)
+    table = torch.randn(2, cells, 16).to(dtype)
+    rois, weight = random_boxes(80, 512, 0).view(2, 40, 4), torch.randn(80, 25, 16)
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        leaf = table.to(device).detach().clone().requires_grad_()
+        out = roi_align(leaf, MAPS, STRIDES, rois.to(device), 5)
+        assert out.dtype == dtype
+        (gradient,) = torch.autograd.grad((out.float() * weight.to(device)).sum(), leaf)
+        found.append((out.float().cpu(), gradient.float().cpu()))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() <= off * ours.abs().max()
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_roi_align__no_boxes_on_a_gpu(shape: tuple[int, int]):
+    table = torch.randn(shape[0], 64, 3, device=CUDA, requires_grad=True)
+    out = roi_align(table, ((8, 8),), (16,), torch.zeros(*shape, 4, device=CUDA), 7)
+    assert out.shape == (0, 49, 3)
+    out.sum().backward()
+    assert table.grad is not None

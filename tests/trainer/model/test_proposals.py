@@ -7,6 +7,7 @@ import torch
 
 from schemas.codes import Status
 from tests.trainer.chips import area, chip_boxes, iou, make_batch, random_boxes
+from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.learning.ground_truth import hash_slots, key_states, pad_boxes
 from trainer.learning.targets import add_ground_truth, trainable
 from trainer.loading.batch import Batch
@@ -97,3 +98,20 @@ def test_select__logits_stand_beside_their_boxes() -> None:
     assert used.tolist() == [[True, True, False]]
     assert chosen[0, :2].tolist() == boxes[0, [1, 2]].tolist()
     assert scores.tolist() == [[2.0, -3.0, 0.0]]
+
+
+@needs_gpu
+@pytest.mark.parametrize("seed", range(4))
+def test_select_and_with_truth__are_a_cpus_on_a_gpu(seed: int):
+    batch = make_batch([0, 3, 10, 30], seed=seed)
+    boxes = clip(random_boxes(4 * 400, 96, seed).view(4, 400, 4), batch.sizes)
+    logits = torch.randn(4, 400, generator=torch.Generator().manual_seed(seed))
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        here = batch.to(device)
+        truth, states = pad_boxes(here), key_states(batch.keys, 0, 0, device)
+        chosen = trainable(boxes.to(device), here, truth)
+        rois, used, _ = select(boxes.to(device), logits.to(device), chosen, PRE_NMS, NUM)
+        found.append([chosen, rois, used, *add_ground_truth(rois, used, here, truth, states)])
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.cpu().equal(ours)

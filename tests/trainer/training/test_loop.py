@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
+from schemas.errors import DataError
+from tests.trainer.gpus import CUDA, needs_gpu
 from tests.trainer.runs import tiny_settings
 from trainer.loading.dataset import ChipDataset
 from trainer.runtime.ranks import Rank
@@ -42,3 +45,39 @@ def test_train_step__a_chip_weighs_the_same_in_a_short_step(chip_folder: Path, t
     for name, gradient in whole.items():
         summed = torch.stack([step[name] for step in steps]).sum(0) * batch_size / len(dataset)
         torch.testing.assert_close(summed, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item(), msg=name)
+
+
+@needs_gpu
+def test_train_step__fp16_passes_over_an_overflow(chip_folder: Path, tmp_path: Path) -> None:
+    """A loss scale that is far too large costs one step and halves the scale; the next step learns."""
+    settings = tiny_settings("train.precision=fp16", "train.norm=train")
+    torch.manual_seed(0)
+    run = make_run(ChipDataset(chip_folder), tmp_path, settings, Rank(0, 1, CUDA), last=None, rpn_only=False)
+    step = next(iter(run.loader.epoch(run.state)))
+    before = run.model.head.scores.weight.detach().clone()
+    run.scaler = torch.amp.GradScaler(CUDA.type, init_scale=2.0**60)
+    assert train_step(run, step) is not None
+    assert run.model.head.scores.weight.equal(before)
+    assert run.scaler.get_scale() == 2.0**59
+    run.scaler = torch.amp.GradScaler(CUDA.type, init_scale=2.0**10)
+    assert train_step(run, step) is not None
+    assert run.model.head.scores.weight.isfinite().all()
+    assert not run.model.head.scores.weight.equal(before)
+    assert run.scaler.get_scale() == 2.0**10
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_train_step__without_a_scaler_a_bad_loss_changes_nothing(
+    precision: str, chip_folder: Path, tmp_path: Path
+) -> None:
+    settings = tiny_settings(f"train.precision={precision}", "train.norm=train")
+    torch.manual_seed(0)
+    run = make_run(ChipDataset(chip_folder), tmp_path, settings, Rank(0, 1, CUDA), last=None, rpn_only=False)
+    with torch.no_grad():
+        run.model.head.scores.bias[0] = torch.nan
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with pytest.raises(DataError, match="not finite"):
+        train_step(run, next(iter(run.loader.epoch(run.state))))
+    for name, value in run.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True, msg=name)

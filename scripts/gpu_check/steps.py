@@ -1,0 +1,215 @@
+"""Training steps without a loader: against torchvision, of the RPN alone, compiled, and the largest that fits."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from schemas.settings import Precision
+from scripts.bench.step_models import (
+    as_torchvision,
+    calibrated_state,
+    device_name,
+    our_model,
+    plausible_batch,
+    stage_share,
+    stepper,
+    their_model,
+)
+from scripts.gpu_check.setting import Setting
+from trainer.learning.objective import Objective
+from trainer.loading.batch import Batch
+from trainer.model import Detector
+
+Figures = Iterator[dict[str, Any]]
+Step = Callable[[], float]
+"""Takes one step and returns its seconds."""
+
+COPIED = 2**30  # bytes
+WARM_UP = 3  # steps before any is measured: kernels are chosen, and memory is taken
+
+
+def machine(setting: Setting) -> Figures:
+    """What runs here, the rate of bf16 matrix products, and how fast memory is copied."""
+    device, side = setting.device, setting.sizes.product
+    yield {"device": device_name(device), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    yield {"python": platform.python_version(), "cuda": torch.version.cuda, "devices": torch.cuda.device_count()}
+    yield {"matrix_tflops": matrix_rate(device, side)}
+    if device.type == "cuda":
+        source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        seconds = timed(lambda: target.copy_(source), device)
+        yield {"copy_gb_per_s": 2 * COPIED / seconds / 1e9}  # each byte is read and written
+
+
+def matrix_rate(device: torch.device, side: int) -> float:
+    """TFLOP/s of a product of two random bf16 matrices."""
+    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    return 2 * side**3 / timed(lambda: a @ b, device) / 1e12
+
+
+def timed(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
+    """Seconds of one call, the mean of several in a row."""
+    work()
+    started = clock(device)
+    for _ in range(times):
+        work()
+    return (clock(device) - started) / times
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of this machine's clock, once the device is done with all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def against_torchvision(setting: Setting) -> Figures:
+    """Ours, torchvision's at its defaults and at equal RoIs, and our bare layers, which take turns in each round."""
+    rate = matrix_rate(setting.device, setting.sizes.product)
+    for backbone in reversed(setting.sizes.backbones):  # the paper's first
+        batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+        state = calibrated_state(backbone, batch)
+        for precision in setting.sizes.precisions:
+            steps = compared_steps(backbone, state, batch, precision)
+            yield from compare(f"{backbone}_{precision}", steps, setting.sizes.rounds, len(batch))
+        yield from share_of_products(backbone, state, batch, setting.sizes.precisions[0], rate, setting.sizes.rounds)
+
+
+def compared_steps(backbone: str, state: dict[str, Tensor], batch: Batch, precision: Precision) -> dict[str, Step]:
+    """The steps by name; the first is ours."""
+    device, side = batch.images.device, batch.images.shape[2]
+    ours = our_model(backbone, state, side).to(device)
+    floats, targets = as_torchvision(batch)
+    steps = {
+        "ours": stepper(ours, losses_of(ours, batch), precision),
+        "bare_layers": stepper(ours, partial(bare_losses, ours, batch), precision),
+    }
+    for name, options in {
+        "torchvision": {},
+        "torchvision_same_rois": {"box_batch_size_per_image": ours.settings.proposals},
+    }.items():
+        theirs = their_model(backbone, state, side, **options).to(device)
+        steps[name] = stepper(theirs, partial(theirs, floats, targets), precision)
+    return steps
+
+
+def losses_of(model: Detector, batch: Batch) -> Callable[[], dict[str, Tensor]]:
+    """What computes our losses on a batch that stays the same."""
+    objective = Objective(model)
+    return lambda: objective(batch, seed=0, epoch=0, batch_size=len(batch))
+
+
+def bare_losses(model: Detector, batch: Batch) -> dict[str, Tensor]:
+    """Backbone, neck and box head with nothing between them: what no detector with these layers can do without."""
+    features = model(batch.images, batch.sizes)
+    rows, width = len(batch) * model.settings.proposals, features.pooled.shape[2]
+    pooled = features.pooled.new_ones(rows, model.settings.pooled**2, width)
+    logits, deltas = model.head(pooled)
+    return {"maps": features.rows.float().mean(), "head": logits.mean() + deltas.mean()}
+
+
+def compare(name: str, steps: dict[str, Step], rounds: int, chips: int) -> Figures:
+    """Chips/s of each step and how many times as fast the first one is, medians over rounds.
+
+    A step that cannot be taken is told, and left out.
+    """
+    for label in list(steps):
+        try:
+            for _ in range(WARM_UP):
+                steps[label]()
+        except Exception as error:
+            yield {f"{name}_{label}": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            del steps[label]
+    seconds: dict[str, list[float]] = {label: [] for label in steps}
+    for _ in range(rounds):
+        for label, step in steps.items():
+            seconds[label].append(step())
+    for label, taken in seconds.items():
+        yield {f"{name}_{label}_chips_per_s": chips / statistics.median(taken)}
+    ours = seconds.pop("ours", None)
+    if ours is None:
+        return
+    for label, taken in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(taken, ours, strict=True))
+        yield {f"{name}_of_bare_layers" if label == "bare_layers" else f"{name}_over_{label}": ratio}
+
+
+def share_of_products(
+    backbone: str, state: dict[str, Tensor], batch: Batch, precision: Precision, rate: float, rounds: int
+) -> Figures:
+    """Which share of the device's measured rate of matrix products the products and convolutions of our step reach."""
+    model = our_model(backbone, state, batch.images.shape[2]).to(batch.images.device)
+    step = stepper(model, losses_of(model, batch), precision)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    seconds = statistics.median(step() for _ in range(rounds))
+    tflop = counter.get_total_flops() / 1e12
+    yield {f"{backbone}_tflop_per_step": tflop, f"{backbone}_share_of_matrix_rate": tflop / seconds / rate}
+
+
+def default_model(setting: Setting, batch: Batch) -> Detector:
+    """The network of all questions but the comparison."""
+    backbone = setting.sizes.backbones[-1]
+    return our_model(backbone, calibrated_state(backbone, batch), setting.sizes.side).to(setting.device)
+
+
+def rpn_stage(setting: Setting) -> Figures:
+    """The step of the RPN alone against the full one, proposals per image, and what that makes of COCO's negatives."""
+    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+    model = default_model(setting, batch)
+    full = median_step(model, batch, setting) / len(batch)
+    model.keep_rpn_only()
+    rpn = median_step(model, batch, setting) / len(batch)
+    yield {"full_ms_per_chip": full * 1e3, "rpn_ms_per_chip": rpn * 1e3, "rpn_of_full": rpn / full}
+    from scripts.gpu_check.data import extraction_seconds  # needs more packages than the lines above
+
+    extraction = extraction_seconds(model, setting)
+    yield {"extraction_ms_per_image": extraction * 1e3, "stage_share": stage_share(full, rpn, extraction, 2)}
+
+
+def median_step(model: Detector, batch: Batch, setting: Setting) -> float:
+    """Seconds of a step in the first precision, the median of the rounds."""
+    step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
+    for _ in range(WARM_UP):
+        step()
+    return statistics.median(step() for _ in range(setting.sizes.rounds))
+
+
+def largest_batch(setting: Setting) -> Figures:
+    """Chips of one forward pass, half as many more each time, until memory runs out."""
+    num = setting.sizes.chips
+    model = default_model(setting, plausible_batch(num, setting.device, setting.sizes.side))
+    while True:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            batch = plausible_batch(num, setting.device, setting.sizes.side)
+            step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
+            seconds = [step(), step()][1]
+        except torch.OutOfMemoryError:
+            yield {"too_many_chips": num}
+            return
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        yield {"chips": num, "chips_per_s": num / seconds, "peak_gib": peak}
+        num += num // 2
+
+
+def compiled(setting: Setting) -> Figures:
+    """A step whose backbone torch.compile has compiled, as train.compile does, against the step as it is."""
+    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+    plain = median_step(default_model(setting, batch), batch, setting)
+    yield {"plain_ms": plain * 1e3}
+    model = default_model(setting, batch)
+    model.backbone.compile()
+    step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
+    yield {"first_step_s": step()}
+    compiled_ms = median_step(model, batch, setting) * 1e3
+    yield {"compiled_ms": compiled_ms, "plain_over_compiled": plain * 1e3 / compiled_ms}

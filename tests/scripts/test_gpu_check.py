@@ -1,0 +1,84 @@
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement
+from tests.paths import ROOT
+
+HERE = "tests.scripts.gpu_questions"
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_check__goes_on_whatever_becomes_of_a_part(tmp_path: Path) -> None:
+    names = ("fails", "hangs", "lacks_a_package", "imports_what_we_do_not_have", "refuses", "answers")
+    questions = [Question(name, 5 if name == "hangs" else 60, f"{HERE}:{name}", f"how it {name}") for name in names]
+    questions.insert(1, Question("gpu", 60, f"{HERE}:answers", "", "nothing else will do"))
+    check(tuple(questions), "cpu", tmp_path)
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    found = {question["question"]: question for question in report["questions"]}
+    assert list(found) == [question.name for question in questions]
+    assert {name: question["status"] for name, question in found.items()} == {
+        "fails": "failed",
+        "gpu": "skipped",
+        "hangs": "timed out",
+        "lacks_a_package": "skipped",
+        "imports_what_we_do_not_have": "failed",
+        "refuses": "skipped",
+        "answers": "done",
+    }
+    assert found["fails"]["figures"] == {"before": 1}
+    assert found["fails"]["reason"] == "ValueError: a bug"
+    assert found["gpu"]["reason"] == "needs a GPU: nothing else will do"
+    assert found["lacks_a_package"]["reason"] == "needs the package no_such_package"
+    assert found["refuses"] == found["refuses"] | {"reason": "it is Sunday", "figures": {"before": 4}}
+    assert found["answers"]["figures"] == {"device": "cpu", "ratio": 1.25, "rows": ["first", "second"]}
+    assert 5 <= found["hangs"]["seconds"] < 30
+    until = time.monotonic() + 10
+    while is_running(found["hangs"]["figures"]["child"]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(found["hangs"]["figures"]["child"])  # what it had started ends with it
+    text = (tmp_path / "gpu-check.txt").read_text()
+    assert "how it answers" in text
+    assert "ValueError: a bug" in (tmp_path / "fails.log").read_text()
+
+
+def test_check__runs_no_part_when_its_time_is_used_up(tmp_path: Path) -> None:
+    (result,) = check((Question("answers", 60, f"{HERE}:answers", ""),), "cpu", tmp_path, budget=0)
+    assert (result["status"], result["reason"]) == ("skipped", "the time was used up")
+
+
+def test_questions__exist() -> None:
+    assert len({question.name for question in QUESTIONS}) == len(QUESTIONS)
+    for question in QUESTIONS:
+        module, _, function = question.function.partition(":")
+        assert callable(getattr(importlib.import_module(module, "scripts.gpu_check"), function)), question.name
+    assert {name.split(".")[0] for name in WANTED} <= {question.name for question in QUESTIONS}
+
+
+def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
+    modules = ", ".join(f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness", "forms"))
+    code = f"import sys, {modules}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"pyarrow", "polars", "pycocotools", "numba", "simplejpeg"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(1.5, "met"), (1.49, "MISSED"), ("OutOfMemoryError", "")])
+def test_judgement__at_least(value: float | str, verdict: str) -> None:
+    assert verdict in judgement("step.resnet101_bf16_over_torchvision", value)
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.2, "met"), (0.21, "MISSED")])
+def test_judgement__at_most(value: float, verdict: str) -> None:
+    assert f"at most 0.2 wanted: {verdict}" in judgement("rpn.stage_share", value)
+    assert judgement("rpn.full_ms_per_chip", value) == ""
