@@ -61,7 +61,9 @@ QUESTIONS = (  # by worth
     Question("resume", 40, ".several_ranks:resume", "a run that was stopped and goes on against a whole one"),
     Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN and norms as they are, and in their plain form"),
     Question("batch", 30, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
-    Question("compile", 120, ".steps:compiled", "a step with train.compile against one without"),
+    Question(
+        "compile", 120, ".steps:compiled", "a step with cudnn.benchmark, and with train.compile, against one without"
+    ),
 )
 WANTED = {  # the least that a figure should be on one H100 or H200, and where it is "at most"
     "step.resnet101_bf16_over_torchvision": 1.5,

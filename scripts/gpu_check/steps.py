@@ -117,16 +117,15 @@ def bare_losses(model: Detector, batch: Batch) -> dict[str, Tensor]:
 
 
 def compare(name: str, steps: dict[str, Step], rounds: int, chips: int) -> Figures:
-    """Chips/s of each step and how many times as fast the first one is, medians over rounds.
+    """Memory and chips/s of each step, and how many times as fast the first one is, medians over rounds.
 
     A step that cannot be taken is told, and left out.
     """
     for label in list(steps):
         try:
-            for _ in range(WARM_UP):
-                steps[label]()
+            yield from warmed_up(f"{name}_{label}", steps[label])
         except Exception as error:
-            yield {f"{name}_{label}": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            yield {f"{name}_{label}": f"{type(error).__name__}: {str(error)[:200]}"}
             del steps[label]
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for _ in range(rounds):
@@ -140,6 +139,18 @@ def compare(name: str, steps: dict[str, Step], rounds: int, chips: int) -> Figur
     for label, taken in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(taken, ours, strict=True))
         yield {f"{name}_of_bare_layers" if label == "bare_layers" else f"{name}_over_{label}": ratio}
+
+
+def warmed_up(name: str, step: Step) -> Figures:
+    """Take the first steps, and tell what they need above the memory that is in use before."""
+    is_gpu = torch.cuda.is_initialized()
+    before = torch.cuda.memory_allocated() if is_gpu else 0
+    if is_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(WARM_UP):
+        step()
+    if is_gpu:
+        yield {f"{name}_peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30}
 
 
 def share_of_products(
@@ -203,10 +214,13 @@ def largest_batch(setting: Setting) -> Figures:
 
 
 def compiled(setting: Setting) -> Figures:
-    """A step whose backbone torch.compile has compiled, as train.compile does, against the step as it is."""
+    """A step for which cuDNN tries its kernels, and one whose backbone is compiled, against the step as it is."""
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     plain = median_step(default_model(setting, batch), batch, setting)
     yield {"plain_ms": plain * 1e3}
+    torch.backends.cudnn.benchmark = True
+    yield {"cudnn_benchmark_ms": median_step(default_model(setting, batch), batch, setting) * 1e3}
+    torch.backends.cudnn.benchmark = False
     model = default_model(setting, batch)
     model.backbone.compile()
     step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
