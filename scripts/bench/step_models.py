@@ -76,7 +76,11 @@ def their_model(backbone: str, state: dict[str, Tensor], side: int = SIDE, **opt
 
 
 def our_model(backbone: str, state: dict[str, Tensor], side: int = SIDE) -> Detector:
-    """Our default network on this backbone, in train mode, with frozen norms, stem and first stage."""
+    """Our default network on this backbone, in train mode, with frozen norms, stem and first stage.
+
+    What the state does not hold is random, and the same in every call.
+    """
+    torch.manual_seed(0)
     model = Detector(ModelSettings.model_validate({"backbone": backbone}), CLASSES, side)
     model.backbone.body.load_state_dict(state, strict=False)
     set_norm_policy(model, "frozen")
