@@ -50,27 +50,17 @@ QUESTIONS = (  # by worth
     Question("machine", 20, ".steps:machine", "versions, and the rates of matrix products and copies"),
     Question("step", 85, ".steps:against_torchvision", "a step against torchvision's, and against its bare layers"),
     Question("profile", 40, ".profiling:step", "where a step's time goes: kernels, launches, syncs, idle, memory"),
-    Question("loader", 60, ".data:with_loader", "the training loop on chips of the loader against a fixed batch"),
     Question("tests", 60, ".correctness:tests", "the tests marked gpu", "each compares CUDA with a CPU"),
-    Question("numerics", 25, ".correctness:numerics", "losses and gradients in each precision against a CPU's"),
     Question("rpn", 25, ".steps:rpn_stage", "the RPN's step against the full one: the share of the negatives"),
-    Question("inference", 40, ".data:whole_images", "three-scale inference of files against the network alone"),
     Question("ranks", 50, ".several_ranks:ranks", "ranks train, and all end when one raises"),
     Question("sync", 25, ".several_ranks:empty_rank", "synchronised norms where a rank has no chip", "CUDA alone"),
     Question("overfit", 30, ".correctness:overfit", "a few chips are learnt by heart: AP50 of 0.95 at least"),
-    Question("resume", 40, ".several_ranks:resume", "a run that was stopped and goes on against a whole one"),
-    Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN and norms as they are, and in their plain form"),
     Question("batch", 30, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
-    Question(
-        "compile", 120, ".steps:compiled", "a step with cudnn.benchmark, and with train.compile, against one without"
-    ),
 )
 WANTED = {  # the least that a figure should be on one H100 or H200, and where it is "at most"
     "step.resnet101_bf16_over_torchvision": 1.5,
     "step.resnet101_bf16_of_bare_layers": 0.7,
-    "loader.of_fixed_batch": 0.97,
     "rpn.stage_share": -0.2,
-    "inference.of_model_only": 0.9,
     "overfit.ap50": 0.95,
 }
 """A negative number is an upper end."""

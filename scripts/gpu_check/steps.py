@@ -211,19 +211,3 @@ def largest_batch(setting: Setting) -> Figures:
         peak = torch.cuda.max_memory_allocated() / 2**30
         yield {"chips": num, "chips_per_s": num / seconds, "peak_gib": peak}
         num += num // 2
-
-
-def compiled(setting: Setting) -> Figures:
-    """A step for which cuDNN tries its kernels, and one whose backbone is compiled, against the step as it is."""
-    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
-    plain = median_step(default_model(setting, batch), batch, setting)
-    yield {"plain_ms": plain * 1e3}
-    torch.backends.cudnn.benchmark = True
-    yield {"cudnn_benchmark_ms": median_step(default_model(setting, batch), batch, setting) * 1e3}
-    torch.backends.cudnn.benchmark = False
-    model = default_model(setting, batch)
-    model.backbone.compile()
-    step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
-    yield {"first_step_s": step()}
-    compiled_ms = median_step(model, batch, setting) * 1e3
-    yield {"compiled_ms": compiled_ms, "plain_over_compiled": plain * 1e3 / compiled_ms}

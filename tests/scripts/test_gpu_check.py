@@ -67,7 +67,7 @@ def test_questions__exist() -> None:
 
 
 def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
-    modules = ", ".join(f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness", "forms"))
+    modules = ", ".join(f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness"))
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"pyarrow", "polars", "pycocotools", "numba", "simplejpeg"} & set(done.stdout.split())
