@@ -143,7 +143,7 @@ def compare(name: str, steps: dict[str, Step], rounds: int, chips: int) -> Figur
 
 def warmed_up(name: str, step: Step) -> Figures:
     """Take the first steps, and tell what they need above the memory that is in use before."""
-    is_gpu = torch.cuda.is_initialized()
+    is_gpu = torch.cuda.is_available()
     before = torch.cuda.memory_allocated() if is_gpu else 0
     if is_gpu:
         torch.cuda.reset_peak_memory_stats()
