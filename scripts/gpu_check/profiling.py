@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from scripts.bench.step_models import plausible_batch, stepper
@@ -71,11 +70,11 @@ def traced(take: Callable[[], float], seconds: float, *, is_gpu: bool) -> Iterat
         yield {"operations": [f"{row.self_cpu_time_total / 1e3 / STEPS:9.2f} ms  {row.key}" for row in longest]}
         return
     yield {"launches_per_step": sum(row.count for row in rows if row.key in LAUNCHES) / STEPS}
-    kernels = [row for row in rows if row.device_type == DeviceType.CUDA and not row.is_user_annotation]
+    kernels = [row for row in rows if row.device_type.name == "CUDA" and not row.is_user_annotation]
     busy = sum(row.self_device_time_total for row in kernels) / STEPS / 1e6
     yield {"busy_ms": busy * 1e3, "idle_share": 1 - busy / seconds, "kernels_per_step": total(kernels) / STEPS}
     yield {"kernels": table(kernels)}
-    operations = [row for row in rows if row.device_type == DeviceType.CPU]
+    operations = [row for row in rows if row.device_type.name == "CPU"]
     yield {"operations": table(operations)}
 
 

@@ -13,10 +13,9 @@ from pipeline.exchange.formats.labels import (
     Labelled,
     Notes,
     around,
+    image_lines,
     numbers,
-    per_image,
     read_boxes,
-    read_lines,
 )
 from pipeline.storage import Location
 
@@ -31,12 +30,9 @@ def read_dota(annotations: Location, images: Images, notes: Notes) -> Iterator[L
         images: the images.
         notes: takes what is refused.
     """
-    for file, name in per_image(annotations, ".txt", images, notes):
-        size, lines = images.size(name, notes), read_lines(file, notes)
-        if size is None or lines is None:
-            continue
-        lines = [(where, line) for where, line in lines if not line.startswith(HEADS)]
-        yield Labelled(name, *size, read_boxes(file.name, lines, _box, notes))
+    for file, name, size, lines in image_lines(annotations, images, notes):
+        objects = [(where, line) for where, line in lines if not line.startswith(HEADS)]
+        yield Labelled(name, *size, read_boxes(file, objects, _box, notes))
 
 
 def _box(line: str) -> Box:

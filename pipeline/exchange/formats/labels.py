@@ -162,6 +162,19 @@ def read_lines(file: Location, notes: Notes) -> list[tuple[str, str]] | None:
     return [(f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def image_lines(
+    folder: Location, images: Images, notes: Notes
+) -> Iterator[tuple[str, str, tuple[int, int], list[tuple[str, str]]]]:
+    """Yield of each text file its name, its image, the size of that, and the lines as `read_lines` gives them.
+
+    A file is refused where it is no text, or its image is missing or cannot be read.
+    """
+    for file, name in per_image(folder, ".txt", images, notes):
+        size, lines = images.size(name, notes), read_lines(file, notes)
+        if size is not None and lines is not None:
+            yield file.name, name, size, lines
+
+
 def read_boxes(
     file: str, records: Iterable[tuple[str, Record]], parse: Callable[[Record], Box], notes: Notes
 ) -> list[Box]:

@@ -13,10 +13,9 @@ from pipeline.exchange.formats.labels import (
     Images,
     Labelled,
     Notes,
+    image_lines,
     numbers,
-    per_image,
     read_boxes,
-    read_lines,
 )
 from pipeline.storage import Location
 from schemas.codes import Reason
@@ -36,11 +35,8 @@ def read_visdrone(annotations: Location, images: Images, notes: Notes) -> Iterat
         images: the images.
         notes: takes what is refused.
     """
-    for file, name in per_image(annotations, ".txt", images, notes):
-        size, lines = images.size(name, notes), read_lines(file, notes)
-        if size is None or lines is None:
-            continue
-        yield Labelled(name, *size, read_boxes(file.name, lines, _box, notes))
+    for file, name, size, lines in image_lines(annotations, images, notes):
+        yield Labelled(name, *size, read_boxes(file, lines, _box, notes))
 
 
 def _box(line: str) -> Box:
