@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple
@@ -10,6 +11,9 @@ import pytest
 
 from pipeline.engines.progress import log
 from tests.s3 import S3, Server, serving
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class CommandResult(NamedTuple):

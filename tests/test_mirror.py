@@ -75,7 +75,6 @@ ELSEWHERE = {
     "trainer/learning/losses.py": "trainer/model/test_detector.py",
     "trainer/learning/objective.py": "trainer/model/test_detector.py",
     "trainer/loading/fetch.py": "trainer/loading/test_cache.py",
-    "trainer/model/backbone.py": "trainer/model/test_detector.py",
     "trainer/model/heads.py": "trainer/model/test_detector.py",
     "trainer/training/resuming.py": "trainer/training/test_train.py",
     "trainer/training/run.py": "trainer/training/test_loop.py",

@@ -8,11 +8,22 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from schemas.settings import Precision
+from scripts.bench.step_models import calibrated_state, our_model, plausible_batch
 from scripts.gpu_check.setting import Setting, SkippedError
+from scripts.gpu_check.steps import losses_of
+from trainer.loading.batch import Batch
+from trainer.model.heads import autocast
 
 WITHOUT_FILES = ("tests/trainer/model", "tests/trainer/learning", "tests/trainer/loading/test_batch.py")
 """Tests that need no data set, and so none of the packages that read one."""
+SIDE, CHIPS = 256, 2
+LIMITS = {"fp32": 0.01, "tf32": 0.05, "bf16": 0.15, "fp16": 0.05}
+"""How far the sum of the losses may lie from the CPU's, as a share of it."""
+LAYERS = ("backbone.body.layer3.0.conv2.weight", "rpn.conv.weight", "head.layers.0.weight")
 
 
 def tests(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -37,6 +48,50 @@ def tests(setting: Setting) -> Iterator[dict[str, Any]]:
     yield {"reasons": sorted({node.get("message", "") for case in skipped for node in case.iter("skipped")})}
     if failed:
         raise AssertionError(f"failed: {', '.join(str(case.get('name')) for case in failed)}")
+
+
+def numerics(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Losses of one batch in every precision against a CPU's in fp32, and the directions of some gradients."""
+    side = min(SIDE, setting.sizes.side)
+    batch = plausible_batch(CHIPS, torch.device("cpu"), side)
+    backbone = setting.sizes.backbones[0]
+    state = calibrated_state(backbone, batch)
+    right, right_gradients = outcome(backbone, state, batch, torch.device("cpu"), "fp32")
+    kinds: list[tuple[str, Precision]] = [("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")]
+    if setting.device.type == "cuda":
+        kinds.insert(1, ("tf32", "fp32"))
+    wrong = []
+    for name, precision in kinds:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+        losses, gradients = outcome(backbone, state, batch, setting.device, precision)
+        off = {key: abs(losses[key] / right[key] - 1) for key in right}
+        yield {f"{name}_{key}_off": value for key, value in off.items()}
+        for layer in LAYERS:
+            cosine = F.cosine_similarity(gradients[layer], right_gradients[layer], 0).item()
+            yield {f"{name}_{layer.split('.')[0]}_gradient_cosine": cosine}
+        total = abs(sum(losses.values()) / sum(right.values()) - 1)
+        yield {f"{name}_total_off": total}
+        if not total <= LIMITS[name]:  # also where it is not a number
+            wrong.append(f"{name}: the losses are off by {total:.3g}, at most {LIMITS[name]} was expected")
+    if wrong:
+        raise AssertionError("; ".join(wrong))
+
+
+def outcome(
+    backbone: str, state: dict[str, Tensor], batch: Batch, device: torch.device, precision: Precision
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The losses by name, and the gradients of LAYERS as float32 vectors on the CPU."""
+    model = our_model(backbone, state, batch.images.shape[2]).to(device)
+    with autocast(device, precision):
+        losses = losses_of(model, batch.to(device))()
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    parameters = dict(model.named_parameters())
+    gradients = {}
+    for layer in LAYERS:
+        gradient = parameters[layer].grad
+        assert gradient is not None, layer
+        gradients[layer] = gradient.float().cpu().flatten()
+    return {name: value.item() for name, value in losses.items()}, gradients
 
 
 def overfit(setting: Setting) -> Iterator[dict[str, Any]]:

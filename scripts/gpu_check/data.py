@@ -1,18 +1,37 @@
-"""What begins with files: proposals on whole images. All data are generated."""
+"""What begins with files: the loader in the training loop, and inference on whole images. All data are generated."""
 
+import itertools
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
 
 from pipeline.coco import SourceImage
+from pipeline.commands.chips import chips
 from pipeline.pyramid.search import SearchLog
-from schemas.settings import Settings, load_settings
+from schemas.settings import DetectSettings, Settings, load_settings
+from scripts.bench.bench_detect import model_rate, pipeline_rate
+from scripts.bench.bench_loader import repeat_chips
+from scripts.bench.step_models import plausible_batch
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import clock
+from scripts.gpu_check.steps import clock, default_model
 from scripts.make_demo_data import make_demo_data
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import Inference
+from trainer.loading.batch import Batch
+from trainer.loading.dataset import ChipDataset
+from trainer.loading.loader import Step
+from trainer.loading.order import State
 from trainer.model import Detector
+from trainer.runtime.ranks import Rank
+from trainer.training.loop import train_step
+from trainer.training.run import Run, make_run
 
 PHOTOS = 8  # files that are searched
 
@@ -36,6 +55,53 @@ def settings_of(setting: Setting) -> Settings:
     return load_settings(None, tuple(assignments))
 
 
+def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
+    """The training loop's own step: blocks of it on one batch again and again, and on what the loader brings."""
+    data, settings, block = demo_data(setting), settings_of(setting), setting.sizes.block
+    num = setting.sizes.chips * block * (setting.sizes.rounds + 2)  # all in one epoch, so that it begins only once
+    started = time.perf_counter()
+    dataset = ChipDataset(repeated_chips(data, setting.work, settings, num))
+    yield {"num_chips": len(dataset), "preparing_s": time.perf_counter() - started}
+    rank = Rank(0, 1, setting.device)
+    run = make_run(dataset, setting.work / "run", settings, rank, last=None, rpn_only=False)
+    run.is_timed = True  # it tells nothing of its passes
+    whole = whole_steps(run)
+    fixed = next(whole)
+    started = time.perf_counter()
+    for _ in itertools.islice(whole, block):
+        pass
+    yield {"loader_alone_chips_per_s": block * fixed.num_chips / (time.perf_counter() - started)}
+    for _ in range(3):
+        train_step(run, fixed)
+    seconds: dict[str, list[float]] = {"fixed": [], "loaded": []}
+    for _ in range(setting.sizes.rounds):
+        for name, steps in (("fixed", itertools.repeat(fixed)), ("loaded", whole)):
+            began = clock(setting.device)
+            for step in itertools.islice(steps, block):
+                train_step(run, step)
+            seconds[name].append((clock(setting.device) - began) / block)
+    for name, taken in seconds.items():
+        yield {f"{name}_chips_per_s": fixed.num_chips / statistics.median(taken)}
+    ratios = [a / b for a, b in zip(seconds["fixed"], seconds["loaded"], strict=True)]
+    yield {"of_fixed_batch": statistics.median(ratios)}
+
+
+def repeated_chips(data: Path, work: Path, settings: Settings, at_least: int) -> Path:
+    """Chips of the demo's images, repeated under new keys until there are enough of them."""
+    chips(data / "train.json", data / "train", work / "once", settings.chips)
+    repeat_chips(work / "once", work / "chips", at_least)
+    shutil.copy(work / "once/categories.parquet", work / "chips")
+    return work / "chips"
+
+
+def whole_steps(run: Run) -> Iterator[Step]:
+    """The loader's steps that are no short ones, epoch after epoch."""
+    for epoch in itertools.count():
+        for step in run.loader.epoch(State(0, epoch)):
+            if step.num_chips == run.loader.batch_size:
+                yield step
+
+
 def photos(setting: Setting) -> tuple[list[SourceImage], Path]:
     """Images of COCO's size, a few files again and again, and the folder that they lie in."""
     folder, sizes = setting.work / "photos", setting.sizes
@@ -47,6 +113,33 @@ def photos(setting: Setting) -> tuple[list[SourceImage], Path]:
             image.save(folder / path.name, quality=92)
             files.append((path.name, *image.size))
     return [SourceImage(i, *files[i % len(files)]) for i in range(sizes.images)], folder
+
+
+def whole_images(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Detection of files at all scales against the network alone on the same views, read before."""
+    images, root = photos(setting)
+    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+    model = default_model(setting, batch).eval()
+    imitate_training(model, batch)
+    rows = []
+    for _ in range(setting.sizes.rounds + 1):
+        whole, waited = pipeline_rate(model, images, root, setting.device)
+        alone = model_rate(model, images, root, setting.device)
+        rows.append((whole, alone, whole / alone, waited))
+    names = ("images_per_s", "model_only_images_per_s", "of_model_only", "data_wait_share")
+    yield {name: statistics.median(column) for name, column in zip(names, zip(*rows[1:], strict=True), strict=True)}
+
+
+@torch.no_grad()
+def imitate_training(model: Detector, batch: Batch) -> None:
+    """Let one score of a class in fifty be above the least that counts, some 8,000 in an image, as after a training.
+
+    A random head has them all above it, and then what is measured is the merging of detections.
+    """
+    rois = torch.tensor([0.0, 0.0, 1.0, 1.0], device=batch.images.device) * batch.images.shape[2]
+    logits, _ = model.detect(model(batch.images, batch.sizes), rois.expand(len(batch), 1, 4))
+    model.head.scores.weight /= logits.std()  # as if drawn from N(0, 1); 2 % of these are above 2.05
+    model.head.scores.bias[0] = 2.05 - math.log(DetectSettings().min_score)
 
 
 def extraction_seconds(model: Detector, setting: Setting) -> float:

@@ -87,7 +87,7 @@ def table(rows: list[Any]) -> list[str]:
     """The rows with most time on the device: milliseconds and calls per step, and the name."""
     longest = sorted(rows, key=lambda row: row.self_device_time_total, reverse=True)[:ROWS]
     return [
-        f"{row.self_device_time_total / 1e3 / STEPS:9.3f} ms {row.count / STEPS:6.0f} x  {row.key[:90]}"
+        f"{row.self_device_time_total / 1e3 / STEPS:9.3f} ms {row.count / STEPS:6.0f} x  {row.key[:150]}"
         for row in longest
         if row.self_device_time_total > 0
     ]

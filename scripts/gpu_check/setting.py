@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
     product: int
 
 
-FULL = Sizes(16, 512, ("resnet50", "resnet101"), ("bf16", "fp16"), 5, 20, 48, 64, 640, 8192)
+FULL = Sizes(16, 512, ("resnet50", "resnet101"), ("bf16", "fp16"), 5, 20, 48, 24, 640, 8192)
 TINY = Sizes(2, 128, ("resnet18",), ("bf16", "fp32"), 1, 2, 4, 2, 160, 256)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from scripts.gpu_check.setting import Setting
 
 RUNS = "tests/trainer/runs.py"
 RANK = "scripts.gpu_check.one_rank"
+EPOCHS = "train.epochs=8"
 WITHIN = 30.0  # seconds in which all ranks have ended after one has raised
 
 
 def start(*words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a Python process in the root of the project."""
+    path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, *words],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"} | (environment or {}),
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -126,3 +129,32 @@ def empty_rank(setting: Setting) -> Iterator[dict[str, Any]]:
     others = {name: (first[name] / alone[name] - 1, second[name] / first[name] - 1) for name in alone}
     if wrong := [name for name, off in others.items() if not max(map(abs, off)) < 0.02]:
         raise AssertionError(f"{', '.join(wrong)}: ranks differ from each other or from a single process")
+
+
+def resume(setting: Setting) -> Iterator[dict[str, Any]]:
+    """A run that is stopped by SIGTERM and resumed, against one without interruption: the losses of all steps."""
+    data = tiny_chips(setting)
+    whole, stopped = setting.work / "whole", setting.work / "stopped"
+    demand_success(finished([start(RUNS, str(data), str(whole), EPOCHS)]))
+    total = len(losses(whole))
+    process = start(RUNS, str(data), str(stopped), EPOCHS)
+    while process.poll() is None and not has_steps(stopped, total // 3):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    ((status, _),) = finished([process])
+    before = len(losses(stopped))
+    yield {"steps": total, "stopped_after": before, "status": status}
+    demand_success(finished([start(RUNS, str(data), str(stopped), EPOCHS, "resume")]))
+    pairs = list(zip(losses(whole), losses(stopped), strict=True))
+    off = [abs(a - b) / a for a, b in pairs]
+    yield {"largest_difference_of_a_loss": max(off), "mean_difference": sum(off) / len(off)}
+    if status != 143 or not before < total:
+        raise AssertionError(f"the run was to be stopped midway with status 143, and ended with {status}")
+    if sum(off) / len(off) > (0 if setting.device.type == "cpu" else 0.05):  # a GPU adds up in any order
+        raise AssertionError("the resumed run is another one")
+
+
+def has_steps(run: Path, num: int) -> bool:
+    """Whether a run has logged this many steps."""
+    log = run / "log.jsonl"
+    return log.exists() and len(log.read_text().splitlines()) >= num

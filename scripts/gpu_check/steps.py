@@ -27,6 +27,7 @@ from scripts.gpu_check.setting import Setting
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector
+from trainer.runtime.weights import set_norm_policy
 
 Figures = Iterator[dict[str, Any]]
 Step = Callable[[], float]
@@ -211,3 +212,28 @@ def largest_batch(setting: Setting) -> Figures:
         peak = torch.cuda.max_memory_allocated() / 2**30
         yield {"chips": num, "chips_per_s": num / seconds, "peak_gib": peak}
         num += num // 2
+
+
+def ways(setting: Setting) -> Figures:
+    """A step as it is, against one for which cuDNN tries its kernels, one whose norms learn, and a compiled one."""
+    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+    precision = setting.sizes.precisions[0]
+
+    def step_of(*, tries: bool = False, norms_learn: bool = False, is_compiled: bool = False) -> Step:
+        model = default_model(setting, batch)
+        if norms_learn:
+            set_norm_policy(model, "train")
+        if is_compiled:
+            model.backbone.compile()
+        take = stepper(model, losses_of(model, batch), precision)
+
+        def step() -> float:
+            torch.backends.cudnn.benchmark = tries
+            return take()
+
+        return step
+
+    steps = {"ours": step_of(), "tries": step_of(tries=True), "norms_learn": step_of(norms_learn=True)}
+    yield from compare("step", steps, setting.sizes.rounds, len(batch))
+    compiled = {"ours": step_of(), "compiled": step_of(is_compiled=True)}
+    yield from compare("against", compiled, setting.sizes.rounds, len(batch))

@@ -22,7 +22,7 @@ def is_running(pid: int) -> bool:
 
 def test_check__goes_on_whatever_becomes_of_a_part(tmp_path: Path) -> None:
     names = ("fails", "hangs", "lacks_a_package", "imports_what_we_do_not_have", "refuses", "answers")
-    questions = [Question(name, 5 if name == "hangs" else 60, f"{HERE}:{name}", f"how it {name}") for name in names]
+    questions = [Question(name, 2 if name == "hangs" else 60, f"{HERE}:{name}", f"how it {name}") for name in names]
     questions.insert(1, Question("gpu", 60, f"{HERE}:answers", "", "nothing else will do"))
     check(tuple(questions), "cpu", tmp_path)
     report = json.loads((tmp_path / "gpu-check.json").read_text())
@@ -67,7 +67,7 @@ def test_questions__exist() -> None:
 
 
 def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
-    modules = ", ".join(f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness"))
+    modules = ", ".join(f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness", "forms"))
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"pyarrow", "polars", "pycocotools", "numba", "simplejpeg"} & set(done.stdout.split())

@@ -47,7 +47,6 @@ class Objective(nn.Module):
             )
         settings, device = detector.settings, images.device
         features = detector(images, sizes)
-        logits, deltas = detector.rpn.everywhere(features.maps)
         with torch.no_grad(), full_precision(images):
             anchors = anchor_grid(detector.layout, features.shapes(), device)
             truth = pad_boxes(batch)
@@ -59,6 +58,7 @@ class Objective(nn.Module):
             rpn = rpn_losses(rpn_logits, rpn_deltas, sample, batch_size)
         if detector.rpn_only:
             return dict(zip(("rpn_class", "rpn_box"), rpn, strict=True))
+        logits, deltas = detector.rpn.everywhere(features.maps)
         with torch.no_grad(), full_precision(images):
             proposals = clip(decode(deltas, anchors), sizes)
             eligible = trainable(proposals, batch, truth) & on_content(anchors, sizes)

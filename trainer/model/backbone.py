@@ -58,9 +58,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps [B, C, H / 2^l, W / 2^l] of levels 2 to `last` of normalised images [B, 3, H, W]."""
+        folded = _fold([norm for norm in self.modules() if isinstance(norm, _BatchNorm) and not norm.training])
         maps = []
         for stage in self.stages():
-            x = _run(stage, x)
+            x = _run(stage, x, folded)
             maps.append(x)
         return maps[1:]
 
@@ -77,27 +78,52 @@ def _dilate(stage: nn.Module) -> None:
                 conv.dilation = conv.padding = (2, 2)
 
 
-def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Apply modules in order, each batch norm together with the convolution before it."""
+Folded = dict[_BatchNorm, tuple[Tensor, Tensor]]
+"""What a norm with stored statistics does to each channel: a factor, float32 [C], and an offset [C] in the type that
+autocast gives to convolutions."""
+
+
+def _fold(norms: list[_BatchNorm]) -> Folded:
+    """Compute factor and offset of all norms at once: one by one they are hundreds of small kernels of a GPU."""
+    if not norms:
+        return {}
+    weight, bias, mean, variance = (
+        torch.cat([getattr(norm, name) for norm in norms])
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = weight * (variance + norms[0].eps).rsqrt()  # all norms of a network have one eps
+    offset = bias - mean * factor
+    kind = offset.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        offset = offset.to(torch.get_autocast_dtype(kind))
+    sizes = [norm.num_features for norm in norms]
+    return dict(zip(norms, zip(torch.split(factor, sizes), torch.split(offset, sizes), strict=True), strict=True))
+
+
+def _run(modules: Iterable[nn.Module], x: Tensor, folded: Folded) -> Tensor:
+    """Apply modules in order, each convolution together with the batch norm and the ReLU behind it."""
     listed = list(modules)
-    for module, following in zip(listed, [*listed[1:], None], strict=True):
+    for i, module in enumerate(listed):
         if isinstance(module, nn.Conv2d):
-            assert isinstance(following, _BatchNorm)
-            x = _conv_norm(module, following, x)
+            norm, behind = [*listed[i + 1 :], None][:2]
+            assert isinstance(norm, _BatchNorm)
+            x = _conv_norm(module, norm, x, folded, relu=isinstance(behind, nn.ReLU))
         elif isinstance(module, BasicBlock | Bottleneck):
-            x = _residual(module, x)
+            x = _residual(module, x, folded)
         elif isinstance(module, InvertedResidual):
-            inner = _run(module.conv, x)
+            inner = _run(module.conv, x, folded)
             x = x + inner if module.use_res_connect else inner
         elif isinstance(module, nn.Sequential):
-            x = _run(module, x)
-        elif not isinstance(module, _BatchNorm):
+            x = _run(module, x, folded)
+        elif not isinstance(module, _BatchNorm | nn.ReLU):
             x = module(x)
     return x
 
 
-def _conv_norm(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Compute norm(conv(x)).
+def _conv_norm(
+    conv: nn.Conv2d, norm: _BatchNorm, x: Tensor, folded: Folded, *, relu: bool = False, shortcut: Tensor | None = None
+) -> Tensor:
+    """Compute norm(conv(x)), plus the shortcut, and the ReLU of that.
 
     Stored statistics are folded into the convolution's weights, which saves a pass over the map in both directions.
     Where a channel has one value or none, as in an empty batch, it has no statistics of its own, so the stored ones
@@ -106,25 +132,91 @@ def _conv_norm(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> Tensor:
     if norm.training:
         out: Tensor = conv(x)
         if len(out) * out.shape[2] * out.shape[3] > 1 or isinstance(norm, nn.SyncBatchNorm):
-            normed: Tensor = norm(out)
-            return normed
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    bias = norm.bias - norm.running_mean * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            return _finished(_batch_norm(norm, out), shortcut, relu=relu)
+        folded = _fold([norm])
+    factor, offset = folded[norm]
+    weight = conv.weight * factor[:, None, None, None]
+    if relu and x.is_cuda and not offset.requires_grad and not torch.compiler.is_compiling():
+        return conv_relu(x, weight, offset, shortcut, conv)
+    out = F.conv2d(x, weight, offset, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return _finished(out, shortcut, relu=relu)
 
 
-def _residual(block: Any, x: Tensor) -> Tensor:
+def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Apply a norm with the statistics of the batch; it does not count batches, since its momentum is a constant."""
+    if isinstance(norm, nn.SyncBatchNorm) or norm.momentum is None:
+        out: Tensor = norm(x)
+        return out
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.momentum, norm.eps)
+
+
+def _finished(out: Tensor, shortcut: Tensor | None, *, relu: bool) -> Tensor:
+    """Add the shortcut and apply ReLU, in place."""
+    if shortcut is not None:
+        out = out.add_(shortcut)
+    return F.relu_(out) if relu else out
+
+
+def conv_relu(x: Tensor, weight: Tensor, offset: Tensor, shortcut: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    """Compute relu(conv(x) + offset + shortcut) in one kernel of a GPU, which torch offers for inference alone.
+
+    Passes of their own for these took a quarter of a ResNet's time on an H100 (docs/benchmarks.md).
+
+    Args:
+        x: [B, C, H, W].
+        weight: float32 [D, C, h, w].
+        offset: [D], in the type of the result; it gets no gradient.
+        shortcut: [B, D, H', W'], or None.
+        conv: for stride, padding, dilation and groups.
+
+    Returns:
+        [B, D, H', W'], in the type that autocast gives to convolutions.
+    """
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        x, weight = x.to(dtype), weight.to(dtype)
+        shortcut = None if shortcut is None else shortcut.to(dtype)
+    out: Tensor = _ConvRelu.apply(x, weight, offset, shortcut, conv)
+    return out
+
+
+class _ConvRelu(torch.autograd.Function):
+    """The kernel, and its gradient: that of ReLU by the sign of the result, then that of the convolution."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, offset: Tensor, shortcut: Tensor | None, conv: nn.Conv2d
+    ) -> Tensor:
+        assert not isinstance(conv.padding, str)
+        where = (conv.stride, conv.padding, conv.dilation)
+        if shortcut is None:
+            out = torch.cudnn_convolution_relu(x, weight, offset, *where, conv.groups)
+        else:
+            out = torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, offset, *where, conv.groups)
+        ctx.save_for_backward(x, weight, out)
+        ctx.conv = conv
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out = ctx.saved_tensors
+        conv = ctx.conv
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False)
+        to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups, wanted
+        )
+        return to_x, to_weight, None, grad if ctx.needs_input_grad[3] else None, None
+
+
+def _residual(block: Any, x: Tensor, folded: Folded) -> Tensor:
     """Apply torchvision's BasicBlock or Bottleneck: convolutions with ReLU between, then the shortcut is added."""
-    shortcut = x if block.downsample is None else _run(block.downsample.children(), x)
+    shortcut = x if block.downsample is None else _run(block.downsample.children(), x, folded)
     num = 3 if isinstance(block, Bottleneck) else 2
     for i in range(1, num + 1):
-        x = _conv_norm(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), x)
-        if i < num:
-            x = F.relu_(x)
-    return F.relu_(x.add_(shortcut))
+        conv, norm = getattr(block, f"conv{i}"), getattr(block, f"bn{i}")
+        x = _conv_norm(conv, norm, x, folded, relu=True, shortcut=shortcut if i == num else None)
+    return x
 
 
 def build_backbone(settings: ModelSettings) -> Backbone:

@@ -22,6 +22,9 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 CHUNK = 2**24
 """Pairs of boxes that are compared at once; it bounds each temporary tensor at about 64 MB."""
 
+NMS_ROUNDS = 8
+"""Rounds of NMS on a GPU before the host asks whether they were enough; chips need about seven."""
+
 MOST_COMPARED = 4096
 """Boxes of a chip or view of which NMS may compare all with all: memory and time grow with the square."""
 
@@ -166,14 +169,18 @@ def _nms_by_place(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 def _nms_parallel(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Find the set of the greedy loop as the fixed point of "a box stays if no better box that stays overlaps it".
 
-    After t rounds the first t boxes are settled, so the search ends; in practice it takes a few rounds. Each is one
-    pass over [B, N, N], where the greedy loop has N steps of which each waits for the one before.
+    After t rounds the first t boxes are settled, so the search ends; in practice it takes a few rounds, where the
+    greedy loop has N steps of which each waits for the one before. A round is one product of a vector and a matrix of
+    zeros and ones, which says of each box whether the number of those that beat it is 0, in any precision.
     """
+    if not valid.numel():
+        return valid
     beats = torch.cat([iou > threshold for _, iou, _ in overlaps(boxes, boxes)], 1)  # [B, better, worse]
-    beats = beats.triu_(diagonal=1) & valid[:, :, None]
+    beats = beats.triu_(diagonal=1).bfloat16()
     keep = valid
     while True:
-        settled = valid & ~(beats & keep[:, :, None]).any(1)
-        if torch.equal(settled, keep):  # the one device sync of a round
+        for _ in range(NMS_ROUNDS):
+            before = keep
+            keep = valid & (torch.bmm(before[:, None].bfloat16(), beats)[:, 0] == 0)
+        if torch.equal(keep, before):  # the host waits for the device here
             return keep
-        keep = settled

@@ -87,6 +87,8 @@ def joined() -> Iterator[Rank]:
                 "process per GPU (make GPUS=N, torchrun --nproc-per-node N)"
             )
         torch.cuda.set_device(device)
+        # float32 keeps all of its bits in convolutions as in products, so that the RPN's two forms agree
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield Rank(int(os.environ.get("RANK", 0)), count, device)
         return

@@ -131,14 +131,25 @@ class Run:
             mean_over_ranks([v for state in states for name, v in state.items() if name.endswith(STATISTICS)])
 
     def statistics(self) -> list[Tensor]:
-        """Copy what a forward pass changes: the running statistics of batch norm, where it learns."""
-        return [] if self.norm == "frozen" else [buffer.clone() for buffer in self.model.buffers()]
+        """Copy what a forward pass changes: the running statistics of batch norm, where it learns.
+
+        They are copied in one piece per type: one by one they are hundreds of small kernels of a GPU.
+        """
+        return [torch.cat([buffer.flatten() for buffer in buffers]) for buffers in self._buffers()]
 
     def undo(self, statistics: list[Tensor]) -> None:
         """Give up the step at hand without a trace; `statistics` are those from before it."""
-        for buffer, before in zip(self.model.buffers() if statistics else (), statistics, strict=True):
-            buffer.copy_(before)
+        for buffers, before in zip(self._buffers(), statistics, strict=True):
+            for buffer, part in zip(buffers, torch.split(before, [b.numel() for b in buffers]), strict=True):
+                buffer.copy_(part.view_as(buffer))
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _buffers(self) -> list[list[Tensor]]:
+        """Return what `statistics` copies, the buffers of one type together."""
+        found: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in () if self.norm == "frozen" else self.model.buffers():
+            found.setdefault(buffer.dtype, []).append(buffer)
+        return list(found.values())
 
     def keep(self) -> None:
         """Write a checkpoint of the last whole step, on the first rank. All ranks call this together and wait for it.
