@@ -1,6 +1,7 @@
 """`sniper chips`: turn an annotation file and an image folder into shards of chips, resumably and reproducibly."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -120,6 +121,8 @@ def chips(
     if not plan_only and images is None:
         raise UsageError("--images is missing; give the folder that file_name is relative to")
     source, image_root = read_inputs(annotations, images, settings.max_pixels, settings.ignore_categories)
+    if image_root is not None and _same_place(image_root, out):
+        raise UsageError(f"{out}: is the folder of the images; choose another --out")
     limits = Limits(max_bad, max_bad_boxes)
     with locked(out, "sniper chips"):
         remove_temporary(out)  # first: they would keep their folders
@@ -136,6 +139,13 @@ def chips(
             out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
         )
         return _build(source, target, standing, where, limits)
+
+
+def _same_place(one: Location, other: Location) -> bool:
+    """Tell whether two names are those of one folder, once links are followed."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one.resolve() == other.resolve()
+    return one == other
 
 
 def _refuse_vanishing(out: Location, annotations: Places, source: Source) -> None:

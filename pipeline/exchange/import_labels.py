@@ -14,8 +14,12 @@ from pipeline.exchange.formats.visdrone import CATEGORIES, read_visdrone
 from pipeline.exchange.formats.voc import read_voc
 from pipeline.exchange.formats.yolo import read_names, read_yolo
 from pipeline.images.sources import image_folder
-from pipeline.storage import Location, location, write_atomic
+from pipeline.storage import Location, is_file, location, read_bytes, write_atomic
 from schemas.errors import DataError, UsageError
+
+DESCRIPTION = "written by sniper import"
+HEAD = b'{"info":{"description":"' + DESCRIPTION.encode()
+"""How a file of ours begins, which may be written anew."""
 
 Format = Literal["yolo", "voc", "visdrone", "dota", "csv"]
 
@@ -62,11 +66,14 @@ def import_labels(
 
     Raises:
         DataError: there are no images or no label files, a table lacks columns, or the output cannot be written.
-        UsageError: there is no such image folder, or `names` is missing for yolo or given for another format.
+        UsageError: `out` is a file of another origin, there is no such image folder, or `names` is missing for yolo or
+            given for another format.
     """
     if (format == "yolo") != (names is not None):
         raise UsageError("import: give --names, the file that names the classes, for yolo and only there")
     place, out, notes = location(annotations), location(out), Notes()
+    if is_file(out) and not read_bytes(out).startswith(HEAD):
+        raise UsageError(f"{out}: is a file that `sniper import` did not write; choose another --out, or move it away")
     found = Images(image_folder(location(images)))
     known: list[str] | None = None
     if format == "yolo":
@@ -129,6 +136,7 @@ def _coco(labelled: Iterator[Labelled], known: list[str] | None) -> dict[str, An
                     }
                 )
     return {
+        "info": {"description": DESCRIPTION},  # first, since HEAD is the beginning of the file
         "images": [
             {"id": image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
             for image_id, image in enumerate(images, 1)

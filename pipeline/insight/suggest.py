@@ -159,12 +159,20 @@ def describe(suggestion: Suggestion) -> str:
     sizes = sorted({chips.size for chips in suggestion.proposals.values()})
     ease = " and ".join("{:g} to {:g} px in a chip of {} px".format(*comfort(size), size) for size in sizes)
     cost = suggestion.costs[suggestion.chosen]
+    alike = [name for name, chips in suggestion.proposals.items() if chips == suggestion.proposals[suggestion.chosen]]
+    same = (
+        f" {' and '.join(f'`{name}`' for name in alike)} are the same here: these objects have too few sizes for more "
+        "scales."
+        if len(alike) > 1
+        else ""
+    )
     return "\n".join(
         [
             *lines,
             "",
             f"comfortable: share of the objects that some chip shows whole at {ease}; nowhere: valid in no chip;",
             "chips and megapixels: of positive chips, per image; of 800x1333: against one pass over the whole images.",
-            f"Planned on {cost.images:,} images with {cost.boxes:,} objects. The proposal is `{suggestion.chosen}`.",
+            f"Planned on {cost.images:,} images with {cost.boxes:,} objects. "
+            f"The proposal is `{suggestion.chosen}`.{same}",
         ]
     )

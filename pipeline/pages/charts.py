@@ -15,7 +15,7 @@ def bars(rows: Sequence[Row], x: str, y: str) -> Spec:
         "data": {"values": rows},
         "mark": {"type": "bar", "color": BLUE},
         "encoding": {
-            "x": {"field": x, "type": "nominal", "sort": None, "axis": {"labelAngle": 0}},
+            "x": {"field": x, "type": "nominal", "sort": None, "axis": {"labelAngle": 0, "labelOverlap": "greedy"}},
             "y": {"field": y, "type": "quantitative", "axis": {"format": "~s"}},
             "tooltip": _tooltip(rows),
         },

@@ -27,7 +27,9 @@ class Settings(Section):
 
 
 def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ()) -> Settings:
-    """Read settings from a YAML file, then apply `a.b=value` assignments (values are YAML).
+    """Read settings from a YAML file, or those that a build's run.json records; then apply `a.b=value` assignments.
+
+    Values of assignments are YAML.
 
     Raises:
         SettingsError: naming every unknown key and wrong value at once, with dotted names.
@@ -73,6 +75,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: is not YAML: {error}") from error
     if loaded is not None and not isinstance(loaded, dict):
         raise SettingsError(f"{path}: expected sections such as `chips:`, found {type(loaded).__name__}")
+    if loaded is not None and {"settings", "fingerprint"} <= loaded.keys():
+        loaded = loaded["settings"]  # run.json of a build
     # a section whose lines are all commented out reads as null
     return {name: {} if section is None else section for name, section in (loaded or {}).items()}
 

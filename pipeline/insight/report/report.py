@@ -70,7 +70,7 @@ def _overview(facts: Facts) -> Section:
         (f"{boxes['covered'] + boxes['rescued']:,}", f"objects of {boxes['total']:,} boxes are whole in some chip"),
         (f"{chips:,}", f"positive chips, {chips / max(images['kept'], 1):.2f} per image"),
         (f"{facts['negatives']['chips'] if facts['negatives'] else 0:,}", "negative chips"),
-        (f"{size / 1e9:,.2f} GB", "of JPEG in all chips"),
+        (f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB", "of JPEG in all chips"),
     ]
     if single := pixels["single_scale_800x1333"]:
         figures.append((f"{pixels['positives'] / single:.0%}", "of the pixels of single-scale training"))
@@ -124,8 +124,9 @@ def _scales(facts: Facts) -> Section:
     low, high = comfort(facts["settings"]["size"])
     text = (
         "Boxes of positive chips by what they are there. A target (valid, rescued) is learnt at this scale; the range "
-        f"says which sizes are. Objects of {low:g} to {high:g} px in a chip are seen at a comfortable size. Point at "
-        "a bar for its numbers."
+        f"says which sizes are. Objects of {low:g} to {high:g} px in a chip are seen at a comfortable size. Dashed "
+        "lines are the ends of the range in the charts on the left, and of the comfortable sizes in those on the "
+        "right. Point at a bar or a line for its numbers."
     )
     sizes = [Row(list(_size_charts(index, scale, low, high))) for index, scale in enumerate(facts["scales"])]
     return Section("Scales", [Text(text), Table(columns, rows), *sizes, *_occupancy(facts)])
@@ -147,8 +148,14 @@ def _occupancy(facts: Facts) -> Iterator[Row]:
     title = "share of the chip that its targets fill"
     specs = [(index, histogram(scale["filled"], "chips", title=title, end=1.0)) for index, scale in scales]
     yield Row([Chart(f"Scale {index}: {title}", spec) for index, spec in specs])
-    specs = [(index, bars(scale["targets_per_chip"], "targets", "chips")) for index, scale in scales]
+    specs = [(index, bars(_each_number(scale["targets_per_chip"]), "targets", "chips")) for index, scale in scales]
     yield Row([Chart(f"Scale {index}: targets per chip", spec) for index, spec in specs])
+
+
+def _each_number(rows: list[Facts]) -> list[Facts]:
+    """Add the numbers of targets that no chip has, up to the largest, so that the axis of the chart has no jumps."""
+    chips = {row["targets"]: row["chips"] for row in rows}
+    return [{"targets": number, "chips": chips.get(number, 0)} for number in range(max(chips) + 1)]
 
 
 def _range(bounds: list[float | None]) -> str:

@@ -120,6 +120,15 @@ def test_chips__rerun_of_a_finished_build_touches_nothing(demo_set: DataSet, tmp
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_chips__go_nowhere_but_beside_the_images(demo_set: DataSet, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(demo_set.images)
+    for out in (demo_set.images, link):
+        with pytest.raises(UsageError, match="is the folder of the images"):
+            build(demo_set, out)
+    assert not (demo_set.images / "positives").exists()
+
+
 def test_chips__changed_settings_are_refused_by_name_and_replaced_on_demand(demo_set: DataSet, tmp_path: Path) -> None:
     build(demo_set, tmp_path)
     other = ChipSettings(images_per_shard=2, quality=80)

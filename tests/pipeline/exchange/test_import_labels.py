@@ -71,3 +71,18 @@ def test_import_labels__nothing_to_take_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the first refused: other.xml: no image is called other"):
         import_labels("voc", tmp_path / "labels", tmp_path / "images", tmp_path / "coco.json")
     assert not (tmp_path / "coco.json").exists()
+
+
+def test_import_labels__writes_over_nothing_but_its_own(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", "a.jpg")
+    table = tmp_path / "labels.csv"
+    table.write_text("a.jpg,1,2,30,40,cat\n")
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"images": []}')
+    for out in (table, mine):
+        before = out.read_bytes()
+        with pytest.raises(UsageError, match="`sniper import` did not write"):
+            import_labels("csv", table, tmp_path / "images", out)
+        assert out.read_bytes() == before
+    for _ in range(2):
+        import_labels("csv", table, tmp_path / "images", tmp_path / "coco.json")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.commands.chips import chips
-from pipeline.insight.suggest import suggest
+from pipeline.insight.suggest import describe, suggest
 from schemas.errors import DataError
 from schemas.settings import ChipSettings, Settings, SideScale, load_settings
 from scripts.make_demo_data import make_demo_data
@@ -109,3 +109,13 @@ def test_suggest__writes_over_nothing_and_makes_the_folder_first(
     refused = sniper(*words)
     assert (refused.status, "is there already" in refused.err) == (2, True)
     assert out.read_text() == "mine"
+
+
+def test_suggest__says_which_proposals_are_the_same(tmp_path: Path, demo_set: DataSet) -> None:
+    data = CocoSet(tmp_path)
+    for number in range(3):
+        boxes = [[40.0 * i, 30.0 * number, 60, 60] for i in range(5)]
+        data.add_image(number, width=640, height=480, boxes=boxes, write=False)
+    told = describe(suggest(data.write()))
+    assert "`lean` and `balanced` and `dense` are the same here" in told
+    assert "are the same here" not in describe(suggest(demo_set.annotations))

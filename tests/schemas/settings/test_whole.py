@@ -36,6 +36,16 @@ def test_load_settings_reads_file_then_assignments(tmp_path: Path) -> None:
     assert (chips.size, chips.quality, chips.subsampling) == (256, 90, "444")
 
 
+def test_load_settings_reads_what_a_build_records(tmp_path: Path) -> None:
+    build = tmp_path / "run.json"
+    build.write_text(
+        '{"fingerprint": "f", "settings": {"chips": {"size": 256, "scales": [{"long_side": 256}], '
+        '"ranges": [[0, null]]}}, "num_shards": 3}'
+    )
+    chips = load_settings(build).chips
+    assert (chips.size, chips.scales) == (256, [SideScale(long_side=256)])
+
+
 def test_load_settings_assignment_may_be_a_list_of_scales() -> None:
     chips = load_settings(
         None,

@@ -203,6 +203,11 @@ def test_train__a_loss_that_is_not_finite_stops_before_the_weights_change(data: 
     assert last(tmp_path).loader[1] == 1
 
 
+def test_train__writes_into_no_chip_data_set(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds run\.json, so it is a chip data set"):
+        train(data, data, tiny_settings(), resume="auto")
+
+
 def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path) -> None:
     options = tiny_settings("train.epochs=2", "train.norm=train", "train.ema=0.9")
     with pytest.raises(UsageError, match="holds a run already"):
