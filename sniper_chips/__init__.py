@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from schemas.settings import LoaderSettings, Settings, load_settings
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.recall import evaluate_proposals
+    from trainer.evaluation.score_results import score_results
     from trainer.evaluation.views import merge_views
     from trainer.inference.detect import detect, detect_into
     from trainer.inference.predictor import Predictor
@@ -67,6 +68,7 @@ __all__ = [
     "negatives",
     "report",
     "report_run",
+    "score_results",
     "search",
     "show",
     "split",
@@ -100,6 +102,7 @@ _MODULES = {
     "negatives": "pipeline.commands.negatives",
     "report": "pipeline.insight.report.report",
     "report_run": "trainer.insight.report_run",
+    "score_results": "trainer.evaluation.score_results",
     "search": "pipeline.pyramid.search",
     "show": "pipeline.insight.show",
     "split": "pipeline.exchange.split",

@@ -17,6 +17,7 @@ from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.training.train import train
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+METHOD = ROOT / "docs/method.md"
 COMMANDS = dict(cli.commands) | {entry.name: entry.load() for entry in entry_points(group="sniper.commands")}
 BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
@@ -53,6 +54,15 @@ def test_commands__are_found_on_the_pages() -> None:
 def anchor(heading: str) -> str:
     """The name that a heading is linked by, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_sections__of_the_method_that_the_code_cites_exist() -> None:
+    headings = {found.strip(".") for found in re.findall(r"^#+ ([\d.]+)", METHOD.read_text(), flags=re.MULTILINE)}
+    for folder in ("pipeline", "trainer", "schemas", "sniper_chips", "scripts"):
+        for file in (ROOT / folder).rglob("*.py"):
+            cited = re.findall(r"docs/method\.md, ((?:[\d.]+(?:, | and )?)+)", " ".join(file.read_text().split()))
+            sections = {one.strip(".") for some in cited for one in re.findall(r"[\d.]*\d", some)}
+            assert sections <= headings, file
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -20,7 +20,8 @@ FROZEN = {
     "verify": "DATA --workers",
     "train": "--data --out --batch-size --epochs --precision --resume --val-annotations --val-images --allow-seen"
     " --config --set",
-    "evaluate": "--checkpoint --annotations --images --out --proposals --max-dets --allow-seen --config --set",
+    "evaluate": "--checkpoint --results --annotations --images --out --table --proposals --max-dets --allow-seen"
+    " --config --set",
     "detect": "--checkpoint IMAGES --out --classes --min-score --min-drawn --config --set",
     "views": "--images --annotations --out --workers --overwrite --config --set",
     "merge-views": "VIEWS --results --out --annotations --max-dets --config --set",

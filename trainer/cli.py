@@ -126,12 +126,12 @@ def train(
 
 
 @click.command()
-@click.option(
-    "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
-)
+@click.option("--checkpoint", type=location, help="file that `sniper train` wrote, or the folder of its run")
+@click.option("--results", type=location, help="in place of a checkpoint: COCO results of any detector, to be scored")
 @annotations_option
-@click.option("--images", type=location, required=True, help="folder that file_name is relative to")
+@click.option("--images", type=location, help="folder that file_name is relative to; --results needs none")
 @click.option("--out", type=location, help="what is found as COCO results JSON; the summary goes beside it")
+@click.option("--table", type=location, help="file for the scores of each class, .csv or .parquet")
 @click.option(
     "--proposals", is_flag=True, help="score the RPN's proposals alone: recall by size, as the paper's Table 1"
 )
@@ -144,20 +144,40 @@ def train(
 @allow_seen_option
 @settings_options
 def evaluate(
-    checkpoint: Location,
+    checkpoint: Location | None,
+    results: Location | None,
     annotations: Location,
-    images: Location,
+    images: Location | None,
     out: Location | None,
+    table: Location | None,
     proposals: bool,
     max_dets: int | None,
     allow_seen: bool,
     settings: Settings,
 ) -> None:
-    """Score a checkpoint on whole, original images with COCO's AP and AR."""
+    """Score a checkpoint, or ready results, on whole, original images with COCO's AP and AR."""
     from pipeline.coco.rejects import describe_rejects
+    from trainer.evaluation.coco_scores import check_table_name, describe_scores, write_class_table
 
+    if table is not None:
+        if proposals:
+            raise UsageError("evaluate: proposals have no classes, so --proposals and --table do not go together")
+        check_table_name(table)
+    if results is not None:
+        if checkpoint or images or out or proposals:
+            raise UsageError("evaluate: --results are scored as they are; leave out --checkpoint, --images and --out")
+        from trainer.evaluation.score_results import score_results
+
+        scored = score_results(results, annotations, settings.chips, max_dets=max_dets or 100)
+        click.echo("\n".join([*describe_rejects(scored.rejects), describe_scores(scored.summary, scored.notes)]))
+        if table is not None:
+            write_class_table(table, scored.summary)
+        if set(scored.summary.values()) == {None}:
+            sys.exit(1)
+        return
+    if checkpoint is None or images is None:
+        raise UsageError("evaluate: give --checkpoint and --images, or --results")
     with needed("train"):
-        from trainer.evaluation.evaluate import describe
         from trainer.evaluation.evaluate import evaluate as score_detections
         from trainer.evaluation.recall import evaluate_proposals
         from trainer.runtime.ranks import stoppable
@@ -169,9 +189,13 @@ def evaluate(
         return  # under torchrun the first process reports
     for line in describe_rejects(report.rejects):
         click.echo(line)
-    click.echo(describe(report))
+    click.echo(describe_scores(report.summary, report.notes))
+    if table is not None:
+        write_class_table(table, report.summary)
     tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS"))
-    if any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
+    if not report.rejects and out is not None and set(report.summary.values()) == {None}:
+        click.echo(f"nothing was scored, since {annotations} holds no box; what was found is in {out}")
+    elif any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
         sys.exit(1)
 
 
@@ -269,10 +293,10 @@ def merge_views(
     settings: Settings,
 ) -> None:
     """Merge what any program found on the views of images, and score it where annotations are given."""
-    from trainer.evaluation.coco_scores import describe_summary
+    from trainer.evaluation.coco_scores import describe_scores
     from trainer.evaluation.views import merge_views as run
 
     merged = run(views, results, out, settings.detect, annotations=annotations, max_dets=max_dets)
     if merged.summary is not None:
-        click.echo("\n".join(describe_summary(merged.summary)))
+        click.echo(describe_scores(merged.summary))
     click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")

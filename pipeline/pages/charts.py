@@ -128,6 +128,26 @@ def heatmap(rows: Sequence[Row], x: str, y: str, value: str, steps: Sequence[int
     }
 
 
+def matrix(rows: Sequence[Row], x: str, y: str, value: str, names: Sequence[str]) -> Spec:
+    """Draw a table of numbers, both of whose sides are `names`: cells are the darker the larger, with their number."""
+    side = {"type": "nominal", "sort": list(names), "scale": {"domain": list(names)}}
+    encoding: Spec = {
+        "x": {"field": x, **side, "axis": {"labelAngle": -40, "orient": "top"}},
+        "y": {"field": y, **side},
+        "tooltip": _tooltip(rows),
+    }
+    shade = {"field": value, "type": "quantitative", "scale": {"scheme": "blues", "type": "sqrt"}, "legend": None}
+    return {
+        "data": {"values": rows},
+        "height": 40 + 26 * len(names),
+        "encoding": encoding,
+        "layer": [
+            {"mark": "rect", "encoding": {"color": shade}},
+            {"mark": "text", "encoding": {"text": {"field": value, "type": "quantitative"}}},
+        ],
+    }
+
+
 def _bar(color: Mapping[str, str] | None) -> Spec:
     return {"type": "bar"} if color else {"type": "bar", "color": BLUE}
 

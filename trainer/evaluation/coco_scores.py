@@ -8,15 +8,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from pipeline.storage import Location, write_atomic
 from schemas.arrays import IntArray
+from schemas.errors import UsageError
 from trainer.evaluation.ground_truth import Categories, Objects
+from trainer.evaluation.matching import match
+from trainer.evaluation.operating import class_points
 from trainer.evaluation.results import CocoResults
 
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
+POINT = ("F1", "score", "precision", "recall")
+"""What the summary says of each class at the score of its best F1."""
 Summary = dict[str, float | None]
 """Name of a score -> its value, 0 to 1, or None where the ground truth has no box that it counts."""
 
@@ -50,25 +57,60 @@ def score(
     areas = {f"{lo:g}-{hi:g}": area_range(lo, hi) for lo, hi in bounds}
     by_range = run_coco(objects.as_large_as_boxes(), ids, results, areas, max_dets)
     summary |= {f"AP_range_{name}": by_range.precision(area=name) for name in areas}
-    counts = Counter(name for _, name in categories)
-    for k, (id_, name) in enumerate(categories):
-        line = f"{name} #{id_}" if counts[name] > 1 else name
-        summary[f"AP[{line}]"] = whole.precision(category=k)
-        summary[f"AP50[{line}]"] = whole.precision(iou=0.5, category=k)
+    points = class_points(objects, results, match(objects, results, max_dets=max_dets), categories)
+    for k, (name, point) in enumerate(zip(class_names(categories), points, strict=True)):
+        summary[f"AP[{name}]"] = whole.precision(category=k)
+        summary[f"AP50[{name}]"] = whole.precision(iou=0.5, category=k)
+        for what, value in zip(POINT, (point.f1, *point), strict=True):
+            summary[f"{what}[{name}]"] = None if math.isnan(value) else value
     return summary
 
 
-def describe_summary(summary: Summary) -> list[str]:
-    """Put scores into lines of text, one for each, then a table of the classes."""
+def class_names(categories: Categories) -> list[str]:
+    """Return the names of classes, with the id behind each one that is not the only one of its name."""
+    counts = Counter(name for _, name in categories)
+    return [f"{name} #{id_}" if counts[name] > 1 else name for id_, name in categories]
+
+
+def describe_scores(summary: Summary, notes: Sequence[str] = ()) -> str:
+    """Put scores into lines of text, one for each, then a table of the classes and the notes."""
     names = [name for name in summary if "[" not in name]
     lines = [f"{name:<28}{_shown(summary[name])}" for name in names]
     if classes := [name[3:-1] for name in summary if name.startswith("AP[")]:
         width = max(28, *(len(name) + 2 for name in classes))
-        lines += ["", f"{'class':<{width}}{'AP':<9}AP50"]
+        columns = [column for column in ("AP", "AP50", *POINT) if f"{column}[{classes[0]}]" in summary]
+        lines += ["", f"{'class':<{width}}" + "".join(f"{column:<10}" for column in columns).rstrip()]
         for name in classes:
-            values = (_shown(summary[f"{kind}[{name}]"]) for kind in ("AP", "AP50"))
-            lines.append(f"{name:<{width}}" + "{:<9}{}".format(*values))
-    return lines
+            values = [_shown(summary[f"{column}[{name}]"]) for column in columns]
+            lines.append(f"{name:<{width}}" + "".join(f"{value:<10}" for value in values).rstrip())
+        if "F1" in columns:
+            lines.append("F1: the best at IoU 0.5, with the score from which detections are then taken.")
+    return "\n".join([*lines, *(f"WARNING: {note}" for note in notes)])
+
+
+def class_table(summary: Summary) -> pl.DataFrame:
+    """Return a row for each class: its name and what the summary has of it, null where that is not defined."""
+    names = [name[3:-1] for name in summary if name.startswith("AP[")]
+    columns = {column: [summary.get(f"{column}[{name}]") for name in names] for column in ("AP", "AP50", *POINT)}
+    return pl.DataFrame({"class": names, **columns}, schema={"class": pl.String, **dict.fromkeys(columns, pl.Float64)})
+
+
+def write_class_table(path: Location, summary: Summary) -> None:
+    """Write `class_table` as CSV or Parquet.
+
+    Raises:
+        UsageError: the name ends neither in .csv nor in .parquet.
+    """
+    frame, content = class_table(summary), io.BytesIO()
+    check_table_name(path)
+    frame.write_csv(content) if path.suffix == ".csv" else frame.write_parquet(content)
+    write_atomic(path, content.getvalue())
+
+
+def check_table_name(path: Location) -> None:
+    """Raise UsageError where a table cannot be written under a name, before any work."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise UsageError(f"{path}: a table is written as CSV or Parquet; give a name that ends in .csv or .parquet")
 
 
 def _shown(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What is wrong with each false detection, which objects were missed, and what AP that costs (docs/method.md, 14)."""
+"""What is wrong with each false detection, what was missed, and the AP that it costs (docs/method.md, 11.5)."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from schemas.arrays import IntArray
 from trainer.evaluation.ground_truth import Objects
-from trainer.evaluation.matching import NONE, Bools, Matching, _rows, box_ious, class_curve
+from trainer.evaluation.matching import NONE, Bools, Matching, box_ious, class_curve, group_rows
 from trainer.evaluation.results import CocoResults
 
 BACKGROUND_IOU = 0.1
@@ -58,9 +58,9 @@ def split_errors(objects: Objects, results: CocoResults, matching: Matching, *, 
     if results.category_id is None:
         return Errors(kind, meant, missed)
     boxes = results.xywh()
-    in_image = _rows(objects.image_id[real], np.zeros(len(real), np.int64))
+    in_image = group_rows(objects.image_id[real], np.zeros(len(real), np.int64))
     false = np.flatnonzero(matching.is_false)
-    for (image, _), rows in _rows(results.image_id[false], np.zeros(len(false), np.int64)).items():
+    for (image, _), rows in group_rows(results.image_id[false], np.zeros(len(false), np.int64)).items():
         rows = false[rows]
         if (image, 0) not in in_image:
             kind[rows] = Kind.BACKGROUND

@@ -13,7 +13,7 @@ from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.storage import Location, is_folder, location, locked, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from trainer.evaluation.coco_scores import Summary, describe_summary, score
+from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults, join_results, of_image, write_results
 from trainer.evaluation.seen import refuse_seen
@@ -163,8 +163,3 @@ def score_source(
 def _held(out: Location) -> AbstractContextManager[None]:
     """Hold a file that is to be written against other processes."""
     return locked(out.parent, "sniper evaluate", f".{out.name}.lock")
-
-
-def describe(report: Evaluation) -> str:
-    """Put the scores into lines of text, one for each, then a table of the classes and the notes."""
-    return "\n".join([*describe_summary(report.summary), *(f"WARNING: {note}" for note in report.notes)])

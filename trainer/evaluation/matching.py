@@ -44,7 +44,7 @@ class Matching(NamedTuple):
 
 
 def match(objects: Objects, results: CocoResults, *, iou: float = 0.5, max_dets: int = 100) -> Matching:
-    """Match detections to objects of the same image and class (docs/method.md, 14.1).
+    """Match detections to objects of the same image and class (docs/method.md, 11.4).
 
     In each image and class the detections choose one after the other, the best score first and equal scores in their
     order: each takes the object it overlaps most, of those that no better one has taken, if their IoU is at least
@@ -65,9 +65,9 @@ def match(objects: Objects, results: CocoResults, *, iou: float = 0.5, max_dets:
     if results.category_id is None or not len(results.scores):
         return Matching(found, finder, counts)
     boxes = results.xywh()
-    of_group = _rows(objects.image_id, objects.category_id)
+    of_group = group_rows(objects.image_id, objects.category_id)
     least = min(iou, 1 - 1e-10)
-    for group, rows in _rows(results.image_id, results.category_id).items():
+    for group, rows in group_rows(results.image_id, results.category_id).items():
         rows = rows[np.argsort(-results.scores[rows], kind="stable")][:max_dets]
         counts[rows] = True
         if group not in of_group:
@@ -103,7 +103,7 @@ def box_ious(boxes: FloatArray, others: FloatArray, crowd: Bools) -> FloatArray:
     return np.asarray(mask.iou(boxes, others, crowd.astype(np.uint8)), np.float64)
 
 
-def _rows(image_id: IntArray, category_id: IntArray) -> dict[tuple[int, int], IntArray]:
+def group_rows(image_id: IntArray, category_id: IntArray) -> dict[tuple[int, int], IntArray]:
     """Group rows by image and class, keeping their order."""
     if not len(image_id):
         return {}

@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schemas.arrays import FloatArray
+from trainer.evaluation.coco_scores import class_names
 from trainer.evaluation.errors import Errors, Kind, gains, mean_ap, split_errors
 from trainer.evaluation.ground_truth import Categories, Objects
-from trainer.evaluation.matching import NONE, Matching, class_curve, match
+from trainer.evaluation.matching import NONE, Matching, class_curve, curve, match
+from trainer.evaluation.operating import best_point, class_points, confusion
 from trainer.evaluation.results import CocoResults
 
+NOTHING = "(nothing)"
 CURVE_POINTS = 100
 BINS_PER_OCTAVE = 2  # of sizes
 
@@ -61,13 +64,17 @@ def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[flo
     costs = gains(objects, results, matching, errors)
     curves = []
     for id_, name in categories:
-        curve = class_curve(matching, objects, results, id_)
-        if len(curve.scores) and not np.isnan(curve.recall[0]):
-            picked = np.unique(np.linspace(0, len(curve.scores) - 1, CURVE_POINTS).round().astype(int))
-            best = np.maximum.accumulate(curve.precision[::-1])[::-1]
-            points = zip(curve.recall[picked], best[picked], curve.scores[picked], strict=True)
-            rows = [{"recall": float(r), "precision": float(p), "score": float(s)} for r, p, s in points]
-            curves.append({"class": name, "AP50": curve.average_precision(), "points": rows})
+        whole = class_curve(matching, objects, results, id_)
+        if len(whole.scores) and not np.isnan(whole.recall[0]):
+            picked = np.unique(np.linspace(0, len(whole.scores) - 1, CURVE_POINTS).round().astype(int))
+            best = np.maximum.accumulate(whole.precision[::-1])[::-1]
+            drawn = zip(whole.recall[picked], best[picked], whole.scores[picked], strict=True)
+            rows = [{"recall": float(r), "precision": float(p), "score": float(s)} for r, p, s in drawn]
+            curves.append({"class": name, "AP50": whole.average_precision(), "points": rows})
+    points = class_points(objects, results, matching, categories)
+    names = class_names(categories)
+    num = int((~objects.crowd).sum())
+    chosen = best_point(curve(matching.is_true[matching.counts], results.scores[matching.counts], num), num)
     return {
         "AP50": _finite(mean_ap(objects, results, matching)),
         "objects": int((~objects.crowd).sum()),
@@ -78,9 +85,26 @@ def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[flo
             for kind in Kind
         ],
         "precision_recall": curves,
+        "classes": [
+            {"class": name, "F1": _finite(point.f1)} | {what: _finite(v) for what, v in point._asdict().items()}
+            for name, point in zip(names, points, strict=True)
+        ],
+        "best": {"F1": _finite(chosen.f1)} | {what: _finite(value) for what, value in chosen._asdict().items()},
+        "confusion": _confusion(found, categories, chosen.score),
         "sizes": _by_size(found),
         "ranges": [_of_range(found, low, high) for low, high in bounds],
     }
+
+
+def _confusion(found: Findings, categories: Categories, score: float) -> list[dict[str, Any]]:
+    """Return the cells of the confusion matrix at a score that are not 0; `(nothing)` stands beside the classes."""
+    objects, results, matching, _ = found
+    names = [*class_names(categories), NOTHING]
+    counts = confusion(objects, results, matching, categories, 0.0 if np.isnan(score) else score)
+    return [
+        {"object": names[row], "detection": names[column], "number": int(counts[row, column])}
+        for row, column in zip(*np.nonzero(counts), strict=True)
+    ]
 
 
 def _finite(value: float) -> float | None:

@@ -3,22 +3,20 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
 from pipeline.images.sources import image_folder
 from pipeline.pages.blocks import Block, Chart, Figures, Picture, Remarks, Row, Section, Table, Text
-from pipeline.pages.charts import histogram, lines, listing
+from pipeline.pages.charts import histogram, lines, listing, matrix
 from pipeline.pages.page import page_place, write_facts, write_page
 from pipeline.storage import Location, location
-from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from trainer.evaluation.errors import Kind
 from trainer.evaluation.ground_truth import read_objects
-from trainer.evaluation.results import CocoResults, read_results
+from trainer.evaluation.results import read_results
+from trainer.evaluation.score_results import foreign
 from trainer.insight.crops import choose_false, choose_missed, draw_crops
-from trainer.insight.findings import ADVICE, Findings, as_facts, find_errors
+from trainer.insight.findings import ADVICE, NOTHING, Findings, as_facts, find_errors
 from trainer.insight.history import read_history
 from trainer.runtime.checkpoint import read_checkpoint
 
@@ -63,11 +61,15 @@ def report_run(
         chips = ChipSettings.model_validate(read_checkpoint(run).chips)
         source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
         results = read_results(detections)
-        facts["remarks"] += _foreign(results, source, f"{detections}", f"{annotations}")
+        facts["remarks"] += foreign(results, source, detections, annotations)
         sections[0] = _overview(facts)
         found = find_errors(read_objects(source)[0], results)
         facts["detections"] = as_facts(found, source.categories, chips.bounds())
-        sections += [_errors(facts["detections"]), *_pictures(found, source, image_folder(images), chips)]
+        sections += [
+            _errors(facts["detections"]),
+            _at_scores(facts["detections"]),
+            *_pictures(found, source, image_folder(images), chips),
+        ]
     write_page(out, f"Report: {run.name}", str(run), sections)
     write_facts(out, facts)
     return facts
@@ -87,34 +89,6 @@ def _remarks(facts: Facts) -> Iterator[str]:
             f"The last AP ({scores[-1]:.3f}) is below the best one ({max(scores):.3f}), which best.pt keeps; fewer "
             "epochs, or an earlier decay of the rate, may be better"
         )
-
-
-def _foreign(results: CocoResults, source: Source, detections: str, annotations: str) -> list[str]:
-    """Return a remark where detections are of classes that the annotation file does not have.
-
-    Raises:
-        DataError: there are detections of images that the file does not list, or none is of a class that it has.
-    """
-    refused = [image.id for image in source.refused_images if image.id is not None]
-    images = np.concatenate([source.image_id, np.array(refused, np.int64)])
-    elsewhere = results.image_id[~np.isin(results.image_id, images)]
-    assert results.category_id is not None, "read_results returns classes"
-    classless = ~np.isin(results.category_id, [id_ for id_, _ in source.categories])
-    count = len(results.scores)
-    if len(elsewhere):
-        raise DataError(
-            f"{detections}: {len(elsewhere):,} of {count:,} detections are of images that {annotations} does not "
-            f"list, such as image_id {elsewhere[0]}; give the annotation file of the images that were searched"
-        )
-    if not classless.any():
-        return []
-    text = f"{classless.sum():,} of {count:,} detections are of classes that {annotations} does not have"
-    if classless.all():
-        raise DataError(
-            f"{detections}: {text}, such as category_id {results.category_id[0]}; give the annotation file with the "
-            "classes that the detector was trained on"
-        )
-    return [f"{text}, and count as false"]
 
 
 def _overview(facts: Facts) -> Section:
@@ -224,6 +198,27 @@ def _errors(facts: Facts) -> Section:
     columns = ["valid range, px", "objects", "found", "share found", "false detections of background"]
     blocks: list[Block] = [Text(text), Table(["error", "number", "gain in AP50", "what it tells"], rows)]
     return Section("What goes wrong", [*blocks, Row(charts), Table(columns, ranges)])
+
+
+def _at_scores(facts: Facts) -> Section:
+    """Show from which score on to take detections, and which class is then taken for which."""
+    best = facts["best"]
+    if best["score"] is None:
+        return Section("Which score to ask for", [Text("Nothing was found, or there was nothing to find.")])
+    text = (
+        f"Over all classes together F1 is best from the score {best['score']:.3f} on: {best['precision']:.1%} of the "
+        f"detections are then right, and they are {best['recall']:.1%} of the objects. Each class has a best score of "
+        "its own; `sniper detect --min-score` takes one for all."
+    )
+    names = ("F1", "score", "precision", "recall")
+    rows = [[row["class"], *(row[name] for name in names)] for row in facts["classes"]]
+    blocks: list[Block] = [Text(text), Table(["class", "best F1", "from score", "precision", "recall"], rows)]
+    classes = [row["class"] for row in facts["classes"]]
+    if len(classes) <= DRAWN_CLASSES:
+        spec = matrix(facts["confusion"], "detection", "object", "number", [*classes, NOTHING])
+        title = f"What objects (rows) are taken for (columns), from the score {best['score']:.3f} on"
+        blocks.append(Row([Chart(title, spec)]))
+    return Section("Which score to ask for", blocks)
 
 
 def _pictures(found: Findings, source: Source, images: Location, chips: ChipSettings) -> Iterator[Section]:

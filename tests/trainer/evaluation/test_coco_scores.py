@@ -56,7 +56,11 @@ def test_merge__truth_through_the_pyramid_scores_one(max_side: int, seed: int) -
     summary = score(objects_of(annotations), things, join_results(results), ChipSettings().bounds(), 10_000)
     assert summary["AP"] == pytest.approx(1.0)
     assert summary["AR"] == pytest.approx(1.0)
-    assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
+    assert all(
+        value is None or value == pytest.approx(1.0)
+        for name, value in summary.items()
+        if not name.startswith("score[")
+    ), summary
 
 
 def test_truth_through_chips_and_back_scores_one() -> None:
@@ -80,7 +84,11 @@ def test_truth_through_chips_and_back_scores_one() -> None:
     assert len(found) > 0.75 * (~source.crowd).sum()  # the others are thinner than 4 px in every chip
     things = [(7, "thing")]
     summary = score(objects_of(annotations), things, results_of(results), ChipSettings().bounds(), 10_000)
-    assert all(value is None or value == pytest.approx(1.0) for value in summary.values()), summary
+    assert all(
+        value is None or value == pytest.approx(1.0)
+        for name, value in summary.items()
+        if not name.startswith("score[")
+    ), summary
 
 
 @pytest.mark.parametrize("merge", ["gaussian", "linear", "hard"])

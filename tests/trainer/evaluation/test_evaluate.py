@@ -12,7 +12,8 @@ from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
 from tests.trainer.processes import run_ranks
 from tests.trainer.runs import TINY_CHIPS
-from trainer.evaluation.evaluate import describe, evaluate
+from trainer.evaluation.coco_scores import describe_scores
+from trainer.evaluation.evaluate import evaluate
 from trainer.inference.detect import detect
 from trainer.runtime.checkpoint import read_checkpoint, write_checkpoint
 
@@ -30,7 +31,7 @@ def test_evaluate__writes_results_a_fresh_pycocotools_reads_and_two_ranks_change
     assert source_ids == {1, 3, 7}
     truth = COCO(str(demo / "val.json"))
     assert len(truth.loadRes(str(tmp_path / "one.json")).anns) == len(report.detections.scores)
-    text = describe(report)
+    text = describe_scores(report.summary, report.notes)
     assert "AP50" in text
     ap50 = report.summary["AP50[disc]"]
     assert any(line.split()[0] == "disc" and line.split()[2] == f"{ap50:.3f}" for line in text.splitlines() if line)
@@ -86,7 +87,7 @@ def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoin
     report = evaluate(checkpoint, tmp_path / "odd.json", demo / "val", settings, max_dets=1000)
     assert report is not None
     assert [reject.kind for reject in report.rejects] == ["annotation"]
-    text = describe(report)
+    text = describe_scores(report.summary, report.notes)
     for said in (
         "knows no category 50 (unheard of)",
         "have other names than in training, 1: ",
@@ -97,8 +98,9 @@ def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoin
     assert len(names) == len(content["categories"])
     _, _, table = text.partition("class ")
     heading, *rows = table.splitlines()
-    assert heading.split() == ["AP", "AP50"]
-    assert len([row for row in rows if not row.startswith("WARNING")]) == len(names)
+    assert heading.split() == ["AP", "AP50", "F1", "score", "precision", "recall"]
+    shown = [row for row in rows if row and not row.startswith(("WARNING", "F1: "))]
+    assert len(shown) == len(names)
 
 
 def test_evaluate__refuses_other_settings_and_the_rpn_alone(demo: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.matching import NONE
 from trainer.evaluation.results import CocoResults
 from trainer.insight.crops import SHOWN, choose_false, choose_missed
-from trainer.insight.findings import Kind, as_facts, find_errors, object_sizes
+from trainer.insight.findings import NOTHING, Kind, as_facts, find_errors, object_sizes
 from trainer.insight.history import POINTS, read_history
 from trainer.insight.report_run import report_run
 
@@ -74,6 +74,10 @@ def test_as_facts__parts_add_up(scene: tuple[Objects, CocoResults]) -> None:
     assert facts["false"] == sum(row["count"] for row in facts["errors"] if row["kind"] != "missed")
     background = next(row["count"] for row in facts["errors"] if row["kind"] == "background")
     assert background == sum(row["background"] for row in facts["ranges"])
+    assert sum(cell["number"] for cell in facts["confusion"] if cell["object"] != NOTHING) == facts["objects"]
+    assert facts["best"]["F1"] is None or facts["best"]["F1"] >= 0
+    for row in facts["classes"]:
+        assert set(row) == {"class", "F1", "score", "precision", "recall"}
     for curve in facts["precision_recall"]:
         recalls = [point["recall"] for point in curve["points"]]
         precisions = [point["precision"] for point in curve["points"]]
@@ -137,7 +141,7 @@ def test_report__of_a_run_shows_what_goes_wrong(
             browser.wait_for(
                 "document.querySelectorAll('.vega svg').length == document.querySelectorAll('.vega').length"
             )
-            assert browser.value("document.querySelectorAll('.vega svg').length") == 7
+            assert browser.value("document.querySelectorAll('.vega svg').length") == 8
             assert browser.value("document.documentElement.scrollWidth") <= width
             assert browser.value("[...document.images].every(image => image.naturalWidth > 0)")
             assert browser.value("document.images.length") >= 9

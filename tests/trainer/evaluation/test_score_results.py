@@ -1,0 +1,68 @@
+"""`sniper evaluate --results`: any detector's results are scored as a checkpoint's are."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from schemas.errors import DataError, UsageError
+from tests.conftest import RunSniper
+from trainer.evaluation.coco_scores import check_table_name
+from trainer.evaluation.score_results import score_results
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    path = tmp_path / "truth.json"
+    boxes = [(1, 3, [10, 10, 40, 40]), (1, 8, [60, 10, 30, 30]), (2, 3, [5, 5, 80, 80])]
+    records = [
+        {"id": n, "image_id": image, "category_id": id_, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for n, (image, id_, box) in enumerate(boxes, 1)
+    ]
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 100} for n in (1, 2)]
+    categories = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}]
+    path.write_text(json.dumps({"images": images, "annotations": records, "categories": categories}))
+    return path
+
+
+def found(folder: Path, *rows: tuple[int, int, list[int], float]) -> Path:
+    path = folder / "found.json"
+    names = ("image_id", "category_id", "bbox", "score")
+    path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+    return path
+
+
+def test_evaluate__scores_ready_results(sniper: RunSniper, truth: Path, tmp_path: Path) -> None:
+    results = found(tmp_path, (1, 3, [10, 10, 40, 40], 0.9), (2, 3, [5, 5, 80, 80], 0.4), (2, 8, [0, 0, 9, 9], 0.2))
+    for name in ("classes.csv", "classes.parquet"):
+        table = tmp_path / name
+        told = sniper("evaluate", "--results", results, "--annotations", truth, "--table", table)
+        assert told.status == 0
+        assert "AP50                        0.500" in told.out
+        rows = (pl.read_csv if table.suffix == ".csv" else pl.read_parquet)(table).to_dicts()
+        assert rows[0] == pytest.approx(
+            {"class": "cat", "AP": 1, "AP50": 1, "F1": 1, "score": 0.4, "precision": 1, "recall": 1}
+        )
+        assert (rows[1]["class"], rows[1]["AP50"], rows[1]["recall"]) == ("dog", 0, 0)
+    assert score_results(results, truth).summary["AP50[cat]"] == 1
+
+
+def test_evaluate__results_of_other_images_or_classes_are_refused(truth: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 1 detections are of images that .* does not list, such as image_id 7"):
+        score_results(found(tmp_path, (7, 3, [1, 1, 9, 9], 0.5)), truth)
+    with pytest.raises(DataError, match="such as category_id 5"):
+        score_results(found(tmp_path, (1, 5, [1, 1, 9, 9], 0.5)), truth)
+    scored = score_results(found(tmp_path, (1, 5, [1, 1, 9, 9], 0.5), (1, 3, [10, 10, 40, 40], 0.9)), truth)
+    assert any("and count as false" in note for note in scored.notes)
+
+
+def test_evaluate__says_what_does_not_go_together(sniper: RunSniper, truth: Path, tmp_path: Path) -> None:
+    results = found(tmp_path, (1, 3, [10, 10, 40, 40], 0.9))
+    both = sniper("evaluate", "--results", results, "--annotations", truth, "--images", tmp_path)
+    neither = sniper("evaluate", "--annotations", truth)
+    assert both.status == neither.status == 2
+    assert "leave out --checkpoint" in both.err
+    assert "give --checkpoint and --images, or --results" in neither.err
+    with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
+        check_table_name(tmp_path / "classes.xlsx")
