@@ -92,10 +92,12 @@ def lines(rows: Sequence[Row], x: str, y: str, by: str, *, top: float | None = N
     """
     domain = {} if top is None else {"scale": {"domain": [0, top]}}
     several = len({row[by] for row in rows}) > 1
+    is_whole = all(float(row[x]).is_integer() for row in rows)
+    axis = {"axis": {"tickMinStep": 1, "labelOverlap": "greedy"}} if is_whole else {}
     encoding: Spec = {
-        "x": {"field": x, "type": "quantitative"},
+        "x": {"field": x, "type": "quantitative", **axis},
         "y": {"field": y, "type": "quantitative", "title": None, **domain},
-        "color": {"field": by, "type": "nominal", "sort": None, **({} if several else {"legend": None})},
+        "color": {"field": by, "type": "nominal", "sort": None, "legend": {"columns": 2} if several else None},
     }
     nearest = {
         "name": "hover",
@@ -136,7 +138,12 @@ def matrix(rows: Sequence[Row], x: str, y: str, value: str, names: Sequence[str]
         "y": {"field": y, **side},
         "tooltip": _tooltip(rows),
     }
-    shade = {"field": value, "type": "quantitative", "scale": {"scheme": "blues", "type": "sqrt"}, "legend": None}
+    shade = {
+        "field": value,
+        "type": "quantitative",
+        "scale": {"range": ["#eef4fd", "#7db0ee"], "type": "sqrt"},
+        "legend": None,
+    }
     return {
         "data": {"values": rows},
         "height": 40 + 26 * len(names),
