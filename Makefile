@@ -122,6 +122,7 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_train.py --json bench-results/train.json
 	$(BIN)/python scripts/bench/bench_negatives.py --json bench-results/negatives.json
 	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
+	$(BIN)/python scripts/bench/bench_score.py --json bench-results/score.json
 	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
 	@$(MAKE) --no-print-directory train ARGS=
 	.venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \

@@ -4,6 +4,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from pipeline.coco import SourceImage
 from pipeline.planning.plan import plan_span
@@ -12,8 +16,10 @@ from pipeline.pyramid.views import Viewed, plan_views
 from schemas.settings import ChipSettings, DetectSettings
 from tests.pipeline.sources import make_source
 from tests.trainer.columns import objects_of, results_of
-from trainer.evaluation.coco_scores import run_coco, score
-from trainer.evaluation.results import join_results, of_image
+from tests.trainer.evaluation.test_matching import CLASSES, scenes
+from trainer.evaluation.coco_scores import COCO_AREAS, run_coco, score
+from trainer.evaluation.ground_truth import Objects
+from trainer.evaluation.results import CocoResults, join_results, of_image
 
 
 def perfect(
@@ -129,3 +135,60 @@ def test_score__no_detections_and_no_truth() -> None:
     assert score(objects_of([]), [(1, "a")], results_of([]), [(0, 80)], 100)["AP"] is None
     assert score(objects_of([box]), [(1, "a")], results_of([]), [(0, 80)], 100)["AP"] == 0
     assert score(objects_of([box]), [(1, "a")], join_results([]), [(0, 80)], 100)["AP50[a]"] == 0
+
+
+def reference(
+    objects: Objects, ids: list[int], results: CocoResults, areas: dict[str, tuple[float, float]], max_dets: int
+) -> tuple[Any, Any]:
+    """Precision [T, R, K, A] and recall [T, K, A] by pycocotools, all classes at once."""
+    images = [{"id": id_} for id_ in np.union1d(objects.image_id, results.image_id).tolist()]
+    truths = [
+        {"id": n, "image_id": image, "category_id": id_, "bbox": box, "area": area, "iscrowd": int(crowd)}
+        for n, (image, id_, box, area, crowd) in enumerate(zip(*(c.tolist() for c in objects), strict=True), 1)
+    ]
+    found = [
+        {**record, "id": n, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
+        for n, record in enumerate(results.records(), 1)
+    ]
+    indices = []
+    for annotations in (truths, found):
+        coco = COCO()
+        coco.dataset = {"images": images, "annotations": annotations, "categories": [{"id": id_} for id_ in ids]}
+        coco.createIndex()
+        indices.append(coco)
+    evaluation = COCOeval(*indices, "bbox")
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(b) for b in areas.values()], list(areas)
+    evaluation.params.maxDets, evaluation.params.catIds = [max_dets], ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+
+
+@given(scenes, st.sampled_from((1, 3, 100)))
+def test_run_coco__equals_pycocotools(scene: tuple[Objects, CocoResults], max_dets: int) -> None:
+    truth, found = scene
+    scores = run_coco(truth, list(CLASSES), found, COCO_AREAS, max_dets)
+    if len(found.scores) and len(truth.crowd):
+        precisions, recalls = reference(truth, list(CLASSES), found, COCO_AREAS, max_dets)
+        np.testing.assert_allclose(scores.precisions, precisions, atol=1e-6)
+        np.testing.assert_allclose(scores.recalls, recalls, atol=1e-6)
+
+
+def test_run_coco__equals_pycocotools_on_many_boxes() -> None:
+    """Objects of all of COCO's sizes, some of them crowds, and detections beside them, many with equal scores."""
+    source = make_source(4, num_images=60)
+    rng = np.random.default_rng(0)
+    image_id = np.repeat(source.image_id, np.diff(source.offsets))
+    xywh = np.concatenate([source.box[:, :2], source.box[:, 2:] - source.box[:, :2]], axis=1)
+    objects = Objects(image_id, rng.choice([3, 8], len(image_id)), xywh, xywh[:, 2] * xywh[:, 3], source.crowd)
+    rows = rng.integers(0, len(image_id), 6 * len(image_id))
+    boxes = source.box[rows] + rng.normal(0, 0.15, (len(rows), 4)) * np.tile(xywh[rows, 2:], 2)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    scores = (rng.integers(1, 40, len(rows)) / 40).astype(np.float32)
+    found = CocoResults(image_id[rows], rng.choice([3, 8], len(rows)), boxes.astype(np.float32), scores)
+    found = found.take(np.argsort(found.image_id, kind="stable"))
+    ours = run_coco(objects, [3, 8], found, COCO_AREAS, 100)
+    precisions, recalls = reference(objects, [3, 8], found, COCO_AREAS, 100)
+    assert precisions.max() > 0.3
+    np.testing.assert_allclose(ours.precisions, precisions, atol=1e-6)
+    np.testing.assert_allclose(ours.recalls, recalls, atol=1e-6)
