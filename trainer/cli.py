@@ -127,10 +127,12 @@ def train(
 
 @click.command()
 @click.option("--checkpoint", type=location, help="file that `sniper train` wrote, or the folder of its run")
-@click.option("--results", type=location, help="in place of a checkpoint: COCO results of any detector, to be scored")
+@click.option("--results", type=location, help="COCO results of any detector, scored in place of a checkpoint")
 @annotations_option
-@click.option("--images", type=location, help="folder that file_name is relative to; --results needs none")
-@click.option("--out", type=location, help="what is found as COCO results JSON; the summary goes beside it")
+@click.option("--images", type=location, help="folder that file_name is relative to; not with --results")
+@click.option(
+    "--out", type=location, help="what is found as COCO results JSON; the summary goes beside it; not with --results"
+)
 @click.option("--table", type=location, help="file for the scores of each class, .csv or .parquet")
 @click.option(
     "--proposals", is_flag=True, help="score the RPN's proposals alone: recall by size, as the paper's Table 1"
@@ -157,12 +159,12 @@ def evaluate(
 ) -> None:
     """Score a checkpoint, or ready results, on whole, original images with COCO's AP and AR."""
     from pipeline.coco.rejects import describe_rejects
-    from trainer.evaluation.coco_scores import check_table_name, describe_scores, write_class_table
+    from trainer.evaluation.coco_scores import check_table, describe_scores, write_class_table
 
     if table is not None:
         if proposals:
             raise UsageError("evaluate: proposals have no classes, so --proposals and --table do not go together")
-        check_table_name(table)
+        check_table(table)
     if results is not None:
         if checkpoint or images or out or proposals:
             raise UsageError("evaluate: --results are scored as they are; leave out --checkpoint, --images and --out")

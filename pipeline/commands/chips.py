@@ -11,7 +11,15 @@ from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
 from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
 from pipeline.commands.shortfall import Limits, find_shortfall
-from pipeline.dataset.build import clear_build, prepare, recorded_settings, refuse_changes, remove_surplus, task_memory
+from pipeline.dataset.build import (
+    LEDGERS,
+    clear_build,
+    prepare,
+    recorded_settings,
+    refuse_changes,
+    remove_surplus,
+    task_memory,
+)
 from pipeline.dataset.build_file import (
     COMMANDS,
     NAME,
@@ -39,6 +47,7 @@ from pipeline.storage import (
     Location,
     files_in,
     is_file,
+    is_folder,
     location,
     locked,
     make_folder,
@@ -124,6 +133,7 @@ def chips(
     if image_root is not None and _same_place(image_root, out):
         raise UsageError(f"{out}: is the folder of the images; choose another --out")
     limits = Limits(max_bad, max_bad_boxes)
+    _refuse_foreign(out)
     with locked(out, "sniper chips"):
         remove_temporary(out)  # first: they would keep their folders
         if overwrite:
@@ -139,6 +149,16 @@ def chips(
             out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
         )
         return _build(source, target, standing, where, limits)
+
+
+def _refuse_foreign(out: Location) -> None:
+    """Refuse a folder that holds files of the names that a build writes, and no build, finished or not."""
+    there = [name for name in (NAME, *LEDGERS) if is_file(out / name)]
+    if there and not is_folder(out / POSITIVES) and find_build(out, COMMANDS[POSITIVES]) is None:
+        raise UsageError(
+            f"{out}: holds {there[0]}, which `sniper chips` did not write and would replace; choose another --out, or "
+            "move that away"
+        )
 
 
 def _same_place(one: Location, other: Location) -> bool:

@@ -1,5 +1,6 @@
 """`sniper import`: the labels of other formats as one COCO JSON file. Images stay where they are."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +19,6 @@ from pipeline.storage import Location, is_file, location, read_bytes, write_atom
 from schemas.errors import DataError, UsageError
 
 DESCRIPTION = "written by sniper import"
-HEAD = b'{"info":{"description":"' + DESCRIPTION.encode()
-"""How a file of ours begins, which may be written anew."""
 
 Format = Literal["yolo", "voc", "visdrone", "dota", "csv"]
 
@@ -72,8 +71,11 @@ def import_labels(
     if (format == "yolo") != (names is not None):
         raise UsageError("import: give --names, the file that names the classes, for yolo and only there")
     place, out, notes = location(annotations), location(out), Notes()
-    if is_file(out) and not read_bytes(out).startswith(HEAD):
-        raise UsageError(f"{out}: is a file that `sniper import` did not write; choose another --out, or move it away")
+    if is_file(out) and not _is_ours(read_bytes(out)):
+        raise UsageError(
+            f"{out}: is a file that `sniper import` did not write, or that was changed since; choose another --out, "
+            "or move it away"
+        )
     found = Images(image_folder(location(images)))
     known: list[str] | None = None
     if format == "yolo":
@@ -90,7 +92,8 @@ def import_labels(
     if not content["images"]:
         first = f"; the first refused: {notes.rejects[0].message}" if notes.rejects else ""
         raise DataError(f"{place}: no image of {found.folder} could be taken{first}")
-    write_atomic(out, msgspec.json.encode(content))
+    info = {"description": DESCRIPTION, "digest": _digest(content)}
+    write_atomic(out, msgspec.json.encode({"info": info, **content}))
     return ImportReport(
         num_images=len(content["images"]),
         num_boxes=len(content["annotations"]),
@@ -99,6 +102,20 @@ def import_labels(
         without_labels=notes.without_labels,
         rejects=notes.rejects,
     )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Return what tells the content of a file from that of others."""
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def _is_ours(file: bytes) -> bool:
+    """Tell whether a file is as an import has written it, so that nothing of the user's is lost with it."""
+    try:
+        content = msgspec.json.decode(file, type=dict[str, Any])
+        return bool(content.pop("info")["digest"] == _digest(content))
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
+        return False
 
 
 def _counted(labelled: Iterator[Labelled], total: int) -> Iterator[Labelled]:
@@ -136,7 +153,6 @@ def _coco(labelled: Iterator[Labelled], known: list[str] | None) -> dict[str, An
                     }
                 )
     return {
-        "info": {"description": DESCRIPTION},  # first, since HEAD is the beginning of the file
         "images": [
             {"id": image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
             for image_id, image in enumerate(images, 1)

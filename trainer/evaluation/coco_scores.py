@@ -11,7 +11,7 @@ import polars as pl
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools.cocoeval import Params
 
-from pipeline.storage import Location, write_atomic
+from pipeline.storage import Location, is_file, is_folder, make_folder, probe_writable, read_bytes, write_atomic
 from schemas.arrays import IntArray
 from schemas.errors import UsageError
 from trainer.evaluation.ground_truth import Categories, Objects
@@ -95,21 +95,36 @@ def class_table(summary: Summary) -> pl.DataFrame:
 
 
 def write_class_table(path: Location, summary: Summary) -> None:
-    """Write `class_table` as CSV or Parquet.
-
-    Raises:
-        UsageError: the name ends neither in .csv nor in .parquet.
-    """
+    """Write `class_table` as CSV or Parquet, to a place that `check_table` has looked at."""
     frame, content = class_table(summary), io.BytesIO()
-    check_table_name(path)
     frame.write_csv(content) if path.suffix == ".csv" else frame.write_parquet(content)
     write_atomic(path, content.getvalue())
 
 
-def check_table_name(path: Location) -> None:
-    """Raise UsageError where a table cannot be written under a name, before any work."""
+def check_table(path: Location) -> None:
+    """Look, before any work, whether a table of classes can be written to a place.
+
+    Raises:
+        UsageError: the name ends neither in .csv nor in .parquet, its folder cannot be written to, or a file or folder
+            of another origin is there.
+    """
     if path.suffix not in (".csv", ".parquet"):
         raise UsageError(f"{path}: a table is written as CSV or Parquet; give a name that ends in .csv or .parquet")
+    probe_writable(path.parent)
+    make_folder(path.parent)
+    columns = [*class_table({}).columns]
+    try:
+        if is_folder(path):
+            there = []
+        elif not is_file(path):
+            return
+        else:
+            content = io.BytesIO(read_bytes(path))
+            there = (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(content, n_rows=0).columns
+    except pl.exceptions.PolarsError:
+        there = []
+    if there != columns:
+        raise UsageError(f"{path}: was not written by `sniper evaluate --table`; choose another name, or move it away")
 
 
 def _shown(value: float | None) -> str:

@@ -1,8 +1,9 @@
 """What was found on many images, as columns: 36 bytes a box, where a list of dicts takes twenty times as much."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -81,9 +82,12 @@ def join_results(parts: Sequence[CocoResults]) -> CocoResults:
     return joined.take(np.argsort(joined.image_id, kind="stable"))
 
 
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class _Record(msgspec.Struct):
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
     score: float
 
@@ -99,17 +103,22 @@ def read_results(path: Location) -> CocoResults:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file of results") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        odd = " (NaN and Infinity are no JSON)" if re.search(rb"NaN|Infinity", read_bytes(path)) else ""
         raise DataError(
             f"{path}: expected COCO results, a list of image_id, category_id, bbox and score, as `sniper evaluate "
-            f"--out` writes it: {error}"
+            f"--out` writes it: {error}{odd}"
         ) from error
     boxes = np.array([record.bbox for record in records], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([record.score for record in records], np.float64)
+    most = np.finfo(np.float32).max
+    if (odd_rows := np.flatnonzero((np.abs(boxes) > most).any(axis=1) | (np.abs(scores) > most))).size:
+        raise DataError(f"{path}: record {odd_rows[0] + 1} has a box or a score beyond all measure")
     return CocoResults(
         np.array([record.image_id for record in records], np.int64),
         np.array([record.category_id for record in records], np.int64),
         boxes.astype(np.float32),
-        np.array([record.score for record in records], np.float32),
+        scores.astype(np.float32),
     )
 
 

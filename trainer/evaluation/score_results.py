@@ -83,4 +83,4 @@ def foreign(results: CocoResults, source: Source, detections: Location, annotati
             f"{detections}: {text}, such as category_id {results.category_id[0]}; give the annotation file with the "
             "classes that the detector was trained on"
         )
-    return [f"{text}, and count as false"]
+    return [f"{text}, and enter no score of a class"]

@@ -13,7 +13,6 @@ from trainer.evaluation.matching import NONE, Matching, class_curve, curve, matc
 from trainer.evaluation.operating import best_point, class_points, confusion
 from trainer.evaluation.results import CocoResults
 
-NOTHING = "(nothing)"
 CURVE_POINTS = 100
 BINS_PER_OCTAVE = 2  # of sizes
 
@@ -97,9 +96,9 @@ def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[flo
 
 
 def _confusion(found: Findings, categories: Categories, score: float) -> list[dict[str, Any]]:
-    """Return the cells of the confusion matrix at a score that are not 0; `(nothing)` stands beside the classes."""
+    """Return the cells of the confusion matrix at a score that are not 0; None stands for nothing."""
     objects, results, matching, _ = found
-    names = [*class_names(categories), NOTHING]
+    names = [*class_names(categories), None]
     counts = confusion(objects, results, matching, categories, 0.0 if np.isnan(score) else score)
     return [
         {"object": names[row], "detection": names[column], "number": int(counts[row, column])}

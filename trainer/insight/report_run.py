@@ -16,10 +16,11 @@ from trainer.evaluation.ground_truth import read_objects
 from trainer.evaluation.results import read_results
 from trainer.evaluation.score_results import foreign
 from trainer.insight.crops import choose_false, choose_missed, draw_crops
-from trainer.insight.findings import ADVICE, NOTHING, Findings, as_facts, find_errors
+from trainer.insight.findings import ADVICE, Findings, as_facts, find_errors
 from trainer.insight.history import read_history
 from trainer.runtime.checkpoint import read_checkpoint
 
+NOTHING = "(nothing)"  # beside the names of classes
 DRAWN_CLASSES = 10  # in one chart
 WAITING = 0.1  # share of the time that training waits for data
 FOUND_COLORS = {"found": "#35a04f", "not found": "#d9483b"}
@@ -215,7 +216,10 @@ def _at_scores(facts: Facts) -> Section:
     blocks: list[Block] = [Text(text), Table(["class", "best F1", "from score", "precision", "recall"], rows)]
     classes = [row["class"] for row in facts["classes"]]
     if len(classes) <= DRAWN_CLASSES:
-        spec = matrix(facts["confusion"], "detection", "object", "number", [*classes, NOTHING])
+        cells = [
+            {key: NOTHING if value is None else value for key, value in cell.items()} for cell in facts["confusion"]
+        ]
+        spec = matrix(cells, "detection", "object", "number", [*classes, NOTHING])
         title = f"What objects (rows) are taken for (columns), from the score {best['score']:.3f} on"
         blocks.append(Row([Chart(title, spec)]))
     return Section("Which score to ask for", blocks)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.dataset.build_file import NAME, finished_builds, refuse_other_chips
+from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES, finished_builds, refuse_other_chips
 from pipeline.engines.progress import log
 from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
 from schemas.build import Build
@@ -96,8 +96,9 @@ def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> Non
             f"{out}: holds no checkpoint, so there is nothing to resume; look whether the folder is the right one, or "
             "begin a run without --resume (--resume=auto does whichever fits)"
         )
-    if is_file(out / NAME):
-        raise UsageError(f"{out}: holds {NAME}, so it is a chip data set; choose another --out")
+    is_part = out.name in (POSITIVES, NEGATIVES) and is_file(out.parent / NAME)
+    if is_file(out / NAME) or is_part:
+        raise UsageError(f"{out}: is {'part of ' if is_part else ''}a chip data set; choose another --out")
     probe_writable(out)
     held.enter_context(locked(out, "sniper train"))
     checkpoints = find_checkpoints(out)

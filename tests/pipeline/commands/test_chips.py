@@ -129,6 +129,17 @@ def test_chips__go_nowhere_but_beside_the_images(demo_set: DataSet, tmp_path: Pa
     assert not (demo_set.images / "positives").exists()
 
 
+def test_chips__replace_no_file_that_they_did_not_write(demo_set: DataSet, tmp_path: Path) -> None:
+    for name in ("run.json", "images.parquet"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("precious")
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match="did not write and would replace"):
+                build(demo_set, folder, overwrite=overwrite)
+        assert (folder / name).read_text() == "precious"
+
+
 def test_chips__changed_settings_are_refused_by_name_and_replaced_on_demand(demo_set: DataSet, tmp_path: Path) -> None:
     build(demo_set, tmp_path)
     other = ChipSettings(images_per_shard=2, quality=80)

@@ -84,5 +84,11 @@ def test_import_labels__writes_over_nothing_but_its_own(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="`sniper import` did not write"):
             import_labels("csv", table, tmp_path / "images", out)
         assert out.read_bytes() == before
+    written = tmp_path / "coco.json"
     for _ in range(2):
-        import_labels("csv", table, tmp_path / "images", tmp_path / "coco.json")
+        import_labels("csv", table, tmp_path / "images", written)
+    written.write_text(json.dumps(json.loads(written.read_text()), indent=1))  # the same content
+    import_labels("csv", table, tmp_path / "images", written)
+    written.write_text(written.read_text().replace('"cat"', '"kitten"'))
+    with pytest.raises(UsageError, match="or that was changed since"):
+        import_labels("csv", table, tmp_path / "images", written)

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import DataError, UsageError
 from tests.conftest import RunSniper
-from trainer.evaluation.coco_scores import check_table_name
+from trainer.evaluation.coco_scores import check_table
 from trainer.evaluation.score_results import score_results
 
 
@@ -54,7 +54,7 @@ def test_evaluate__results_of_other_images_or_classes_are_refused(truth: Path, t
     with pytest.raises(DataError, match="such as category_id 5"):
         score_results(found(tmp_path, (1, 5, [1, 1, 9, 9], 0.5)), truth)
     scored = score_results(found(tmp_path, (1, 5, [1, 1, 9, 9], 0.5), (1, 3, [10, 10, 40, 40], 0.9)), truth)
-    assert any("and count as false" in note for note in scored.notes)
+    assert any("enter no score" in note for note in scored.notes)
 
 
 def test_evaluate__says_what_does_not_go_together(sniper: RunSniper, truth: Path, tmp_path: Path) -> None:
@@ -65,4 +65,37 @@ def test_evaluate__says_what_does_not_go_together(sniper: RunSniper, truth: Path
     assert "leave out --checkpoint" in both.err
     assert "give --checkpoint and --images, or --results" in neither.err
     with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
-        check_table_name(tmp_path / "classes.xlsx")
+        check_table(tmp_path / "classes.xlsx")
+
+
+def test_check_table__lets_nothing_be_written_over_but_a_table(sniper: RunSniper, truth: Path, tmp_path: Path) -> None:
+    results = found(tmp_path, (1, 3, [10, 10, 40, 40], 0.9))
+    mine = tmp_path / "labels.csv"
+    mine.write_text("file,label\n1.jpg,cat\n")
+    renamed = results.rename(tmp_path / "found.csv")
+    folder = tmp_path / "folder.csv"
+    folder.mkdir()
+    for table in (mine, renamed, folder):
+        told = sniper("evaluate", "--results", renamed, "--annotations", truth, "--table", table)
+        assert told.status == 2
+        assert "was not written by `sniper evaluate --table`" in told.err
+    assert mine.read_text().startswith("file,label")
+    for name in ("a.csv", "a.parquet"):
+        for _ in range(2):
+            told = sniper("evaluate", "--results", renamed, "--annotations", truth, "--table", tmp_path / "new" / name)
+            assert told.status == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ('{"image_id": 1000000000000000000000000, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}', "image_id"),
+        ('{"image_id": 1, "category_id": 3, "bbox": [1, 2, 1e200, 4], "score": 0.5}', "record 1 has a box or a score"),
+        ('{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": NaN}', "NaN and Infinity are no JSON"),
+    ],
+)
+def test_read_results__odd_numbers_are_named(record: str, said: str, truth: Path, tmp_path: Path) -> None:
+    results = tmp_path / "found.json"
+    results.write_text(f"[{record}]")
+    with pytest.raises(DataError, match=said):
+        score_results(results, truth)

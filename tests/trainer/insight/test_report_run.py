@@ -19,7 +19,7 @@ from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.matching import NONE
 from trainer.evaluation.results import CocoResults
 from trainer.insight.crops import SHOWN, choose_false, choose_missed
-from trainer.insight.findings import NOTHING, Kind, as_facts, find_errors, object_sizes
+from trainer.insight.findings import Kind, as_facts, find_errors, object_sizes
 from trainer.insight.history import POINTS, read_history
 from trainer.insight.report_run import report_run
 
@@ -74,7 +74,7 @@ def test_as_facts__parts_add_up(scene: tuple[Objects, CocoResults]) -> None:
     assert facts["false"] == sum(row["count"] for row in facts["errors"] if row["kind"] != "missed")
     background = next(row["count"] for row in facts["errors"] if row["kind"] == "background")
     assert background == sum(row["background"] for row in facts["ranges"])
-    assert sum(cell["number"] for cell in facts["confusion"] if cell["object"] != NOTHING) == facts["objects"]
+    assert sum(cell["number"] for cell in facts["confusion"] if cell["object"] is not None) == facts["objects"]
     assert facts["best"]["F1"] is None or facts["best"]["F1"] >= 0
     for row in facts["classes"]:
         assert set(row) == {"class", "F1", "score", "precision", "recall"}
@@ -189,7 +189,7 @@ def test_report__refuses_detections_of_other_data(checkpoint: Path, demo: Path, 
                 report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
         else:
             facts = report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
-            assert any("1 of" in line and "does not have, and count as false" in line for line in facts["remarks"])
+            assert any("1 of" in line and "does not have, and enter no score of a class" in line for line in facts["remarks"])
     place.write_text(json.dumps([{**record, "category_id": 55} for record in records]))
     with pytest.raises(DataError, match="such as category_id 55"):
         report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))

@@ -204,8 +204,9 @@ def test_train__a_loss_that_is_not_finite_stops_before_the_weights_change(data: 
 
 
 def test_train__writes_into_no_chip_data_set(data: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds run\.json, so it is a chip data set"):
-        train(data, data, tiny_settings(), resume="auto")
+    for out in (data, data / "positives"):
+        with pytest.raises(UsageError, match="a chip data set; choose another --out"):
+            train(data, out, tiny_settings(), resume="auto")
 
 
 def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path) -> None:
