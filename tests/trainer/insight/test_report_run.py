@@ -189,7 +189,9 @@ def test_report__refuses_detections_of_other_data(checkpoint: Path, demo: Path, 
                 report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
         else:
             facts = report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
-            assert any("1 of" in line and "does not have, and enter no score of a class" in line for line in facts["remarks"])
+            assert any(
+                "1 of" in line and "does not have, and enter no score of a class" in line for line in facts["remarks"]
+            )
     place.write_text(json.dumps([{**record, "category_id": 55} for record in records]))
     with pytest.raises(DataError, match="such as category_id 55"):
         report_run(checkpoint.parent, tmp_path / "a.html", scored=(place, *scored))
