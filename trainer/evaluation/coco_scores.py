@@ -12,10 +12,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools.cocoeval import Params
 
 from pipeline.storage import Location, is_file, is_folder, make_folder, probe_writable, read_bytes, write_atomic
-from schemas.arrays import IntArray
 from schemas.errors import UsageError
 from trainer.evaluation.ground_truth import Categories, Objects
-from trainer.evaluation.matching import match
+from trainer.evaluation.matching import group_rows, match
 from trainer.evaluation.operating import class_points
 from trainer.evaluation.results import CocoResults
 
@@ -191,24 +190,16 @@ def run_coco(
     params = Params("bbox")
     shape = (len(params.iouThrs), len(params.recThrs), len(ids), len(areas))
     precisions, recalls = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
-    true_rows, found_rows = _rows_of(objects.category_id), _rows_of(results.category_id)
+    true_rows = group_rows(objects.category_id)
+    found_rows = {} if results.category_id is None else group_rows(results.category_id)
     for k, id_ in enumerate(ids):
-        if id_ not in true_rows:
+        if (id_,) not in true_rows:
             continue
-        truth, found = objects.take(true_rows[id_]), results.take(found_rows.get(id_, slice(0)))
+        truth, found = objects.take(true_rows[id_,]), results.take(found_rows.get((id_,), slice(0)))
         arrays = _run_category(truth, found, areas, max_dets)
         precisions[:, :, k] = arrays["precision"][:, :, 0, :, 0]
         recalls[:, k] = arrays["recall"][:, 0, :, 0]
     return Scores(precisions, recalls, params.iouThrs, list(areas))
-
-
-def _rows_of(ids: IntArray | None) -> dict[int, IntArray]:
-    """Group rows by their id, keeping their order."""
-    if ids is None or not len(ids):
-        return {}
-    order = np.argsort(ids, kind="stable")
-    found, starts = np.unique(ids[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _run_category(

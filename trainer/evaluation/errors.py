@@ -58,14 +58,14 @@ def split_errors(objects: Objects, results: CocoResults, matching: Matching, *, 
     if results.category_id is None:
         return Errors(kind, meant, missed)
     boxes = results.xywh()
-    in_image = group_rows(objects.image_id[real], np.zeros(len(real), np.int64))
+    in_image = group_rows(objects.image_id[real])
     false = np.flatnonzero(matching.is_false)
-    for (image, _), rows in group_rows(results.image_id[false], np.zeros(len(false), np.int64)).items():
+    for image, rows in group_rows(results.image_id[false]).items():
         rows = false[rows]
-        if (image, 0) not in in_image:
+        if image not in in_image:
             kind[rows] = Kind.BACKGROUND
             continue
-        there = real[in_image[image, 0]]
+        there = real[in_image[image]]
         overlaps = box_ious(boxes[rows], objects.boxes[there], np.zeros(len(there), bool))
         is_same = results.category_id[rows][:, None] == objects.category_id[there]
         same, other = np.where(is_same, overlaps, -1.0), np.where(is_same, -1.0, overlaps)

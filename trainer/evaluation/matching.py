@@ -103,15 +103,18 @@ def box_ious(boxes: FloatArray, others: FloatArray, crowd: Bools) -> FloatArray:
     return np.asarray(mask.iou(boxes, others, crowd.astype(np.uint8)), np.float64)
 
 
-def group_rows(image_id: IntArray, category_id: IntArray) -> dict[tuple[int, int], IntArray]:
-    """Group rows by image and class, keeping their order."""
-    if not len(image_id):
+def group_rows(*ids: IntArray) -> dict[tuple[int, ...], IntArray]:
+    """Group rows by their ids, keeping their order.
+
+    Args:
+        ids: int64 [N], one or several columns.
+    """
+    if not len(ids[0]):
         return {}
-    order = np.lexsort((category_id, image_id))
-    images, classes = image_id[order], category_id[order]
-    starts = np.flatnonzero((np.diff(images) != 0) | (np.diff(classes) != 0)) + 1
-    groups = np.split(order, starts)
-    return {(int(image_id[rows[0]]), int(category_id[rows[0]])): rows for rows in groups}
+    order = np.lexsort(ids[::-1])
+    changes = [np.diff(column[order]) != 0 for column in ids]
+    groups = np.split(order, np.flatnonzero(np.logical_or.reduce(changes)) + 1)
+    return {tuple(int(column[rows[0]]) for column in ids): rows for rows in groups}
 
 
 class Curve(NamedTuple):

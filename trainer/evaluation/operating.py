@@ -114,10 +114,10 @@ def confusion(
     partner = np.full(len(results.scores), NONE)
     partner[true] = matching.object[true]
     there = np.flatnonzero(left)
-    of_image = group_rows(objects.image_id[there], np.zeros(len(there), np.int64))
+    of_image = group_rows(objects.image_id[there])
     false = np.flatnonzero(taken & ~matching.is_true)
     for row in false[np.argsort(-results.scores[false], kind="stable")].tolist():
-        rows = there[of_image.get((int(results.image_id[row]), 0), np.empty(0, np.int64))]
+        rows = there[of_image.get((int(results.image_id[row]),), np.empty(0, np.int64))]
         rows = rows[left[rows]]
         overlaps = box_ious(results.take(slice(row, row + 1)).xywh(), objects.boxes[rows], np.zeros(len(rows), bool))
         if len(rows) and overlaps.max() >= iou:

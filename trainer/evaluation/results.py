@@ -99,11 +99,13 @@ def read_results(path: Location) -> CocoResults:
         DataError: it is not there, or holds anything else. OSError: it cannot be read.
     """
     try:
-        records = msgspec.json.decode(read_bytes(path), type=list[_Record])
+        content = read_bytes(path)
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file of results") from error
+    try:
+        records = msgspec.json.decode(content, type=list[_Record])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        odd = " (NaN and Infinity are no JSON)" if re.search(rb"NaN|Infinity", read_bytes(path)) else ""
+        odd = " (NaN and Infinity are no JSON)" if re.search(rb"NaN|Infinity", content) else ""
         raise DataError(
             f"{path}: expected COCO results, a list of image_id, category_id, bbox and score, as `sniper evaluate "
             f"--out` writes it: {error}{odd}"
