@@ -1,7 +1,6 @@
 """`sniper chips`: turn an annotation file and an image folder into shards of chips, resumably and reproducibly."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -48,6 +47,7 @@ from pipeline.storage import (
     files_in,
     is_file,
     is_folder,
+    lies_in,
     location,
     locked,
     make_folder,
@@ -130,7 +130,7 @@ def chips(
     if not plan_only and images is None:
         raise UsageError("--images is missing; give the folder that file_name is relative to")
     source, image_root = read_inputs(annotations, images, settings.max_pixels, settings.ignore_categories)
-    if image_root is not None and _same_place(image_root, out):
+    if image_root is not None and lies_in(image_root, out) and lies_in(out, image_root):
         raise UsageError(f"{out}: is the folder of the images; choose another --out")
     limits = Limits(max_bad, max_bad_boxes)
     _refuse_foreign(out)
@@ -159,13 +159,6 @@ def _refuse_foreign(out: Location) -> None:
             f"{out}: holds {there[0]}, which `sniper chips` did not write and would replace; choose another --out, or "
             "move that away"
         )
-
-
-def _same_place(one: Location, other: Location) -> bool:
-    """Tell whether two names are those of one folder, once links are followed."""
-    if isinstance(one, Path) and isinstance(other, Path):
-        return one.resolve() == other.resolve()
-    return one == other
 
 
 def _refuse_vanishing(out: Location, annotations: Places, source: Source) -> None:

@@ -20,7 +20,7 @@ from pipeline.coco.read import read_coco
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
-from pipeline.exchange.written import Written, lies_in, refuse_chips, refuse_others, remove_written
+from pipeline.exchange.written import Written, refuse_chips, refuse_others, remove_written
 from pipeline.images.chip import cut_chip, encode_jpeg
 from pipeline.images.decode import ImageRefusedError
 from pipeline.images.sources import SUFFIXES, find_images, image_folder, measure_image
@@ -32,6 +32,7 @@ from pipeline.storage import (
     atomic_file,
     files_in,
     is_file,
+    lies_in,
     location,
     locked,
     make_folder,

@@ -5,7 +5,6 @@ Names that begin with a dot do not count: our records have such names, and syste
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.dataset.build_file import NAME
@@ -67,11 +66,3 @@ def refuse_chips(out: Location) -> None:
     """
     if is_file(out / NAME):
         raise UsageError(f"{out}: holds {NAME}, so it is a chip data set; choose another --out")
-
-
-def lies_in(place: Location, folder: Location) -> bool:
-    """Tell whether a place is a folder or file, or lies below it, once links are followed."""
-    if isinstance(place, Path) and isinstance(folder, Path):
-        return place.resolve().is_relative_to(folder.resolve())
-    inner, outer = (f"{one.path.rstrip('/')}/" if not isinstance(one, Path) else "" for one in (place, folder))
-    return type(place) is type(folder) and inner.startswith(outer)

@@ -27,7 +27,7 @@ from pipeline.storage.files import (
     touch,
 )
 from pipeline.storage.locks import locked, remove_temporary
-from pipeline.storage.stores import Location, location
+from pipeline.storage.stores import Location, lies_in, location
 from pipeline.storage.writing import (
     TEMPORARY,
     HashingFile,
@@ -50,6 +50,7 @@ __all__ = [
     "is_file",
     "is_folder",
     "local_copy",
+    "lies_in",
     "location",
     "locked",
     "make_folder",

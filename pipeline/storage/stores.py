@@ -177,3 +177,11 @@ def is_disk_full(error: BaseException) -> bool:
 def _os_error(number: int, reason: str, what: object) -> OSError:
     """Make the error that the system raises for a local file; OSError takes the subclass that its number has."""
     return OSError(number, reason, str(what))
+
+
+def lies_in(place: Location, folder: Location) -> bool:
+    """Tell whether a place is a folder or file, or lies below it, once links are followed."""
+    if isinstance(place, Path) and isinstance(folder, Path):
+        return place.resolve().is_relative_to(folder.resolve())
+    inner, outer = (f"{one.path.rstrip('/')}/" if not isinstance(one, Path) else "" for one in (place, folder))
+    return type(place) is type(folder) and inner.startswith(outer)

@@ -10,9 +10,8 @@ import numpy as np
 from pipeline.coco.read import read_coco
 from pipeline.exchange.merge_views import merge_views as merge_found
 from pipeline.exchange.views import INDEX, LISTING, ViewIndex, read_index
-from pipeline.exchange.written import lies_in
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, is_folder, location, locked, probe_writable, write_atomic
+from pipeline.storage import Location, is_folder, lies_in, location, locked, probe_writable, write_atomic
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings
 from trainer.evaluation.coco_scores import Summary, score

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.exchange.written import Written, lies_in, refuse_others, remove_written
-from pipeline.storage import location, names_in
+from pipeline.exchange.written import Written, refuse_others, remove_written
+from pipeline.storage import lies_in, location, names_in
 from schemas.errors import UsageError
 from tests.s3 import S3
 
