@@ -84,7 +84,7 @@ def perform(run: Run, work: Path, steps: int, num_train: int, deadline: float) -
         **{"num_val": num_val, "device": _device(), "batch": settings.train.batch_size},
         **{"epoch_chips": num_chips, "epoch_pixels": pixels, "pyramid_pixels": pyramid_pixels(data)},
         **(json.loads((out / "pace.json").read_text()) if (out / "pace.json").exists() else {}),
-        **{"prepare_cpu_s": seconds(folders[0]), "images_per_s": num_val / scored.pop("detect_s")},
+        **{"prepare_cpu_s": seconds(folders[0]), "images_per_core_s": num_val / scored.pop("detect_cpu_s")},
         **scored,
     }
 

@@ -113,7 +113,7 @@ def cost_table(lines: list[Line]) -> str:
         "ms per step",
         "core s per step",
     ]
-    head += ["core s before the training", "images/s in detection"]
+    head += ["core s before the training", "images per core s in detection"]
     body = []
     for row in ROWS:
         of_row = [line for line in lines if line["data"] == "scenes" and line["row"] == row.name]
@@ -124,7 +124,7 @@ def cost_table(lines: list[Line]) -> str:
         passes = last["steps"] * last["batch"] / last["epoch_chips"]
         clock, cores, speed = (
             statistics.median([line[name] for line in of_row if name in line] or [math.nan])
-            for name in ("step_s", "step_cpu_s", "images_per_s")
+            for name in ("step_s", "step_cpu_s", "images_per_core_s")
         )
         stages = last["prepare_cpu_s"]
         before = sum(stages.values()) if row.name != "without negatives" else stages["chips"]
