@@ -214,6 +214,10 @@ def evaluate(
     help="leave out what scores less  [default: detect.min_score]",
 )
 @click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
+@click.option(
+    "--results", type=location, help="file for all detections in one list: .json (COCO results), .jsonl or .csv"
+)
+@click.option("--annotations", type=location, help="with --results: COCO JSON file whose image ids they get")
 @settings_options
 def detect(
     checkpoint: Location,
@@ -222,6 +226,8 @@ def detect(
     classes: str | None,
     min_score: float | None,
     min_drawn: float,
+    results: Location | None,
+    annotations: Location | None,
     settings: Settings,
 ) -> None:
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
@@ -233,7 +239,13 @@ def detect(
         settings = settings.model_copy(update={"detect": options})
     wanted = [name.strip() for name in classes.split(",")] if classes else []
     with stoppable(f"To go on, run the same command again: what was found is in {out}"):
-        report = run(out, checkpoint, images, settings, min_drawn=min_drawn, classes=wanted)
+        report = run(
+            *(out, checkpoint, images, settings),
+            min_drawn=min_drawn,
+            classes=wanted,
+            results=results,
+            annotations=annotations,
+        )
     if report is None:
         return  # under torchrun the first process reports
     for file, error in report.errors:

@@ -21,6 +21,7 @@ from schemas.settings import Settings
 from trainer.inference.opening import fingerprint
 from trainer.inference.output import FINAL, DetectReport, Result, drawn, open_output
 from trainer.inference.predictor import Predictor
+from trainer.inference.results_file import check_results, image_ids, write_results
 
 if TYPE_CHECKING:
     from trainer.runtime.ranks import Rank
@@ -37,6 +38,8 @@ def detect(
     out: Location | str | None = None,
     min_drawn: float = 0.3,
     classes: Sequence[str] = (),
+    results: Location | str | None = None,
+    annotations: Location | str | None = None,
 ) -> list[Result]:
     """Detect on image files of this machine, and folders of them, and return all results.
 
@@ -47,6 +50,9 @@ def detect(
         out: folder for what `detect_into` writes; None: nothing is written.
         min_drawn: score from which a detection is drawn on the picture, 0 to 1.
         classes: names of the classes that are wanted; none: all.
+        results: file for all detections in one list, whose suffix decides its form: .json (COCO results), .jsonl or
+            .csv. It is written in the end.
+        annotations: with `results`, COCO JSON file whose ids of images they get; None: they name the files.
 
     Returns:
         For each image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score",
@@ -56,16 +62,41 @@ def detect(
 
     Raises:
         UsageError: there is no such file, or no image in a folder, settings were given that contradict the checkpoint,
-            or it knows no class of a name.
+            it knows no class of a name, or `results` or `annotations` do not fit (see `check_results`, `image_ids`).
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
     if out is None:
+        place = _place(results, annotations, None)
         predictor = Predictor(checkpoint, settings, classes=classes)
-        return list(_search(predictor, _listed(images, None)))
-    detect_into(out, checkpoint, images, settings, min_drawn=min_drawn, classes=classes)
-    results: list[Result] = json.loads(read_bytes(location(out) / FINAL))
-    return results
+        files = _listed(images, None)
+        ids = image_ids(location(annotations), files) if annotations else None
+        found = list(_search(predictor, files))
+        if place is not None:
+            write_results(place, found, ids)
+        return found
+    detect_into(
+        *(out, checkpoint, images, settings),
+        min_drawn=min_drawn,
+        classes=classes,
+        results=results,
+        annotations=annotations,
+    )
+    written: list[Result] = json.loads(read_bytes(location(out) / FINAL))
+    return written
+
+
+def _place(
+    results: Location | str | None, annotations: Location | str | None, out: Location | None
+) -> Location | None:
+    """Check where results are to go, before any work."""
+    if results is None:
+        if annotations is not None:
+            raise UsageError("detect: annotations give results their ids; give results, or leave out annotations")
+        return None
+    place = location(results)
+    check_results(place, out)
+    return place
 
 
 def detect_into(
@@ -76,6 +107,8 @@ def detect_into(
     *,
     min_drawn: float = 0.3,
     classes: Sequence[str] = (),
+    results: Location | str | None = None,
+    annotations: Location | str | None = None,
 ) -> DetectReport | None:
     """Detect on image files of this machine, and folders of them, and write each result as soon as it is there.
 
@@ -91,22 +124,28 @@ def detect_into(
         settings: the section `detect` is used, and chips.max_pixels where it was given.
         min_drawn: score from which a detection is drawn on the picture, 0 to 1.
         classes: names of the classes that are wanted; none: all.
+        results: file for all detections in one list, whose suffix decides its form: .json (COCO results), .jsonl or
+            .csv. It is written in the end.
+        annotations: with `results`, COCO JSON file whose ids of images they get; None: they name the files.
 
     Returns:
         What was done; None on every rank but the first.
 
     Raises:
         UsageError: there is no such file, no image in a folder, settings were given that contradict the checkpoint, it
-            knows no class of a name, or another process writes to `out`.
+            knows no class of a name, another process writes to `out`, or `results` or `annotations` do not fit (see
+            `check_results`, `image_ids`).
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
     from trainer.runtime.ranks import breakable, from_first, joined  # detection from Python does without
 
     out = location(out)
+    place = _place(results, annotations, out)
     with joined() as rank:
         predictor = Predictor(checkpoint, settings, device=rank.device, classes=classes)
         files = _listed(images, out)
+        ids = image_ids(location(annotations), files) if annotations else None
         options = predictor.inference.options.model_dump(mode="json", exclude={"threads"})
         made_with = {
             "weights": fingerprint(predictor.inference.model),
@@ -121,10 +160,12 @@ def detect_into(
             spans = split_spans(len(files) - done, SPAN)
             own = [done + i for span in spans[rank.index :: rank.count] for i in span]
             found = _search(predictor, [files[i] for i in own])
-            results = (drawn(result, out, i, min_drawn) for i, result in zip(own, found, strict=True))
-            for result in results if rank.count == 1 else _in_rounds(results, spans, rank):
+            with_pictures = (drawn(result, out, i, min_drawn) for i, result in zip(own, found, strict=True))
+            for result in with_pictures if rank.count == 1 else _in_rounds(with_pictures, spans, rank):
                 assert output is not None  # only the first rank gets any
                 output.add(result)
+            if place is not None and output is not None:
+                write_results(place, output.results(), ids)
         return None if output is None else output.report
 
 

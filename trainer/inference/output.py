@@ -48,17 +48,21 @@ class DetectReport(NamedTuple):
 class Output:
     """Takes the results of images in order."""
 
-    def __init__(self, lines: IO[bytes], done: int) -> None:
+    def __init__(self, lines: IO[bytes], path: Path, done: int) -> None:
         self.done = done
         """Images that an interrupted run has done already, the first ones."""
         self.report = DetectReport()
         """What was done on all images; complete when the folder is closed."""
-        self._lines = lines
+        self._lines, self._path = lines, path
 
     def add(self, result: Result) -> None:
         """Keep the result of the next image."""
         self._lines.write(json.dumps(result).encode() + b"\n")
         self._lines.flush()
+
+    def results(self) -> Iterator[Result]:
+        """Yield the results of all images so far, those of an interrupted run included."""
+        return (result for result, _ in results_in(self._path))
 
 
 def drawn(result: Result, folder: Location, number: int, min_drawn: float) -> Result:
@@ -108,7 +112,7 @@ def open_output(out: Location, files: Sequence[Path], made_with: Any, min_drawn:
         if done:
             LOG.info("%s: %d of %d images are done already", out, done, len(files))
         with (here / LINES).open("ab") as lines:
-            output = Output(lines, done)
+            output = Output(lines, here / LINES, done)
             yield output
         output.report = _write_final(here / LINES, out / FINAL)
         remove(here / RECORD)
