@@ -124,6 +124,7 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
 	$(BIN)/python scripts/bench/bench_score.py --json bench-results/score.json
 	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
+	$(BIN)/python scripts/bench/bench_export.py --json bench-results/export.json
 	@$(MAKE) --no-print-directory train ARGS=
 	.venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \
 	    --images $(DEMO)/data/val --json bench-results/sahi.json

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.score_results import score_results
     from trainer.evaluation.views import merge_views
     from trainer.inference.detect import detect, detect_into
+    from trainer.inference.export_model import export_model, slim_checkpoint
     from trainer.inference.predictor import Predictor
     from trainer.insight.report_run import report_run
     from trainer.loading.cache import cache_of
@@ -59,6 +60,7 @@ __all__ = [
     "evaluate",
     "evaluate_proposals",
     "export",
+    "export_model",
     "import_labels",
     "load_settings",
     "main",
@@ -71,6 +73,7 @@ __all__ = [
     "score_results",
     "search",
     "show",
+    "slim_checkpoint",
     "split",
     "suggest",
     "train",
@@ -93,6 +96,7 @@ _MODULES = {
     "evaluate": "trainer.evaluation.evaluate",
     "evaluate_proposals": "trainer.evaluation.recall",
     "export": "pipeline.exchange.export",
+    "export_model": "trainer.inference.export_model",
     "import_labels": "pipeline.exchange.import_labels",
     "load_settings": "schemas.settings",
     "main": "pipeline.cli.main",
@@ -105,6 +109,7 @@ _MODULES = {
     "score_results": "trainer.evaluation.score_results",
     "search": "pipeline.pyramid.search",
     "show": "pipeline.insight.show",
+    "slim_checkpoint": "trainer.inference.export_model",
     "split": "pipeline.exchange.split",
     "suggest": "pipeline.insight.suggest",
     "train": "trainer.training.train",

@@ -255,6 +255,42 @@ def detect(
         sys.exit(1)
 
 
+@click.command("export-model")
+@click.option(
+    "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
+)
+@click.option("--out", type=location, required=True, help="file to write: NAME.onnx, with --slim NAME.pt")
+@click.option(
+    "--format", "_kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="of the network"
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    nargs=2,
+    metavar="HEIGHT WIDTH",
+    help="of the views that the network takes, multiples of 32  [default: those of the chips]",
+)
+@click.option(
+    "--slim", is_flag=True, help="write a checkpoint without what only training needs, in place of a network"
+)
+@settings_options
+def export_model(
+    checkpoint: Location, out: Location, _kind: str, size: tuple[int, int] | None, slim: bool, settings: Settings
+) -> None:
+    """Write the network of a checkpoint for other programs, or its weights alone."""
+    with needed("train"):
+        from trainer.inference.export_model import export_model as run
+        from trainer.inference.export_model import slim_checkpoint
+    if slim:
+        if size is not None:
+            raise UsageError("export-model: --slim writes weights, which have no --size; leave it out")
+        slim_checkpoint(checkpoint, out)
+        click.echo(f"{out}: the weights alone; `sniper detect --checkpoint {out}` takes them as it does the whole")
+        return
+    worst = run(checkpoint, out, size=size, settings=settings)
+    click.echo(f"{out}: finds what the network finds, within {worst:.1g} of scores and of shares of a side")
+
+
 @click.command()
 @click.argument("folder", type=location)
 @click.option(

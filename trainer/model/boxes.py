@@ -136,11 +136,25 @@ def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     Returns:
         bool [B, N], True for the boxes that stay.
     """
+    if torch.compiler.is_exporting():
+        keep: Tensor = exported_nms(boxes, valid, threshold)
+        return keep
     if boxes.shape[1] > MOST_COMPARED:
         return _nms_by_place(boxes, valid, threshold)
     if boxes.device.type == "cpu":
         return _nms_sequential(boxes, valid, threshold)
     return _nms_parallel(boxes, valid, threshold)
+
+
+@torch.library.custom_op("sniper_chips::nms", mutates_args=())
+def exported_nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Run `nms` as one operation, which an exported network names instead of the loops inside."""
+    return _nms_sequential(boxes, valid, threshold)
+
+
+@exported_nms.register_fake
+def _(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(valid)
 
 
 def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:

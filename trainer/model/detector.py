@@ -170,6 +170,8 @@ def _propose(
 
 def _detect_in_slices(model: Detector, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
     """Run the box head as `Detector.detect` does, in bounded memory whatever the number of boxes."""
+    if torch.compiler.is_exporting():  # of any number of images
+        return model.detect(features, rois)
     slices = torch.split(rois, max(1, HEAD_BOXES // len(rois)), 1)
     logits, deltas = zip(*(model.detect(features, part) for part in slices), strict=True)
     return torch.cat(logits, 1), torch.cat(deltas, 1)
@@ -193,6 +195,34 @@ def propose(model: Detector, images: Tensor, sizes: Tensor) -> list[tuple[Tensor
 
 
 @torch.no_grad()
+def score_boxes(model: Detector, images: Tensor, sizes: Tensor, num_chips: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Find boxes on chips or whole images with a score for every class, in slots of which some may be empty.
+
+    Args:
+        model: in eval mode.
+        images: uint8 [B, 3, H, W], RGB, any side, content top left.
+        sizes: int64 [B, 2], height and width of the content, pixels.
+        num_chips: there are this many times the boxes of a chip.
+
+    Returns:
+        Boxes float32 [B, P, 1 or K, 4], one for all classes or one for each, pixels of the image, clipped to the
+        content, best proposal first; scores float32 [B, P, K] in [0, 1], all 0 in an empty slot.
+    """
+    features = model(images, sizes)
+    rois, used, _ = _propose(model, features, sizes, num_chips)
+    logits, deltas = _detect_in_slices(model, features, rois)
+    with full_precision(images):
+        unweighted = deltas / constant(ROI_WEIGHTS, deltas.device)
+        boxes = clip(decode(unweighted, rois[:, :, None]), sizes)
+        return boxes, logits.softmax(2)[:, :, 1:] * used[:, :, None]
+
+
+def chips_in(model: Detector, images: Tensor) -> float:
+    """Return how many chips have the area of an image of this batch, [B, 3, H, W]; at least 1."""
+    return max(1.0, images.shape[2] * images.shape[3] / model.chip_size**2)
+
+
+@torch.no_grad()
 def predict(
     model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001, *, by_area: bool = False
 ) -> list[RawDetections]:
@@ -208,17 +238,10 @@ def predict(
     Returns:
         One RawDetections per image, best proposal first.
     """
-    features = model(images, sizes)
-    area = images.shape[2] * images.shape[3] / model.chip_size**2
-    rois, used, _ = _propose(model, features, sizes, max(1.0, area) if by_area else 1.0)
-    logits, deltas = _detect_in_slices(model, features, rois)
-    with full_precision(images):
-        unweighted = deltas / constant(ROI_WEIGHTS, deltas.device)
-        boxes = clip(decode(unweighted, rois[:, :, None]), sizes)  # [B, P, 1 or K, 4]
-        scores = logits.softmax(2)[:, :, 1:]
-        chip, slot, column = ((scores > min_score) & used[:, :, None]).nonzero(as_tuple=True)
-        found = boxes[chip, slot, column if boxes.shape[2] > 1 else torch.zeros_like(column)]
-        counts = torch.bincount(chip, minlength=len(images)).tolist()
-        columns = (found, scores[chip, slot, column], column + 1)
-        parts = zip(*(torch.split(values, counts) for values in columns), strict=True)
+    boxes, scores = score_boxes(model, images, sizes, chips_in(model, images) if by_area else 1.0)
+    chip, slot, column = (scores > min_score).nonzero(as_tuple=True)
+    found = boxes[chip, slot, column if boxes.shape[2] > 1 else torch.zeros_like(column)]
+    counts = torch.bincount(chip, minlength=len(images)).tolist()
+    columns = (found, scores[chip, slot, column], column + 1)
+    parts = zip(*(torch.split(values, counts) for values in columns), strict=True)
     return [RawDetections(*part) for part in parts]

@@ -58,7 +58,7 @@ class Rpn(nn.Module):
                 logits.append(F.conv2d(x.float(), self.logits.weight, self.logits.bias))
                 deltas.append(F.conv2d(x.float(), self.deltas.weight, self.deltas.bias))
         rows = flatten_maps(deltas)  # [B, cells, 4 k]
-        return flatten_maps(logits).flatten(1), rows.reshape(len(rows), rows.shape[1] * self.k, 4)
+        return flatten_maps(logits).flatten(1), rows.reshape(rows.shape[0], rows.shape[1] * self.k, 4)
 
     def at(self, rows: Tensor, shapes: tuple[tuple[int, int], ...], slots: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the outputs of the given anchors only, with gradient.
@@ -136,4 +136,4 @@ class BoxHead(nn.Module):
         x = self.layers(pooled.flatten(1))
         with full_precision(x):
             x = x.float()
-            return self.scores(x), self.deltas(x).view(len(x), self.deltas.out_features // 4, 4)
+            return self.scores(x), self.deltas(x).view(x.shape[0], self.deltas.out_features // 4, 4)

@@ -66,9 +66,13 @@ def roi_align(
     rows = table.reshape(-1, channels)
     if rows.device.type == "cpu":
         rows = rows.float()  # its kernel adds up gradients in the table's type
-    out = F.embedding_bag(
-        index.reshape(-1, 16), rows, per_sample_weights=weight.reshape(-1, 16).to(rows.dtype), mode="sum"
-    )
+    index, weight = index.reshape(-1, 16), weight.reshape(-1, 16).to(rows.dtype)
+    if torch.compiler.is_exporting():  # formats of others have no such sum
+        out = rows[index[:, 0].long()] * weight[:, 0, None]
+        for tap in range(1, 16):
+            out = out + rows[index[:, tap].long()] * weight[:, tap, None]
+    else:
+        out = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
     return out.view(-1, pooled * pooled, channels).to(table.dtype)
 
 

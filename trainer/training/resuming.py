@@ -50,6 +50,11 @@ def check_resumable(
     Raises:
         UsageError: naming every difference.
     """
+    if not checkpoint.optimizer and not checkpoint.rpn_only:  # a finished run of the RPN keeps none
+        raise UsageError(
+            f"{path}: the last checkpoint holds weights alone, as `sniper export-model --slim` writes them, and no "
+            "state of the optimiser to go on with; start a new run with --set train.weights=FILE"
+        )
     for name in sorted(checkpoint.data.keys() | data.keys()):
         there, here = (fingerprints.get(name, "none")[:12] for fingerprints in (checkpoint.data, data))
         if there != here:
