@@ -120,6 +120,7 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_cut.py --json bench-results/cut.json
 	$(BIN)/python scripts/bench/bench_loader.py --json bench-results/loader.json
 	$(BIN)/python scripts/bench/bench_train.py --json bench-results/train.json
+	$(BIN)/python scripts/bench/bench_augment.py --json bench-results/augment.json
 	$(BIN)/python scripts/bench/bench_negatives.py --json bench-results/negatives.json
 	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
 	$(BIN)/python scripts/bench/bench_score.py --json bench-results/score.json

@@ -17,6 +17,18 @@ class LoaderSettings(Section):
     flip: bool = True
     """Whether half of the chips are mirrored, drawn anew in each epoch."""
 
+    vertical_flip: bool = False
+    """Whether half of the chips are mirrored top to bottom, too (docs/augmentation.md)."""
+
+    quarter_turns: bool = False
+    """Whether chips are turned by 0, 1, 2 or 3 right angles, each as often (docs/augmentation.md)."""
+
+    jitter: float = Field(0, ge=0, lt=1)
+    """Most that brightness, contrast and saturation of a chip are changed by: 0.2 gives factors from 0.8 to 1.2."""
+
+    scale_jitter: float = Field(0, ge=0, le=1)
+    """Most that a chip's content is enlarged by, or shrunk by in return: 0.25 gives factors from 0.8 to 1.25."""
+
     repeat_threshold: float | None = Field(None, gt=0, le=1)
     """Chips with a class that is on a smaller share of the positive chips are repeated within an epoch. null means
     that no chip is."""

@@ -67,8 +67,9 @@ def main() -> None:
         between = time.perf_counter()
         found = session.run(None, {"images": views.numpy(), "sizes": sizes.numpy()})
         taken = {"eager": between - started, "onnxruntime": time.perf_counter() - between}
-        for name, value in taken.items() if number else ():
-            seconds[name].append(value)
+        if number:
+            for key, value in taken.items():
+                seconds[key].append(value)
         print(f"round {number} of {args.rounds}: {taken}", file=sys.stderr)
     ratios = [a / b for a, b in zip(seconds["eager"], seconds["onnxruntime"], strict=True)]
     result: dict[str, object] = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
@@ -77,8 +78,8 @@ def main() -> None:
     result["largest_difference"] = max(checked, largest_difference(expected, found, args.side))
     result |= {"export_seconds": round(exporting, 1), "megabytes": round(megabytes, 1), "backbone": args.backbone}
     result |= {"side": args.side, "batch_size": args.batch_size, "threads": torch.get_num_threads()}
-    for key, value in result.items():
-        print(f"{key:20} {value}")
+    for key, shown in result.items():
+        print(f"{key:20} {shown}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The batch that the loader hands to the objective, and how its chips are mirrored."""
+"""The batch that the loader hands to the objective, and how its chips are mirrored and turned."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -65,27 +65,49 @@ def _longest(offsets: Tensor) -> int:
     return int(offsets.diff().max()) if len(offsets) > 1 else 0
 
 
-def flip(batch: Batch, flags: Tensor) -> Batch:
-    """Mirror the content and the boxes of some chips, left to right; the padding stays at the right.
+def per_box(batch: Batch, values: Tensor) -> Tensor:
+    """Repeat what each chip has, [B, ...], for each of its boxes, [M, ...]."""
+    return values.repeat_interleave(batch.offsets.diff(), 0, output_size=len(batch.boxes))
+
+
+def flip(batch: Batch, flags: Tensor, *, vertical: bool = False) -> Batch:
+    """Mirror the content and the boxes of some chips, left to right; the padding stays where it is.
 
     Args:
         batch: on any device.
         flags: bool [B], on the batch's device; the chips to mirror.
+        vertical: mirror top to bottom instead.
 
     Returns:
         The batch, with new memory for images and boxes.
     """
     if not len(batch):
         return batch
-    width = batch.sizes[:, 1]
-    column = torch.arange(batch.images.shape[3], device=flags.device).expand(len(batch), -1)
-    mirrored = torch.where(flags[:, None] & (column < width[:, None]), width[:, None] - 1 - column, column)
+    length = batch.sizes[:, 0 if vertical else 1]
+    place = torch.arange(batch.images.shape[3], device=flags.device).expand(len(batch), -1)
+    mirrored = torch.where(flags[:, None] & (place < length[:, None]), length[:, None] - 1 - place, place)
     pixels = batch.images.permute(0, 2, 3, 1)  # [B, S, S, 3], as they lie in memory
-    images = pixels.gather(2, mirrored[:, None, :, None].expand(pixels.shape)).permute(0, 3, 1, 2)
-    counts = batch.offsets.diff()
-    total = len(batch.boxes)
-    flipped = flags.repeat_interleave(counts, output_size=total)[:, None]
-    edge = width.to(batch.boxes.dtype).repeat_interleave(counts, output_size=total)
+    index = mirrored[:, :, None, None] if vertical else mirrored[:, None, :, None]
+    images = pixels.gather(1 if vertical else 2, index.expand(pixels.shape)).permute(0, 3, 1, 2)
+    edge = per_box(batch, length.to(batch.boxes.dtype))
     x1, y1, x2, y2 = batch.boxes.unbind(1)
-    boxes = torch.where(flipped, torch.stack([edge - x2, y1, edge - x1, y2], 1), batch.boxes)
+    other = [x1, edge - y2, x2, edge - y1] if vertical else [edge - x2, y1, edge - x1, y2]
+    boxes = torch.where(per_box(batch, flags)[:, None], torch.stack(other, 1), batch.boxes)
     return replace(batch, images=images, boxes=boxes)
+
+
+def transpose(batch: Batch, flags: Tensor) -> Batch:
+    """Exchange rows and columns of some chips, of content, padding and boxes.
+
+    Args:
+        batch: on any device.
+        flags: bool [B], on the batch's device; the chips to transpose.
+
+    Returns:
+        The batch, with new memory for images, sizes and boxes.
+    """
+    pixels = batch.images.permute(0, 2, 3, 1)
+    images = torch.where(flags[:, None, None, None], pixels.transpose(1, 2), pixels).contiguous().permute(0, 3, 1, 2)
+    sizes = torch.where(flags[:, None], batch.sizes.flip(1), batch.sizes)
+    boxes = torch.where(per_box(batch, flags)[:, None], batch.boxes[:, [1, 0, 3, 2]], batch.boxes)
+    return replace(batch, images=images, sizes=sizes, boxes=boxes)

@@ -18,22 +18,22 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from pipeline.dataset.build_file import read_build
 from pipeline.engines.tasks import available_cores
-from schemas.arrays import BoolArray, IntArray
+from schemas.arrays import IntArray
 from schemas.codes import Status
 from schemas.errors import DataError, UsageError
-from schemas.settings import LoaderSettings
-from trainer.loading.batch import Batch, flip
+from schemas.settings import ChipSettings, LoaderSettings
+from trainer.loading.augment import Draws, Visibility, augment, draw_changes
+from trainer.loading.batch import Batch
 from trainer.loading.cache import gigabytes
 from trainer.loading.dataset import ChipDataset, Pixels
 from trainer.loading.fetch import Fetcher
 from trainer.loading.order import (
-    Purpose,
     State,
     copy_hashes,
     copy_numbers,
     epoch_order,
-    mix,
     ragged_rows,
     rank_slice,
     repeat_factors,
@@ -41,15 +41,24 @@ from trainer.loading.order import (
 
 
 class Micro(NamedTuple):
-    """A micro-batch as stored, on the CPU, and which of its chips are to be mirrored, bool [B]."""
+    """A micro-batch as stored, on the CPU, and how its chips are to be changed.
+
+    Attributes:
+        batch: as stored.
+        draws: what was drawn for its chips.
+        visibility: of its boxes; None where chips are not resized.
+    """
 
     batch: Batch
-    flips: Tensor
+    draws: Draws
+    visibility: Visibility | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on the device; pixels and boxes are mirrored there."""
-        batch = self.batch.to(device, non_blocking=True)
-        return flip(batch, self.flips.to(device, non_blocking=True))
+        """Return the batch on the device; pixels and boxes are changed there."""
+        visibility = self.visibility
+        if visibility is not None:
+            visibility = visibility._replace(shares=visibility.shares.to(device, non_blocking=True))
+        return augment(self.batch.to(device, non_blocking=True), self.draws.to(device), visibility)
 
 
 class Step(NamedTuple):
@@ -111,6 +120,7 @@ class BatchLoader:
         self.rank, self.ranks, self.accumulation = rank, ranks, accumulation
         self.threads = settings.threads or available_cores()
         self._buffers = _Buffers(-(-batch_size // (ranks * accumulation)), m.chip_size, pin)
+        self._limits = _status_limits(dataset) if settings.scale_jitter else None
         self._factors = None
         self.repeats = settings.repeat_threshold is not None
         if settings.repeat_threshold is not None:
@@ -187,18 +197,18 @@ class BatchLoader:
 
         return Fetcher(dataset.remote, shards, past, max(2 * window, at_once), dataset.max_files, beginning)
 
-    def begin(self, rows: IntArray, copies: IntArray, flips: BoolArray, pool: Executor) -> "_Making":
+    def begin(self, rows: IntArray, copies: IntArray, draws: Draws, pool: Executor) -> "_Making":
         """Queue the work for one micro-batch.
 
         Args:
             rows: int64 [B], chips as rows of the data set.
             copies: int64 [B], their numbers among the copies of their rows in this epoch.
-            flips: bool [B], those to be mirrored.
+            draws: how they are to be changed.
             pool: the threads that do it.
         """
         pixels = self._buffers.take(len(rows))
         slots = pixels.numpy()
-        micro = pool.submit(self._describe, rows, copies, flips, pixels)
+        micro = pool.submit(self._describe, rows, copies, draws, pixels)
         step = self.threads
         decoded = [pool.submit(self._decode, rows[k::step], slots[k::step]) for k in range(min(step, len(rows)))]
         return _Making(micro, decoded)
@@ -207,7 +217,7 @@ class BatchLoader:
         for row, slot in zip(rows.tolist(), slots, strict=True):
             self.dataset.decode(row, slot)
 
-    def _describe(self, rows: IntArray, copies: IntArray, flips: BoolArray, pixels: Tensor) -> Micro:
+    def _describe(self, rows: IntArray, copies: IntArray, draws: Draws, pixels: Tensor) -> Micro:
         """Make a micro-batch; the contents of its `pixels` may still be in the making."""
         m = self.dataset.manifest
         starts = m.box_offsets[rows]
@@ -226,7 +236,8 @@ class BatchLoader:
             status=pin(m.status[boxes]),
             offsets=pin(np.concatenate([[0], np.cumsum(counts)])),
         )
-        return Micro(batch, pin(flips))
+        visibility = Visibility(pin(m.visible[boxes]), *self._limits) if self._limits else None
+        return Micro(batch, draws.pinned() if self._buffers.pins else draws, visibility)
 
 
 class Epoch:
@@ -238,8 +249,7 @@ class Epoch:
         self.order = order  # int64 [T]: rows of the data set, all ranks together
         self._copies = copy_numbers(order) if loader.repeats else np.broadcast_to(np.int64(0), len(order))  # [T]
         hashes = copy_hashes(loader.dataset.manifest.key_hashes[order], self._copies)
-        hashes = mix(hashes, state.seed, state.epoch, Purpose.FLIP)
-        self._flips = hashes < np.uint64(loader.settings.flip * 2**63)  # bool [T]: every other chip, or none
+        self._draws = draw_changes(hashes, loader.settings, state.seed, state.epoch)  # of T chips
         self._starts = range(state.position, len(order), loader.batch_size)
 
     def __len__(self) -> int:
@@ -262,8 +272,8 @@ class Epoch:
                 micros = []
                 for _ in range(loader.accumulation):
                     for places in islice(slices, loader.settings.prefetch + 1 - len(ahead)):
-                        flips = self._flips[places].copy()
-                        ahead.append(loader.begin(self.order[places], self._copies[places], flips, pool))
+                        draws = self._draws.take(places)
+                        ahead.append(loader.begin(self.order[places], self._copies[places], draws, pool))
                     micros.append(ahead.popleft().wait())
                     if fetcher:
                         fetcher.passed(next(numbers))
@@ -283,6 +293,12 @@ class Epoch:
                 index = micro * loader.ranks + loader.rank
                 num_slices = loader.accumulation * loader.ranks
                 yield rank_slice(len(self.order), start, loader.batch_size, index, num_slices)
+
+
+def _status_limits(dataset: ChipDataset) -> tuple[float, float]:
+    """Return `chips.min_visible` and `chips.min_side` of the build that chips are from."""
+    chips = ChipSettings.model_validate(read_build(dataset.data, "sniper chips").settings["chips"])
+    return float(chips.min_visible), float(chips.min_side)
 
 
 def _check_cache(dataset: ChipDataset, window: int | None) -> None:
@@ -336,12 +352,12 @@ class _Buffers:
 
     def __init__(self, capacity: int, side: int, pin: bool) -> None:
         self._shape = (capacity, side, side, 3)
-        self._pin = pin
+        self.pins = pin
         self._free: list[Pixels] = []
 
     def take(self, num: int) -> Tensor:
         """Return memory for `num` chips, uint8 [num, side, side, 3], with undefined contents."""
-        if self._pin:  # torch's own pool, which also waits for copies in flight
+        if self.pins:  # torch's own pool, which also waits for copies in flight
             return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)[:num]
         buffer = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
         view = buffer[:num]  # the tensor's memory is this object's, so it lives as long as any view of the tensor
@@ -350,4 +366,4 @@ class _Buffers:
 
     def pinned(self, array: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._pin else tensor
+        return tensor.pin_memory() if self.pins else tensor

@@ -33,6 +33,14 @@ class Purpose(IntEnum):
     REPEAT = 2
     FLIP = 3
     SHARD = 4
+    VERTICAL = 5
+    TURN = 6
+    BRIGHTNESS = 7
+    CONTRAST = 8
+    SATURATION = 9
+    SCALE = 10
+    DOWN = 11
+    ACROSS = 12
 
 
 def mix(hashes: Uint64Array, seed: int, epoch: int, purpose: Purpose) -> Uint64Array:

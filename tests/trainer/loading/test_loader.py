@@ -172,7 +172,7 @@ def test_flip__pixels_and_boxes_by_key(dataset: ChipDataset) -> None:
         for step in BatchLoader(dataset, LoaderSettings(), batch_size).epoch(State(0, epoch)):
             stored, moved = step.micros[0].batch, step.micros[0].to(CPU)
             for i, key in enumerate(stored.keys):
-                flags[key] = bool(step.micros[0].flips[i])
+                flags[key] = bool(step.micros[0].draws.flips[i])
                 _, width = stored.sizes[i].tolist()
                 own = slice(int(stored.offsets[i]), int(stored.offsets[i + 1]))
                 image, boxes = stored.images[i, :, :, :width], stored.boxes[own]
@@ -185,7 +185,7 @@ def test_flip__pixels_and_boxes_by_key(dataset: ChipDataset) -> None:
     assert flipped[0] != flipped[1]
     assert 0.2 < np.mean(list(flipped[0].values())) < 0.8
     unflipped = BatchLoader(dataset, LoaderSettings(flip=False), 50).epoch(State(0))
-    assert not any(micro.flips.any() for step in unflipped for micro in step.micros)
+    assert not any(micro.draws.flips.any() for step in unflipped for micro in step.micros)
 
 
 def test_repeat_threshold__rare_classes_come_again(dataset: ChipDataset) -> None:
@@ -207,7 +207,7 @@ def test_repeat_threshold__each_copy_has_draws_of_its_own(dataset: ChipDataset) 
             for epoch in range(8)
             for step in each.epoch(State(0, epoch))
             for micro in step.micros
-            for key, flag in zip([f"{epoch}/{key}" for key in micro.batch.keys], micro.flips, strict=True)
+            for key, flag in zip([f"{epoch}/{key}" for key in micro.batch.keys], micro.draws.flips, strict=True)
         }
         for each in (loader, plain)
     )
@@ -507,7 +507,7 @@ def test_epoch__pinned_batches_arrive_on_a_gpu_as_they_are(dataset: ChipDataset)
     arrived = []
     for step in pinned:
         batch = step.micros[0].batch
-        assert all(tensor.is_pinned() for tensor in (batch.images, batch.sizes, step.micros[0].flips))
+        assert all(tensor.is_pinned() for tensor in (batch.images, batch.sizes, step.micros[0].draws.flips))
         arrived.append(step.micros[0].to(CUDA))
         del step, batch  # as in a training: the memory is free again, while the copy may still go on
     for here, there in zip(plain, arrived, strict=True):
