@@ -7,6 +7,7 @@ proposals. What lies around it, the views of an image and their merging, is `pip
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,7 @@ def _pictures(height: int, width: int) -> tuple[Tensor, Tensor]:
     return smooth.permute(0, 2, 3, 1).byte().contiguous(), sizes
 
 
-def _check_place(place: Location, suffix: str, is_ours: Any) -> None:
+def _check_place(place: Location, suffix: str, is_ours: Callable[[Location], bool]) -> None:
     """Look, before any work, whether a file can be written.
 
     Raises:

@@ -1,5 +1,6 @@
 """Pixels, boxes and statuses follow each other through every change, and no draw knows its neighbours in the batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from schemas.codes import Status
 from schemas.settings import LoaderSettings
-from tests.trainer.chips import chip_boxes, make_batch, take
+from tests.trainer.chips import chip_boxes, make_batch, slim_detector, take
 from tests.trainer.gpus import CUDA, needs_gpu
 from tests.trainer.runs import tiny_settings
+from trainer.learning.objective import Objective
 from trainer.loading.augment import Draws, Visibility, augment, draw_changes, recolour, resize
 from trainer.loading.batch import Batch, flip, transpose
 from trainer.loading.dataset import ChipDataset
@@ -268,6 +270,19 @@ def test_loader__changes_follow_the_key_whatever_the_batches_and_ranks(dataset: 
         assert other.keys() == found[0].keys()
         for key, values in other.items():
             assert all(torch.equal(a, b) for a, b in zip(values, found[0][key], strict=True)), key
+
+
+def test_objective__is_finite_with_boxes_that_a_change_has_taken_away() -> None:
+    batch = make_batch([6, 0, 9, 4], seed=4)
+    draws = torch.tensor([[1.25, 0.0, 0.99]] * 4, dtype=torch.float64)
+    full = replace(batch, sizes=torch.full((4, 2), 96))  # so that all of them outgrow the chip
+    changed = resize(full, draws, Visibility(torch.ones(19), 0.1, 4.0))
+    assert ((changed.boxes[:, 2:] <= changed.boxes[:, :2]).any(1) & (changed.status == Status.IGNORE)).any()
+    detector = slim_detector().train()
+    losses = Objective(detector)(changed, seed=0, epoch=0, batch_size=4)
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = [parameter.grad for parameter in detector.parameters() if parameter.grad is not None]
+    assert all(value.isfinite().all() for value in [*losses.values(), *gradients])
 
 
 def test_train__runs_with_all_changes(demo: Path, tmp_path: Path) -> None:
