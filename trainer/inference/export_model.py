@@ -235,8 +235,9 @@ def _translations() -> dict[Any, Any]:
 
     def sort(values: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
         """TopK of all values; it puts the first of equals first, so it is stable."""
-        count = op.Slice(op.Shape(values), op.Constant(value_ints=[dim]), op.Constant(value_ints=[dim + 1]))
-        return op.TopK(op.Cast(values, to=1), count, axis=dim, largest=int(descending), sorted=1)
+        count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        found, places = op.TopK(op.Cast(values, to=1), count, axis=dim, largest=int(descending), sorted=1)
+        return op.CastLike(found, values), places
 
     return {torch.ops.sniper_chips.nms.default: nms, torch.ops.aten.sort.stable: sort}
 
