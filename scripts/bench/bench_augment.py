@@ -17,7 +17,7 @@ from step_models import calibrated_state, device_name, our_model, plausible_batc
 
 from schemas.settings import LoaderSettings
 from trainer.learning.objective import Objective
-from trainer.loading.augment import Draws, Visibility, augment, draw_changes
+from trainer.loading.augment import Draws, Limits, augment, draw_changes
 
 CHANGES = {
     "mirror": LoaderSettings(),
@@ -41,13 +41,12 @@ def main() -> None:
     batch = plausible_batch(args.batch_size, device)
     hashes = np.random.default_rng(0).integers(0, 2**63, args.batch_size, dtype=np.uint64)
     draws = {name: draw_changes(hashes, settings, 0, 0).to(device) for name, settings in CHANGES.items()}
-    visibility = Visibility(torch.ones(len(batch.boxes), device=device), 0.1, 4.0)
     model = our_model("resnet50", calibrated_state("resnet50", batch)).to(device)
     step = stepper(model, lambda: Objective(model)(batch, seed=0, epoch=0, batch_size=len(batch)), args.precision)
 
     def changed(drawn: Draws) -> float:
         start = time.perf_counter()
-        augment(batch, drawn, visibility)
+        augment(batch, drawn, Limits())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start

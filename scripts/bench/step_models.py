@@ -46,6 +46,7 @@ def plausible_batch(num: int, device: torch.device, side: int = SIDE) -> Batch:
         boxes=torch.cat([corner, corner + wh], 1),
         labels=torch.randint(1, CLASSES + 1, (total,), generator=random),
         status=STATUSES[torch.randint(len(STATUSES), (total,), generator=random)].to(torch.uint8),
+        visible=torch.ones(total),
         offsets=nn.functional.pad(counts.cumsum(0), (1, 0)),
     ).to(device)
 

@@ -45,6 +45,7 @@ def make_batch(counts: list[int], side: int = 96, seed: int = 0, statuses: list[
         boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
         labels=torch.tensor([draw.randint(1, CLASSES) for _ in range(total)], dtype=torch.int64),
         status=torch.tensor([draw.choice(kinds) for _ in range(total)], dtype=torch.uint8),
+        visible=torch.tensor([draw.choice([1.0, 1.0, 0.5, 0.25]) for _ in range(total)], dtype=torch.float32),
         offsets=torch.tensor(offsets),
     )
 
@@ -63,6 +64,7 @@ def take(batch: Batch, order: list[int]) -> Batch:
         boxes=batch.boxes[rows],
         labels=batch.labels[rows],
         status=batch.status[rows],
+        visible=batch.visible[rows],
         offsets=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
     )
 

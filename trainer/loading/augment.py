@@ -21,6 +21,8 @@ from trainer.loading.order import Purpose, mix
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in the grey of a pixel (docs/method.md, 9.5)."""
+TINY = 1e-6
+"""Stands for an area or a share of 0, which nothing is divided by."""
 TOUCHING = 1e-3
 """Chip pixels that a box may reach beyond the content and count as inside: what rounding adds to a touching one."""
 
@@ -60,18 +62,16 @@ class Draws(NamedTuple):
         return Draws(function(flips), *(None if values is None else function(values) for values in others))
 
 
-class Visibility(NamedTuple):
-    """What statuses hang on beside the boxes, when chips are resized.
+class Limits(NamedTuple):
+    """What a chip must show of a box that is to be a target.
 
     Attributes:
-        shares: float32 [M], share of each box of a batch that its chip shows, (0, 1].
-        min_visible: `chips.min_visible`, the least share of a target.
-        min_side: `chips.min_side`, the shortest shorter side of what is shown of a target, chip pixels.
+        min_visible: `chips.min_visible`, the least share of it.
+        min_side: `chips.min_side`, the shortest shorter side of what is shown, chip pixels.
     """
 
-    shares: Tensor
-    min_visible: float
-    min_side: float
+    min_visible: float = 0.1
+    min_side: float = 4.0
 
 
 def draw_changes(hashes: Uint64Array, settings: LoaderSettings, seed: int, epoch: int) -> Draws:
@@ -103,13 +103,13 @@ def draw_changes(hashes: Uint64Array, settings: LoaderSettings, seed: int, epoch
     return Draws(torch.from_numpy(flips), vertical, turns, colours, resizes)
 
 
-def augment(batch: Batch, draws: Draws, visibility: Visibility | None) -> Batch:
+def augment(batch: Batch, draws: Draws, limits: Limits) -> Batch:
     """Change the chips of a batch as was drawn: turned and mirrored, then resized, then in their colours.
 
     Args:
         batch: on any device.
         draws: for its chips, on the same device.
-        visibility: of its boxes, on the same device; needed where chips are resized.
+        limits: what a target must show, if chips are resized.
 
     Returns:
         The batch, with new memory for what has changed.
@@ -126,8 +126,7 @@ def augment(batch: Batch, draws: Draws, visibility: Visibility | None) -> Batch:
     if down is not None:
         batch = flip(batch, down, vertical=True)
     if draws.resizes is not None:
-        assert visibility is not None
-        batch = resize(batch, draws.resizes, visibility)
+        batch = resize(batch, draws.resizes, limits)
     return batch if draws.colours is None else recolour(batch, draws.colours)
 
 
@@ -154,7 +153,7 @@ def recolour(batch: Batch, factors: Tensor) -> Batch:
     return replace(batch, images=pixels.round_().clamp_(0, 255).byte())
 
 
-def resize(batch: Batch, draws: Tensor, visibility: Visibility) -> Batch:
+def resize(batch: Batch, draws: Tensor, limits: Limits) -> Batch:
     """Resize the content of each chip within its square, and decide anew what its boxes are (docs/method.md, 9.5).
 
     Content that outgrows the chip is cut to a window as large as the chip. Scale and range stay as they are: an object
@@ -163,10 +162,11 @@ def resize(batch: Batch, draws: Tensor, visibility: Visibility) -> Batch:
     Args:
         batch: the chips.
         draws: float64 [B, 3], the factor, and where the window lies, down and across.
-        visibility: of its boxes.
+        limits: what a target must show.
 
     Returns:
-        The batch with other pixels, contents, boxes and statuses; a box that is not shown is empty, and `ignore`.
+        The batch with other pixels, contents, boxes, visible shares and statuses; a box that is not shown any more is
+        empty, and `ignore` unless it is a crowd.
     """
     side, device = batch.images.shape[2], batch.images.device
     grown = (batch.sizes * draws[:, :1]).round().clamp(min=1)  # float64 [B, 2], down and across
@@ -189,14 +189,14 @@ def resize(batch: Batch, draws: Tensor, visibility: Visibility) -> Batch:
     boxes = whole.clamp(min=0).minimum(limit)
     width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
     area = (whole[:, 2:] - whole[:, :2]).prod(1)
-    share = visibility.shares * (width * height / area.clamp(min=1e-6))
+    visible = (batch.visible * width * height / area.clamp(min=TINY)).clamp(min=TINY)
     is_cut = ((whole < -TOUCHING) | (whole > limit + TOUCHING)).any(1)
-    size = (area / visibility.shares).sqrt()  # of the whole object, chip pixels
+    size = (area / batch.visible).sqrt()  # of the whole object, chip pixels
     low, high = per_box(batch, batch.ranges * batch.scales[:, None]).unbind(1)
-    status = torch.where((visibility.shares < 1) | is_cut, Status.CUT, Status.VALID)
+    status = torch.where((batch.visible < 1) | is_cut, Status.CUT, Status.VALID)
     status = torch.where((size < low) | (size >= high), Status.OUT_OF_RANGE, status)
     status = torch.where((batch.status == Status.RESCUED) & ~is_cut, Status.RESCUED, status)
-    too_little = (share < visibility.min_visible) | (torch.minimum(width, height) < visibility.min_side)
+    too_little = (visible < limits.min_visible) | (torch.minimum(width, height) < limits.min_side)
     status = torch.where(too_little, Status.IGNORE, status)
     status = torch.where(batch.status == Status.CROWD, Status.CROWD, status).to(torch.uint8)
-    return replace(batch, images=images, sizes=shown.long(), boxes=boxes, status=status)
+    return replace(batch, images=images, sizes=shown.long(), boxes=boxes, visible=visible, status=status)

@@ -23,6 +23,7 @@ class Batch:
         boxes: float32 [M, 4], x1 y1 x2 y2, chip pixels, clipped to the content.
         labels: int64 [M], 1..K.
         status: uint8 [M], schemas.codes.Status.
+        visible: float32 [M], share of the whole box that the chip shows, above 0 and up to 1.
         offsets: int64 [B + 1]; chip b owns the boxes offsets[b]:offsets[b + 1].
         max_boxes: the most boxes of one chip. Left at -1 it is counted here, which reads tensors; so build batches on
             the CPU, and no step on a GPU waits for a shape.
@@ -37,6 +38,7 @@ class Batch:
     boxes: Tensor
     labels: Tensor
     status: Tensor
+    visible: Tensor
     offsets: Tensor
     max_boxes: int = -1
     max_rescued: int = -1

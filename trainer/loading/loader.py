@@ -24,7 +24,7 @@ from schemas.arrays import IntArray
 from schemas.codes import Status
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, LoaderSettings
-from trainer.loading.augment import Draws, Visibility, augment, draw_changes
+from trainer.loading.augment import Draws, Limits, augment, draw_changes
 from trainer.loading.batch import Batch
 from trainer.loading.cache import gigabytes
 from trainer.loading.dataset import ChipDataset, Pixels
@@ -46,19 +46,16 @@ class Micro(NamedTuple):
     Attributes:
         batch: as stored.
         draws: what was drawn for its chips.
-        visibility: of its boxes; None where chips are not resized.
+        limits: what a target must show, if chips are resized.
     """
 
     batch: Batch
     draws: Draws
-    visibility: Visibility | None = None
+    limits: Limits = Limits()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on the device; pixels and boxes are changed there."""
-        visibility = self.visibility
-        if visibility is not None:
-            visibility = visibility._replace(shares=visibility.shares.to(device, non_blocking=True))
-        return augment(self.batch.to(device, non_blocking=True), self.draws.to(device), visibility)
+        return augment(self.batch.to(device, non_blocking=True), self.draws.to(device), self.limits)
 
 
 class Step(NamedTuple):
@@ -120,7 +117,7 @@ class BatchLoader:
         self.rank, self.ranks, self.accumulation = rank, ranks, accumulation
         self.threads = settings.threads or available_cores()
         self._buffers = _Buffers(-(-batch_size // (ranks * accumulation)), m.chip_size, pin)
-        self._limits = _status_limits(dataset) if settings.scale_jitter else None
+        self._limits = _limits(dataset) if settings.scale_jitter else Limits()
         self._factors = None
         self.repeats = settings.repeat_threshold is not None
         if settings.repeat_threshold is not None:
@@ -234,10 +231,10 @@ class BatchLoader:
             boxes=pin(m.corners[boxes]),
             labels=pin(m.labels[boxes].astype(np.int64)),
             status=pin(m.status[boxes]),
+            visible=pin(m.visible[boxes]),
             offsets=pin(np.concatenate([[0], np.cumsum(counts)])),
         )
-        visibility = Visibility(pin(m.visible[boxes]), *self._limits) if self._limits else None
-        return Micro(batch, draws.pinned() if self._buffers.pins else draws, visibility)
+        return Micro(batch, draws.pinned() if self._buffers.pins else draws, self._limits)
 
 
 class Epoch:
@@ -295,10 +292,10 @@ class Epoch:
                 yield rank_slice(len(self.order), start, loader.batch_size, index, num_slices)
 
 
-def _status_limits(dataset: ChipDataset) -> tuple[float, float]:
-    """Return `chips.min_visible` and `chips.min_side` of the build that chips are from."""
+def _limits(dataset: ChipDataset) -> Limits:
+    """Return what the build that chips are from asks of a target."""
     chips = ChipSettings.model_validate(read_build(dataset.data, "sniper chips").settings["chips"])
-    return float(chips.min_visible), float(chips.min_side)
+    return Limits(float(chips.min_visible), float(chips.min_side))
 
 
 def _check_cache(dataset: ChipDataset, window: int | None) -> None:

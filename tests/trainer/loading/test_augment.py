@@ -13,10 +13,11 @@ from torch import Tensor
 from schemas.codes import Status
 from schemas.settings import LoaderSettings
 from tests.trainer.chips import chip_boxes, make_batch, slim_detector, take
+from tests.trainer.conftest import SETTINGS
 from tests.trainer.gpus import CUDA, needs_gpu
 from tests.trainer.runs import tiny_settings
 from trainer.learning.objective import Objective
-from trainer.loading.augment import Draws, Visibility, augment, draw_changes, recolour, resize
+from trainer.loading.augment import Draws, Limits, augment, draw_changes, recolour, resize
 from trainer.loading.batch import Batch, flip, transpose
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader, Micro
@@ -44,6 +45,7 @@ def painted(sizes: list[tuple[int, int]], boxes: list[tuple[int, int, int, int]]
         boxes=torch.tensor(boxes, dtype=torch.float32),
         labels=torch.ones(len(sizes), dtype=torch.int64),
         status=torch.full((len(sizes),), int(status), dtype=torch.uint8),
+        visible=torch.ones(len(sizes)),
         offsets=torch.arange(len(sizes) + 1),
     )
 
@@ -71,7 +73,7 @@ def draws_of(count: int, turns: list[int], across: bool, down: bool) -> Draws:
     down=st.booleans(),
 )
 def test_augment__a_painted_box_stays_under_its_box(batch: Batch, turns: list[int], across: bool, down: bool) -> None:
-    changed = augment(batch, draws_of(len(batch), turns, across, down), None)
+    changed = augment(batch, draws_of(len(batch), turns, across, down), Limits())
     for i in range(len(batch)):
         height, width = changed.sizes[i].tolist()
         x1, y1, x2, y2 = map(int, changed.boxes[i].tolist())
@@ -84,12 +86,12 @@ def test_augment__a_painted_box_stays_under_its_box(batch: Batch, turns: list[in
 @pytest.mark.parametrize("turn", range(4))
 def test_augment__a_turn_is_clockwise_and_turned_back_by_the_rest(turn: int) -> None:
     batch = make_batch([3, 2, 0], side=SIDE, seed=5)
-    turned = augment(batch, draws_of(3, [turn] * 3, False, False), None)
+    turned = augment(batch, draws_of(3, [turn] * 3, False, False), Limits())
     for i, (height, width) in enumerate(batch.sizes.tolist()):
         content = batch.images[i, :, :height, :width]
         there = turned.sizes[i].tolist()
         assert torch.equal(turned.images[i, :, : there[0], : there[1]], content.rot90(-turn, (1, 2)))
-    back = augment(turned, draws_of(3, [(4 - turn) % 4] * 3, False, False), None)
+    back = augment(turned, draws_of(3, [(4 - turn) % 4] * 3, False, False), Limits())
     assert torch.equal(back.boxes, batch.boxes)
     assert torch.equal(back.sizes, batch.sizes)
     for i, (height, width) in enumerate(batch.sizes.tolist()):
@@ -112,9 +114,7 @@ def test_flip_and_transpose__twice_are_nothing_also_to_the_padding() -> None:
 @given(batch=painted_chips(), factor=st.floats(0.8, 1.25), down=st.floats(0, 0.999), across=st.floats(0, 0.999))
 def test_resize__a_painted_box_stays_under_its_box(batch: Batch, factor: float, down: float, across: float) -> None:
     num = len(batch)
-    resized = resize(
-        batch, torch.tensor([[factor, down, across]] * num, dtype=torch.float64), Visibility(torch.ones(num), 0.1, 4.0)
-    )
+    resized = resize(batch, torch.tensor([[factor, down, across]] * num, dtype=torch.float64), Limits())
     for i, (height, width) in enumerate(resized.sizes.tolist()):
         old_height, old_width = batch.sizes[i].tolist()
         assert (height, width) == (min(SIDE, round(old_height * factor)), min(SIDE, round(old_width * factor)))
@@ -152,7 +152,7 @@ def test_resize__statuses_follow_the_new_sizes(factor: float) -> None:
     shares = torch.rand(75, generator=torch.Generator().manual_seed(1)).clamp(min=0.05)
     shares[::2] = 1
     draws = torch.tensor([[factor, 0.3, 0.6]] * 4, dtype=torch.float64)
-    resized = resize(batch, draws, Visibility(shares, 0.1, 4.0))
+    resized = resize(replace(batch, visible=shares), draws, Limits(0.1, 4.0))
     rows = iter(range(75))
     seen = set()
     for chip in range(4):
@@ -176,6 +176,7 @@ def test_resize__statuses_follow_the_new_sizes(factor: float) -> None:
             )
             assert after is expected, (box, before)
             seen.add(after)
+            assert float(resized.visible[row]) == pytest.approx(share, abs=1e-4)
     assert len(seen) >= 5
 
 
@@ -183,13 +184,13 @@ def test_resize__statuses_of_real_chips_stay_where_nothing_changes(dataset: Chip
     m = dataset.manifest
     loader = BatchLoader(dataset, LoaderSettings(flip=False, scale_jitter=0.25), 50)
     for step in loader.epoch(State(0)):
-        batch, draws, visibility = step.micros[0]
+        batch, draws, limits = step.micros[0]
         assert draws.resizes is not None
-        assert visibility is not None
-        assert len(visibility.shares) == len(batch.boxes)
+        assert limits == (SETTINGS.min_visible, SETTINGS.min_side)
         unchanged = draws._replace(resizes=torch.tensor([[1.0, 0.0, 0.0]]).double().repeat(len(batch), 1))
-        same = Micro(batch, unchanged, visibility).to(CPU)
+        same = Micro(batch, unchanged, limits).to(CPU)
         assert torch.equal(same.status, batch.status)
+        assert torch.allclose(same.visible, batch.visible)
         assert torch.allclose(same.boxes, batch.boxes, atol=1e-4)
         for i, (height, width) in enumerate(batch.sizes.tolist()):
             assert torch.equal(same.images[i, :, :height, :width], batch.images[i, :, :height, :width])
@@ -219,17 +220,15 @@ def some_draws(count: int) -> Draws:
 
 def test_augment__a_chip_does_not_know_its_neighbours() -> None:
     batch = make_batch([3, 0, 5, 1], side=SIDE, seed=2)
-    shares = torch.rand(9, generator=torch.Generator().manual_seed(0)).clamp(min=0.2)
     draws = some_draws(4)
-    whole = augment(batch, draws, Visibility(shares, 0.1, 4.0))
+    whole = augment(batch, draws, Limits())
     for chip in range(4):
-        own = shares[batch.offsets[chip] : batch.offsets[chip + 1]]
-        alone = augment(take(batch, [chip]), draws.take(slice(chip, chip + 1)), Visibility(own, 0.1, 4.0))
+        alone = augment(take(batch, [chip]), draws.take(slice(chip, chip + 1)), Limits())
         among = take(whole, [chip])
-        for name in ("images", "sizes", "boxes", "status"):
+        for name in ("images", "sizes", "boxes", "visible", "status"):
             assert torch.equal(getattr(alone, name), getattr(among, name)), name
     empty = make_batch([])
-    assert len(augment(empty, draws.take(slice(0, 0)), Visibility(shares[:0], 0.1, 4.0))) == 0
+    assert len(augment(empty, draws.take(slice(0, 0)), Limits())) == 0
 
 
 def test_draw_changes__are_within_their_bounds_and_off_by_default() -> None:
@@ -276,7 +275,7 @@ def test_objective__is_finite_with_boxes_that_a_change_has_taken_away() -> None:
     batch = make_batch([6, 0, 9, 4], seed=4)
     draws = torch.tensor([[1.25, 0.0, 0.99]] * 4, dtype=torch.float64)
     full = replace(batch, sizes=torch.full((4, 2), 96))  # so that all of them outgrow the chip
-    changed = resize(full, draws, Visibility(torch.ones(19), 0.1, 4.0))
+    changed = resize(full, draws, Limits())
     assert ((changed.boxes[:, 2:] <= changed.boxes[:, :2]).any(1) & (changed.status == Status.IGNORE)).any()
     detector = slim_detector().train()
     losses = Objective(detector)(changed, seed=0, epoch=0, batch_size=4)
@@ -295,9 +294,8 @@ def test_train__runs_with_all_changes(demo: Path, tmp_path: Path) -> None:
 def test_augment__is_a_cpus_on_a_gpu() -> None:
     """Boxes and what is turned exactly, pixels that are computed within one step of 255."""
     batch = make_batch([3, 0, 5, 1], side=SIDE, seed=2)
-    shares, draws = torch.ones(9), some_draws(4)
-    ours = augment(batch, draws, Visibility(shares, 0.1, 4.0))
-    theirs = augment(batch.to(CUDA), draws.to(CUDA), Visibility(shares.to(CUDA), 0.1, 4.0))
+    draws = some_draws(4)
+    ours, theirs = augment(batch, draws, Limits()), augment(batch.to(CUDA), draws.to(CUDA), Limits())
     assert torch.equal(theirs.sizes.cpu(), ours.sizes)
     assert torch.equal(theirs.status.cpu(), ours.status)
     assert torch.allclose(theirs.boxes.cpu(), ours.boxes, atol=1e-3)
