@@ -20,7 +20,14 @@ from tests.trainer.processes import Child, run_ranks, start
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
-from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, write_checkpoint
+from trainer.runtime.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    find_checkpoints,
+    read_checkpoint,
+    read_last,
+    write_checkpoint,
+)
 from trainer.runtime.weights import load_weights
 from trainer.training.train import train
 
@@ -68,13 +75,18 @@ def wait_for_step(out: Path, step: int, process: Child) -> None:
         time.sleep(0.01)
 
 
+def wait_for_checkpoints(out: Path, count: int, process: Child) -> None:
+    while len(find_checkpoints(out)) < count and process.poll() is None:
+        time.sleep(0.01)
+
+
 def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
     data: Path, whole_run: Path, tmp_path: Path
 ) -> None:
     options = ["train.epochs=2", "train.norm=train", "train.ema=0.9", "train.save_every=2"]
     total = last(whole_run).step
     killed = start(RUNS, data, tmp_path, *options)
-    wait_for_step(tmp_path, 3, killed)
+    wait_for_checkpoints(tmp_path, 1, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert 0 < last(tmp_path).step < total
@@ -100,6 +112,21 @@ def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
     steps = [record["step"] for record in records if "loss" in record]
     assert steps == list(range(1, total + 1))  # the log has no step twice
     assert [record["settings"] for record in records if "settings" in record]  # what the last start changed
+
+
+def test_train__killed_amid_the_writing_of_a_checkpoint_keeps_the_one_before(data: Path, tmp_path: Path) -> None:
+    """The network is large enough for its writing to take some tenths of a second, while steps go on."""
+    killed = start(RUNS, data, tmp_path, "train.save_every=1", "train.epochs=9", "model.head_width=3000")
+    wait_for_checkpoints(tmp_path, 2, killed)
+    while not (unfinished := list(tmp_path.glob(".tmp-*-step-*.pt"))) and killed.poll() is None:
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert [path for path in unfinished if path.exists()]
+    kept = read_last(tmp_path)
+    assert kept is not None
+    assert checkpoint_path(tmp_path, kept.step) == find_checkpoints(tmp_path)[-1]  # none is damaged
+    assert int(unfinished[0].stem.split("-")[-1]) == kept.step + 1 <= logged_steps(tmp_path) + 1
 
 
 def test_train__losses_fall_and_a_picture_is_drawn(data: Path, tmp_path: Path) -> None:
