@@ -32,6 +32,7 @@ from trainer.runtime.weights import load_weights
 from trainer.training.train import train
 
 RUNS = Path(__file__).parents[1] / "runs.py"
+COUNTED = Path(__file__).parents[1] / "counted_ranks.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,15 +148,25 @@ def test_train__accumulation_changes_nothing(data: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> None:
-    """Also with a last batch that leaves some of the 8 ranks without a chip."""
+    """Also with a last batch that leaves some of the 8 ranks without a chip. What they exchange is counted."""
     options = ["train.clip_gradient=5"]
-    run_ranks(ranks, RUNS, data, tmp_path / "ranks", *options)
+    run_ranks(ranks, COUNTED, data, tmp_path / "ranks", *options)
     train(data, tmp_path / "one", tiny_settings(*options))
-    num_chips = len(ChipDataset(data))
-    assert num_chips % 8 not in (0, 7)
+    dataset = ChipDataset(data)
+    assert len(dataset) % 8 not in (0, 7)
     ours, theirs = last(tmp_path / "ranks"), last(tmp_path / "one")
-    assert ours.step == theirs.step == -(-num_chips // 8)
+    assert ours.step == theirs.step == -(-len(dataset) // 8)
     assert_same(ours.model, theirs.model, 1e-4)
+    counted = [json.loads((tmp_path / f"ranks/rank-{rank}.json").read_bytes()) for rank in range(ranks)]
+    keys = [key for rank in counted for key in rank["keys"]]
+    assert sorted(keys) == sorted(dataset.manifest.keys.to_pylist())  # each chip once in an epoch, on one rank
+    for rank in counted:
+        (asked_to_stop, *gradients, losses), (began, ended) = rank["sums"], rank["backward"]
+        assert (asked_to_stop[0], losses[0]) == (1, 4)
+        assert sum(num for num, _, _ in gradients) == rank["learning"]  # each gradient once, in some few buckets
+        assert 2 <= len(gradients) <= 4
+        assert began < gradients[0][1] < ended  # the ranks exchange the first while the others are being computed
+        assert rank["other"] == []
 
 
 RANK_SCRIPT = """
