@@ -1,7 +1,9 @@
 """A training run in memory: network, optimiser and loader, made from settings and kept in checkpoints."""
 
+import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -338,12 +340,17 @@ def _network(
     return model.to(rank.device).train()
 
 
-def _objective(model: Detector, options: TrainSettings, rank: Rank) -> nn.Module:
+def _objective(model: Detector, settings: TrainSettings, rank: Rank) -> nn.Module:
     """Join the network with its losses, and with the other ranks where there are any."""
-    if options.compile:
+    if settings.compile:
         model.backbone.compile()
     objective = Objective(model)
     if rank.count == 1:
         return objective
-    ids = [rank.device.index] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # ranks share buffers in `Run.agree` alone; torch 2.14 has another name for that
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    if rank.device.type == "cuda":
+        options["device_ids"] = [rank.device.index]
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # those of a 1x1 kernel can be written in two ways
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **options)
