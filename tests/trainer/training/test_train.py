@@ -1,6 +1,7 @@
 """Whole runs: interrupted and resumed, over ranks and accumulation, and what stops them."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -174,6 +175,7 @@ import os, sys
 from pathlib import Path
 import torch
 import trainer.training.train
+from schemas.errors import DataError
 from tests.trainer.runs import tiny_settings
 from trainer.runtime.ranks import joined
 
@@ -188,14 +190,19 @@ def keeping(run, truth):
 
 trainer.training.train.run_loop = keeping
 with joined():
-    for epochs in (1, 2):  # the second goes on where the first ended
+    for epochs in (1, 2, 3):  # the second goes on where the first ended
         settings = tiny_settings(f"train.epochs={epochs}", *sys.argv[3:])
-        trainer.training.train.train(Path(sys.argv[1]), out, settings, resume="auto")
+        try:
+            path = trainer.training.train.train(Path(sys.argv[1]), out, settings, resume="auto")
+        except DataError as error:  # the third cannot be written
+            (out / "said").write_text(str(error))
+        if epochs == 2:
+            (out / f"step-{int(path.stem[5:]) * 3 // 2:08d}.pt").mkdir()
 """
 
 
 def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_path: Path) -> None:
-    """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed."""
+    """Batch norm takes each rank's own batches, the folder is not shared, the run is resumed, and a write fails."""
     script = tmp_path / "ranks.py"
     script.write_text(RANK_SCRIPT)
     run_ranks(2, script, data, tmp_path, "train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5")
@@ -208,6 +215,11 @@ def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_
             model, ema = torch.load(tmp_path / rank / f"{kept.step}.state", weights_only=True)
             assert_same(model, kept.model)
             assert_same(ema, kept.ema)
+    said = {(tmp_path / rank / "said").read_text() for rank in "01"}
+    assert len(said) == 1  # all ranks end with what the thread of the first one has met
+    assert re.search(
+        rf"cannot be written(.|\n)*the last checkpoint that is kept is .*{checkpoints[-1].step}\.pt", *said
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
