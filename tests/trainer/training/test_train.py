@@ -171,11 +171,12 @@ def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> 
 
 
 RANK_SCRIPT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import torch
+import trainer.evaluation.evaluate
 import trainer.training.train
-from schemas.errors import DataError
+from schemas.errors import DataError, StoppedError
 from tests.trainer.runs import tiny_settings
 from trainer.runtime.ranks import joined
 
@@ -198,11 +199,22 @@ with joined():
             (out / "said").write_text(str(error))
         if epochs == 2:
             (out / f"step-{int(path.stem[5:]) * 3 // 2:08d}.pt").mkdir()
+    score = trainer.evaluation.evaluate.score
+    trainer.evaluation.evaluate.score = lambda *all: signal.raise_signal(signal.SIGTERM) or score(*all)
+    images = Path(sys.argv[1]).parent
+    try:  # the signal comes to the first rank alone, which scores while the other waits
+        validation = (images / "val.json", images / "val")
+        trainer.training.train.train(Path(sys.argv[1]), out / "scored", tiny_settings(), validation=validation)
+    except StoppedError as error:
+        (out / "stopped").write_text(str(error))
 """
 
 
 def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_path: Path) -> None:
-    """Batch norm takes each rank's own batches, the folder is not shared, the run is resumed, and a write fails."""
+    """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed.
+
+    Then a write fails, and a signal comes amid the scoring of a validation set: all ranks end.
+    """
     script = tmp_path / "ranks.py"
     script.write_text(RANK_SCRIPT)
     run_ranks(2, script, data, tmp_path, "train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5")
@@ -215,6 +227,8 @@ def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_
             model, ema = torch.load(tmp_path / rank / f"{kept.step}.state", weights_only=True)
             assert_same(model, kept.model)
             assert_same(ema, kept.ema)
+    for rank in "01":
+        assert "its validation is not done" in (tmp_path / rank / "stopped").read_text()
     said = {(tmp_path / rank / "said").read_text() for rank in "01"}
     assert len(said) == 1  # all ranks end with what the thread of the first one has met
     assert re.search(
