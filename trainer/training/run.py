@@ -340,17 +340,17 @@ def _network(
     return model.to(rank.device).train()
 
 
-def _objective(model: Detector, settings: TrainSettings, rank: Rank) -> nn.Module:
+def _objective(model: Detector, options: TrainSettings, rank: Rank) -> nn.Module:
     """Join the network with its losses, and with the other ranks where there are any."""
-    if settings.compile:
+    if options.compile:
         model.backbone.compile()
     objective = Objective(model)
     if rank.count == 1:
         return objective
     # ranks share buffers in `Run.agree` alone; torch 2.14 has another name for that
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    arguments: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     if rank.device.type == "cuda":
-        options["device_ids"] = [rank.device.index]
+        arguments["device_ids"] = [rank.device.index]
     warnings.filterwarnings("ignore", "Grad strides do not match")  # those of a 1x1 kernel can be written in two ways
-    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **options)
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **arguments)
