@@ -1,6 +1,6 @@
 """A trial: backbone and neck as a CUDA graph, which the host launches as one. The program itself has none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ class Maps(nn.Module):
         return (*features.maps, features.rows)
 
 
-def use_maps(model: Detector, maps: nn.Module) -> None:
-    """Have a network take its features from another module with the signature of `Maps`."""
+def use_maps(model: Detector, maps: Callable[..., Any]) -> None:
+    """Have a network take its features from what takes and returns the same as `Maps`."""
 
     def forward(images: Tensor, sizes: Tensor) -> Features:
         *levels, rows = maps(images, sizes)
