@@ -76,8 +76,16 @@ class TrainSettings(Section):
     compile: bool = Field(False, description="Whether torch.compile compiles the backbone.")
     seed: int = Field(0, ge=0, lt=2**63, description="Decides the weights that start anew and every draw.")
     log_every: int = Field(20, ge=1, description="Steps from one record of the log to the next.")
-    save_every: int = Field(
-        1000, ge=1, description="Steps from one checkpoint to the next. Each epoch ends with one as well."
+    save_minutes: float = Field(
+        10,
+        gt=0,
+        description="Minutes from one checkpoint to the next, which comes with a record of the log. Each epoch ends "
+        "with one as well. Training goes on while it is written.",
+    )
+    save_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps from one checkpoint to the next, beside those by time. null means no such steps.",
     )
     keep: int = Field(
         3,

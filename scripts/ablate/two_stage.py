@@ -109,9 +109,11 @@ def fit(folders: list[Path], out: Path, settings: Settings, steps: int, deadline
                 if run.step % KEEP_EVERY == 0 or run.step == steps or is_late:
                     run.keep()
                 if is_late:
+                    run.settle()
                     raise OutOfTimeError(f"step {run.step} of {steps}")
                 if run.step == steps:
                     break
+        run.settle()
     return watch.pace()
 
 
@@ -119,7 +121,8 @@ def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, An
     """Score the run in `out` on the whole images of the validation set, and the proposals of its RPN.
 
     Returns:
-        COCO's scores by name, as `sniper evaluate` gives them; detect_cpu_s, the seconds of all cores that detecting and scoring took; the recall of 300
+        COCO's scores by name, as `sniper evaluate` gives them; detect_cpu_s, the seconds of all cores that
+        detecting and scoring took; the recall of 300
         proposals of an image, as `sniper evaluate --proposals` gives it.
     """
     checkpoint = checkpoint_path(out, steps)

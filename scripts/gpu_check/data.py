@@ -56,7 +56,10 @@ def settings_of(setting: Setting) -> Settings:
 
 
 def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
-    """The training loop's own step: blocks of it on one batch again and again, and on what the loader brings."""
+    """The training loop's own step: blocks of it on one batch again and again, and on what the loader brings.
+
+    Then how long a checkpoint lets the training wait, and how long it is being written.
+    """
     data, settings, block = demo_data(setting), settings_of(setting), setting.sizes.block
     num = setting.sizes.chips * block * (setting.sizes.rounds + 2)  # all in one epoch, so that it begins only once
     started = time.perf_counter()
@@ -84,6 +87,12 @@ def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
         yield {f"{name}_chips_per_s": fixed.num_chips / statistics.median(taken)}
     ratios = [a / b for a, b in zip(seconds["fixed"], seconds["loaded"], strict=True)]
     yield {"of_fixed_batch": statistics.median(ratios)}
+    run.out.mkdir()
+    started = clock(setting.device)
+    run.keep()
+    waited = time.perf_counter()
+    run.settle()
+    yield {"checkpoint_waits_ms": (waited - started) * 1e3, "checkpoint_written_s": time.perf_counter() - waited}
 
 
 def repeated_chips(data: Path, work: Path, settings: Settings, at_least: int) -> Path:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts.bench.step_models import plausible_batch
 from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement
+from scripts.gpu_check.correctness import LAYERS
+from scripts.gpu_check.graphed import Maps, gradients, use_maps
+from scripts.gpu_check.setting import Setting
+from scripts.gpu_check.steps import default_model
 from tests.paths import ROOT
 
 HERE = "tests.scripts.gpu_questions"
@@ -67,10 +72,23 @@ def test_questions__exist() -> None:
 
 
 def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
-    modules = ", ".join(f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness", "forms"))
+    modules = ", ".join(
+        f"scripts.gpu_check.{name}" for name in ("steps", "profiling", "correctness", "forms", "graphed")
+    )
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"pyarrow", "polars", "pycocotools", "numba", "simplejpeg"} & set(done.stdout.split())
+
+
+def test_maps__as_a_module_of_their_own_change_no_gradient(tmp_path: Path) -> None:
+    """What becomes a CUDA graph where there is a GPU, here without one."""
+    setting = Setting("cpu", tmp_path)
+    batch = plausible_batch(2, setting.device, setting.sizes.side)
+    model = default_model(setting, batch)
+    before = gradients(model, batch, setting)
+    use_maps(model, Maps(model))
+    after = gradients(model, batch, setting)
+    assert all(after[name].equal(before[name]) for name in LAYERS)
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(1.5, "met"), (1.49, "MISSED"), ("OutOfMemoryError", "")])

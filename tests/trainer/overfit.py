@@ -15,7 +15,7 @@ from trainer.model import Detector, predict
 from trainer.model.heads import autocast
 from trainer.runtime.weights import set_norm_policy
 
-STEPS = 100
+STEPS = 120
 
 
 def bright_rectangles() -> Batch:

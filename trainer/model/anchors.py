@@ -47,7 +47,7 @@ def anchor_layout(settings: ModelSettings) -> AnchorLayout:
     return AnchorLayout(strides, shapes)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # views of one size of image at three scales; one of 4096 px has 67 MB
 @torch.inference_mode(False)
 def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Lay the anchors over an image; do not write into the result, which is shared by all callers.
@@ -64,11 +64,12 @@ def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device:
     """
     levels = []
     for stride, (height, width) in zip(layout.strides, maps, strict=True):
-        half = torch.tensor(layout.shapes) * stride / 2  # [k, 2]
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        half = torch.tensor(layout.shapes, device=device) * stride / 2  # [k, 2]
+        cells = (torch.arange(side, device=device) for side in (height, width))
+        y, x = torch.meshgrid(*cells, indexing="ij")
         centre = (torch.stack([x, y], -1)[:, :, None] + 0.5) * stride  # [H, W, 1, 2]
         levels.append(torch.cat([centre - half, centre + half], -1).flatten(0, 2))
-    return torch.cat(levels).to(device)
+    return torch.cat(levels)
 
 
 def on_content(anchors: Tensor, sizes: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped. Whole, or not there."""
 
+import copy
 import hashlib
 import io
 import re
@@ -66,6 +67,24 @@ class Checkpoint(NamedTuple):
     data: dict[str, str]
     best_ap: float  # highest validation AP so far
     schedule: dict[str, Any] | None = None  # Schedule.kept(); None in checkpoints of before there were schedules
+
+
+def on_host(checkpoint: Checkpoint) -> Checkpoint:
+    """Copy the tensors of a checkpoint to the host's memory, so that they stay as they are when the run goes on.
+
+    A file made from the copy has the same content, on a CPU byte for byte.
+    """
+    return Checkpoint(*map(_on_host, checkpoint))
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # of the same type: the state of a module has its versions as an attribute
+        copied.update({key: _on_host(inner) for key, inner in value.items()})
+        return copied
+    return [_on_host(inner) for inner in value] if isinstance(value, list) else value
 
 
 def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:

@@ -126,6 +126,7 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
                 journal.record(run.step, {"epoch": run.state.epoch - 1, **values})
                 journal.put()
         if run.state.epoch >= options.epochs:
+            run.settle()
             return checkpoint_path(run.out, run.step)
         epoch = run.state.epoch
         steps = run.loader.epoch(run.state)
@@ -143,17 +144,21 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
                 run.tell(progress_line(epoch, run.step, values))
             if rank.is_first and run.step % options.picture_every == 0 and not run.model.rpn_only:
                 picture(run, step.micros[0].to(rank.device))
-            if epoch_ends or run.step % options.save_every == 0:
-                run.keep()
-                if journal:
-                    journal.put()
+            if epoch_ends or run.is_keep_due():
+                _keep(run, journal)
+
+
+def _keep(run: Run, journal: Journal | None) -> None:
+    """Keep the last whole step while the training goes on; the log comes first, for resuming cuts what is ahead."""
+    if journal:
+        journal.put()
+    run.keep()
 
 
 def _stop(run: Run, journal: Journal | None) -> NoReturn:
     """Keep the last whole step, and end."""
-    run.keep()
-    if journal:
-        journal.put()
+    _keep(run, journal)
+    run.settle()
     stop_together(f"step {run.step} is kept in {checkpoint_path(run.out, run.step)}")
     raise AssertionError("a step is given up only where some rank is to stop")
 

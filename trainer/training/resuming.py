@@ -18,6 +18,7 @@ MAY_CHANGE = {  # settings that a resumed run may have otherwise (docs/training.
     "train.clip_gradient",
     "train.chips_per_rank",
     "train.log_every",
+    "train.save_minutes",
     "train.save_every",
     "train.keep",
     "train.evaluate_every",

@@ -1,6 +1,11 @@
 """A training run in memory: network, optimiser and loader, made from settings and kept in checkpoints."""
 
+import inspect
 import math
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +27,8 @@ from trainer.loading.loader import BatchLoader
 from trainer.loading.order import State
 from trainer.model import Detector
 from trainer.model.heads import autocast
-from trainer.runtime.checkpoint import Checkpoint, Score, best_ap, find_checkpoints, save_checkpoint
-from trainer.runtime.ranks import Rank, from_first, mean_over_ranks
+from trainer.runtime.checkpoint import Checkpoint, Score, best_ap, find_checkpoints, on_host, save_checkpoint
+from trainer.runtime.ranks import Rank, any_rank, from_first, mean_over_ranks
 from trainer.runtime.weights import load_weights, set_norm_policy
 
 NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (docs/method.md, 6.5)
@@ -44,7 +49,9 @@ class Run:
         schedule: what the rate does over the run.
         state: where the loader stands; step: optimiser steps done so far.
         scores: the validations so far, the same on all ranks.
-        kept_step: the step of the last checkpoint; -1 where there is none.
+        kept_step: the step of the last checkpoint, which may still be being written; -1 where there is none.
+        kept_at: when that was, or when the run was made, in seconds of time.monotonic.
+        writer: the thread that writes checkpoints; writing: the last that it was given.
         is_timed: the first step of this process is done, so that its time is known.
         changed: settings that are others than before the run was resumed, one line each.
         warned: what has failed beside the training, so that each is said once.
@@ -70,6 +77,9 @@ class Run:
     step: int = 0
     scores: list[Score] = field(default_factory=list)
     kept_step: int = -1
+    kept_at: float = field(default_factory=time.monotonic)
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+    writing: Future[object] | None = None
     is_timed: bool = False
     changed: list[str] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
@@ -151,21 +161,57 @@ class Run:
             found.setdefault(buffer.dtype, []).append(buffer)
         return list(found.values())
 
+    def is_keep_due(self) -> bool:
+        """Tell whether the step just taken is to be kept; all ranks call this together and get the same answer.
+
+        The clock is looked at, and so is whether the last checkpoint could be written, where the log has a record.
+        """
+        options = self.settings.train
+        if options.save_every is not None and self.step % options.save_every == 0:
+            return True
+        has_failed = self.writing is not None and self.writing.done() and self.writing.exception() is not None
+        is_late = time.monotonic() - self.kept_at >= 60 * options.save_minutes
+        return self.step % options.log_every == 0 and any_rank(is_late or has_failed)
+
     def keep(self) -> None:
-        """Write a checkpoint of the last whole step, on the first rank. All ranks call this together and wait for it.
+        """Keep the last whole step, on the first rank, while the training goes on. All ranks call this together.
+
+        They wait until the checkpoint before is written and this one is copied to the host's memory.
 
         Raises:
-            DataError: it cannot be written; says what is kept.
+            DataError: the checkpoint before cannot be written; says what is kept.
         """
         if self.kept_step == self.step:
             return
         self.agree()
-        from_first(self._write)
-        self.kept_step = self.step
+        keep = self.settings.train.keep
+        from_first(lambda: self.write_later(lambda kept: save_checkpoint(self.out, kept, keep)))
+        self.kept_step, self.kept_at = self.step, time.monotonic()
 
-    def _write(self) -> None:
+    def write_later(self, write: Callable[[Checkpoint], object]) -> None:
+        """Have the thread write the run as it is now. Only the first rank has something to write.
+
+        Args:
+            write: is called in the thread, with a copy that lies in the host's memory. There is one copy at a time.
+
+        Raises:
+            DataError: what was to be written before cannot be; says what is kept.
+        """
+        self._wait()
+        self.writing = self.writer.submit(write, on_host(self.checkpoint()))
+
+    def settle(self) -> None:
+        """Wait on all ranks until the first one has written all that was to be kept.
+
+        Raises:
+            DataError: it cannot be written; says what is kept.
+        """
+        from_first(self._wait)
+
+    def _wait(self) -> None:
         try:
-            save_checkpoint(self.out, self.checkpoint(), self.settings.train.keep)
+            if self.writing is not None:
+                self.writing.result()
         except DataError as error:
             kept = find_checkpoints(self.out)
             what = f"the last checkpoint that is kept is {kept[-1]}" if kept else "no checkpoint is kept"
@@ -301,5 +347,10 @@ def _objective(model: Detector, options: TrainSettings, rank: Rank) -> nn.Module
     objective = Objective(model)
     if rank.count == 1:
         return objective
-    ids = [rank.device.index] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # ranks share buffers in `Run.agree` alone; torch 2.14 has another name for that
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    arguments: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    if rank.device.type == "cuda":
+        arguments["device_ids"] = [rank.device.index]
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # those of a 1x1 kernel can be written in two ways
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **arguments)

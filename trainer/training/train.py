@@ -82,6 +82,7 @@ def train(
         with breakable():
             from_first(lambda: _take(out, resume, held))
             run = _prepare(data, out, current, rank, rpn_only=rpn_only)
+            held.enter_context(run.writer)  # however the run ends, what is being written is written first
             truth = None if judged is None else open_validation(run, *judged, allow_seen=allow_seen)
             if truth is None and run.scores:
                 warn(rank, "the run was validated before; give --val-annotations and --val-images to go on with that")

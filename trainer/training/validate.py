@@ -1,5 +1,8 @@
 """Scores and pictures of a network in training."""
 
+from contextlib import suppress
+from functools import partial
+
 import torch
 import torchvision
 
@@ -15,6 +18,7 @@ from trainer.loading.batch import Batch
 from trainer.model import RawDetections, predict
 from trainer.runtime.checkpoint import (
     BEST,
+    Checkpoint,
     Score,
     best_ap,
     checkpoint_path,
@@ -71,17 +75,18 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
         The values of COCO's summary by name, on the first rank; nothing on the others.
 
     Raises:
+        DataError: a checkpoint cannot be written.
         StoppedError: a signal asked for an end. The validation is made again when the run is resumed.
     """
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
     chips = ChipSettings.model_validate(run.chips)
     inference = Inference(model, chips, run.settings.detect, run.rank.device, run.precision)
-    try:
+    report = None
+    with suppress(StoppedError):  # perhaps on this rank alone; all ranks end below
         report = score_model(inference, truth, run.rank, None, MAX_DETS)
-        run.scores = from_first(lambda: _noted(run, report))
-    except StoppedError:
-        stop_together(f"step {run.step} is kept in {checkpoint_path(run.out, run.step)}, its validation is not done")
-        raise
+    run.settle()
+    stop_together(f"step {run.step} is kept in {checkpoint_path(run.out, run.step)}, its validation is not done")
+    run.scores = from_first(lambda: _noted(run, report))
     if report is None:
         return {}
     for line in describe_rejects(reject for reject in report.rejects if reject.kind == "image"):
@@ -94,15 +99,22 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
 
 
 def _noted(run: Run, report: Evaluation | None) -> list[Score]:
-    """Keep the network where it is the best so far, and return all scores with the new one."""
+    """Have the network kept where it is the best so far, and return all scores with the new one."""
     assert report is not None, "the first rank has the report"
     ap = report.summary.get("AP")
     before = best_ap(run.scores)
     run.scores = [*run.scores, Score(run.step, run.state.epoch, ap)]
     if ap is not None and ap > before:
-        write_checkpoint(run.out / BEST, run.checkpoint())
-    write_scores(run.out, run.scores)
+        run.write_later(partial(_keep_best, run.out, run.scores))
+    else:
+        write_scores(run.out, run.scores)
     return run.scores
+
+
+def _keep_best(out: Location, scores: list[Score], checkpoint: Checkpoint) -> None:
+    """Write the best checkpoint, and only then the score that tells of it."""
+    write_checkpoint(out / BEST, checkpoint)
+    write_scores(out, scores)
 
 
 @torch.no_grad()

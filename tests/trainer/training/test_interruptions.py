@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from schemas.errors import DataError, StoppedError, UsageError
 from schemas.settings import Settings
 from tests.trainer.runs import tiny_settings
 from trainer.loading.dataset import ChipDataset
-from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, kept_steps, read_checkpoint
+from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, kept_steps, read_checkpoint, write_checkpoint
 from trainer.runtime.ranks import Rank
 from trainer.training.journal import Journal
 from trainer.training.loop import train_step
@@ -166,12 +167,37 @@ def test_journal__a_line_that_a_full_disk_has_cut_spoils_no_other(tmp_path: Path
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("kept", "failing", "said"),
+    [
+        ("train.save_every=2", 2, "ends at step [34]; no checkpoint is kept"),  # noticed with a record of the log
+        ("train.save_minutes=1e-6", 5, r"ends at step 5; .*step-00000004\.pt"),  # the last one of all
+    ],
+)
 def test_train__ends_where_a_checkpoint_cannot_be_written_and_says_what_is_kept(
-    chip_folder: Path, tmp_path: Path
+    chip_folder: Path, tmp_path: Path, kept: str, failing: int, said: str
 ) -> None:
-    (tmp_path / "step-00000002.pt").mkdir()
-    with pytest.raises(DataError, match=r"cannot be written(.|\n)*ends at step 2; .*step-00000001\.pt"):
-        train(chip_folder, tmp_path, tiny_settings(*OPTIONS, "train.save_every=1"))
+    (tmp_path / f"step-{failing:08d}.pt").mkdir()
+    with pytest.raises(DataError, match=rf"cannot be written(.|\n)*{said}"):
+        train(chip_folder, tmp_path, tiny_settings(*OPTIONS, kept))
+
+
+def test_keep__writes_the_run_as_it_was_while_steps_are_taken(run: Run, tmp_path: Path) -> None:
+    """The thread is kept from writing until weights, momenta, average and statistics have changed."""
+    steps = iter(run.loader.epoch(run.state))
+    train_step(run, next(steps))
+    run.step = 1
+    write_checkpoint(tmp_path / "at-once.pt", run.checkpoint())
+    before = run.model.rpn.conv.weight.detach().clone()
+    may_write = Event()
+    run.writer.submit(may_write.wait)
+    run.keep()
+    train_step(run, next(steps))
+    assert not run.model.rpn.conv.weight.equal(before)
+    assert not find_checkpoints(tmp_path)
+    may_write.set()
+    run.settle()
+    assert find_checkpoints(tmp_path)[0].read_bytes() == (tmp_path / "at-once.pt").read_bytes()
 
 
 def test_train__refuses_a_folder_where_another_process_is_at_work(chip_folder: Path, tmp_path: Path) -> None:

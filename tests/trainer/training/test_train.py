@@ -1,6 +1,7 @@
 """Whole runs: interrupted and resumed, over ranks and accumulation, and what stops them."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -20,11 +21,19 @@ from tests.trainer.processes import Child, run_ranks, start
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
-from trainer.runtime.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, write_checkpoint
+from trainer.runtime.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    find_checkpoints,
+    read_checkpoint,
+    read_last,
+    write_checkpoint,
+)
 from trainer.runtime.weights import load_weights
 from trainer.training.train import train
 
 RUNS = Path(__file__).parents[1] / "runs.py"
+COUNTED = Path(__file__).parents[1] / "counted_ranks.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,13 +77,18 @@ def wait_for_step(out: Path, step: int, process: Child) -> None:
         time.sleep(0.01)
 
 
+def wait_for_checkpoints(out: Path, count: int, process: Child) -> None:
+    while len(find_checkpoints(out)) < count and process.poll() is None:
+        time.sleep(0.01)
+
+
 def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
     data: Path, whole_run: Path, tmp_path: Path
 ) -> None:
     options = ["train.epochs=2", "train.norm=train", "train.ema=0.9", "train.save_every=2"]
     total = last(whole_run).step
     killed = start(RUNS, data, tmp_path, *options)
-    wait_for_step(tmp_path, 3, killed)
+    wait_for_checkpoints(tmp_path, 1, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert 0 < last(tmp_path).step < total
@@ -102,6 +116,21 @@ def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
     assert [record["settings"] for record in records if "settings" in record]  # what the last start changed
 
 
+def test_train__killed_amid_the_writing_of_a_checkpoint_keeps_the_one_before(data: Path, tmp_path: Path) -> None:
+    """The network is large enough for its writing to take some tenths of a second, while steps go on."""
+    killed = start(RUNS, data, tmp_path, "train.save_every=1", "train.epochs=9", "model.head_width=3000")
+    wait_for_checkpoints(tmp_path, 2, killed)
+    while not (unfinished := list(tmp_path.glob(".tmp-*-step-*.pt"))) and killed.poll() is None:
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert [path for path in unfinished if path.exists()]
+    kept = read_last(tmp_path)
+    assert kept is not None
+    assert checkpoint_path(tmp_path, kept.step) == find_checkpoints(tmp_path)[-1]  # none is damaged
+    assert int(unfinished[0].stem.split("-")[-1]) == kept.step + 1 <= logged_steps(tmp_path) + 1
+
+
 def test_train__losses_fall_and_a_picture_is_drawn(data: Path, tmp_path: Path) -> None:
     options = ["train.epochs=5", "train.norm=train", "train.picture_every=10", "train.norm_momentum=0.1"]
     train(data, tmp_path, tiny_settings(*options, "train.learning_rate=0.3", "train.keep=2"))
@@ -120,22 +149,34 @@ def test_train__accumulation_changes_nothing(data: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_train__ranks_change_nothing(data: Path, tmp_path: Path, ranks: int) -> None:
-    """Also with a last batch that leaves some of the 8 ranks without a chip."""
+    """Also with a last batch that leaves some of the 8 ranks without a chip. What they exchange is counted."""
     options = ["train.clip_gradient=5"]
-    run_ranks(ranks, RUNS, data, tmp_path / "ranks", *options)
+    run_ranks(ranks, COUNTED, data, tmp_path / "ranks", *options)
     train(data, tmp_path / "one", tiny_settings(*options))
-    num_chips = len(ChipDataset(data))
-    assert num_chips % 8 not in (0, 7)
+    dataset = ChipDataset(data)
+    assert len(dataset) % 8 not in (0, 7)
     ours, theirs = last(tmp_path / "ranks"), last(tmp_path / "one")
-    assert ours.step == theirs.step == -(-num_chips // 8)
+    assert ours.step == theirs.step == -(-len(dataset) // 8)
     assert_same(ours.model, theirs.model, 1e-4)
+    counted = [json.loads((tmp_path / f"ranks/rank-{rank}.json").read_bytes()) for rank in range(ranks)]
+    keys = [key for rank in counted for key in rank["keys"]]
+    assert sorted(keys) == sorted(dataset.manifest.keys.to_pylist())  # each chip once in an epoch, on one rank
+    for rank in counted:
+        (asked_to_stop, *gradients, losses), (began, ended) = rank["sums"], rank["backward"]
+        assert (asked_to_stop[0], losses[0]) == (1, 4)
+        assert sum(num for num, _, _ in gradients) == rank["learning"]  # each gradient once, in some few buckets
+        assert 2 <= len(gradients) <= 4
+        assert began < gradients[0][1] < ended  # the ranks exchange the first while the others are being computed
+        assert rank["other"] == []
 
 
 RANK_SCRIPT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import torch
+import trainer.evaluation.evaluate
 import trainer.training.train
+from schemas.errors import DataError, StoppedError
 from tests.trainer.runs import tiny_settings
 from trainer.runtime.ranks import joined
 
@@ -150,14 +191,30 @@ def keeping(run, truth):
 
 trainer.training.train.run_loop = keeping
 with joined():
-    for epochs in (1, 2):  # the second goes on where the first ended
+    for epochs in (1, 2, 3):  # the second goes on where the first ended
         settings = tiny_settings(f"train.epochs={epochs}", *sys.argv[3:])
-        trainer.training.train.train(Path(sys.argv[1]), out, settings, resume="auto")
+        try:
+            path = trainer.training.train.train(Path(sys.argv[1]), out, settings, resume="auto")
+        except DataError as error:  # the third cannot be written
+            (out / "said").write_text(str(error))
+        if epochs == 2:
+            (out / f"step-{int(path.stem[5:]) * 3 // 2:08d}.pt").mkdir()
+    score = trainer.evaluation.evaluate.score
+    trainer.evaluation.evaluate.score = lambda *all: signal.raise_signal(signal.SIGTERM) or score(*all)
+    images = Path(sys.argv[1]).parent
+    try:  # the signal comes to the first rank alone, which scores while the other waits
+        validation = (images / "val.json", images / "val")
+        trainer.training.train.train(Path(sys.argv[1]), out / "scored", tiny_settings(), validation=validation)
+    except StoppedError as error:
+        (out / "stopped").write_text(str(error))
 """
 
 
 def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_path: Path) -> None:
-    """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed."""
+    """Batch norm takes each rank's own batches, the folder is not shared, and the run is resumed.
+
+    Then a write fails, and a signal comes amid the scoring of a validation set: all ranks end.
+    """
     script = tmp_path / "ranks.py"
     script.write_text(RANK_SCRIPT)
     run_ranks(2, script, data, tmp_path, "train.norm=train", "train.ema=0.5", "train.norm_momentum=0.5")
@@ -170,6 +227,13 @@ def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_
             model, ema = torch.load(tmp_path / rank / f"{kept.step}.state", weights_only=True)
             assert_same(model, kept.model)
             assert_same(ema, kept.ema)
+    for rank in "01":
+        assert "its validation is not done" in (tmp_path / rank / "stopped").read_text()
+    said = {(tmp_path / rank / "said").read_text() for rank in "01"}
+    assert len(said) == 1  # all ranks end with what the thread of the first one has met
+    assert re.search(
+        rf"cannot be written(.|\n)*the last checkpoint that is kept is .*{checkpoints[-1].step}\.pt", *said
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
