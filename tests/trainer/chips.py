@@ -41,10 +41,12 @@ def make_batch(counts: list[int], side: int = 96, seed: int = 0, statuses: list[
         images=pixels.to(torch.uint8).permute(0, 3, 1, 2),
         sizes=torch.tensor(sizes, dtype=torch.int64).view(-1, 2),
         scales=torch.tensor([draw.choice([3.0, 1.667, 0.8]) for _ in counts], dtype=torch.float32),
+        scale_indices=torch.tensor([seed + i for i in range(len(counts))], dtype=torch.int64) % 3,
         ranges=torch.tensor([draw.choice([[0.0, 16.0], [8.0, 40.0], [20.0, torch.inf]]) for _ in counts]).view(-1, 2),
         boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
         labels=torch.tensor([draw.randint(1, CLASSES) for _ in range(total)], dtype=torch.int64),
         status=torch.tensor([draw.choice(kinds) for _ in range(total)], dtype=torch.uint8),
+        visible=torch.tensor([draw.choice([1.0, 1.0, 0.5, 0.25]) for _ in range(total)], dtype=torch.float32),
         offsets=torch.tensor(offsets),
     )
 
@@ -59,10 +61,12 @@ def take(batch: Batch, order: list[int]) -> Batch:
         images=batch.images[order],
         sizes=batch.sizes[order],
         scales=batch.scales[order],
+        scale_indices=batch.scale_indices[order],
         ranges=batch.ranges[order],
         boxes=batch.boxes[rows],
         labels=batch.labels[rows],
         status=batch.status[rows],
+        visible=batch.visible[rows],
         offsets=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
     )
 

@@ -19,10 +19,12 @@ class Batch:
         images: uint8 [B, 3, S, S], RGB, channels_last memory; content top left, the rest padding of any value.
         sizes: int64 [B, 2], height and width of the content, chip pixels.
         scales: float32 [B], factor from source to chip pixels.
+        scale_indices: int64 [B], the scale's place among the settings' scales, the finest 0.
         ranges: float32 [B, 2], valid range [lo, hi) of sqrt(width * height), source pixels; hi may be infinite.
         boxes: float32 [M, 4], x1 y1 x2 y2, chip pixels, clipped to the content.
         labels: int64 [M], 1..K.
         status: uint8 [M], schemas.codes.Status.
+        visible: float32 [M], share of the whole box that the chip shows, above 0 and up to 1.
         offsets: int64 [B + 1]; chip b owns the boxes offsets[b]:offsets[b + 1].
         max_boxes: the most boxes of one chip. Left at -1 it is counted here, which reads tensors; so build batches on
             the CPU, and no step on a GPU waits for a shape.
@@ -33,10 +35,12 @@ class Batch:
     images: Tensor
     sizes: Tensor
     scales: Tensor
+    scale_indices: Tensor
     ranges: Tensor
     boxes: Tensor
     labels: Tensor
     status: Tensor
+    visible: Tensor
     offsets: Tensor
     max_boxes: int = -1
     max_rescued: int = -1

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from pipeline.pyramid.views import CELLS
 from schemas.settings import ModelSettings
 from trainer.model.anchors import AnchorLayout, anchor_grid, anchor_layout, on_content
 from trainer.model.backbone import build_backbone, normalise, stored_statistics
 from trainer.model.boxes import ROI_WEIGHTS, clip, constant, decode
-from trainer.model.heads import BoxHead, Rpn, full_precision
+from trainer.model.heads import BoxHead, FocusHead, Rpn, full_precision
 from trainer.model.pooling import flatten_maps, roi_align
 from trainer.model.proposals import select
 
@@ -24,11 +25,13 @@ class Features(NamedTuple):
         maps: [B, C, H, W] per level, what the RPN slides over.
         rows: [B, cells, C], the same numbers as `flatten_maps` orders them.
         pooled: [B, cells, width], what proposals are pooled from; for a feature pyramid the same tensor as `rows`.
+        focus: [B, width, H, W], what the focus head reads.
     """
 
     maps: list[Tensor]
     rows: Tensor
     pooled: Tensor
+    focus: Tensor
 
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Return height and width of every level's map, in cells."""
@@ -82,7 +85,13 @@ class Detector(nn.Module):
         self.head = BoxHead(
             settings.pooled**2 * settings.width, settings.head_width, num_classes, class_boxes=settings.class_boxes
         )
-        fresh = [self.rpn, self.head] if settings.neck == "fpn" else [self.rpn, self.head, self.neck]
+        self.focus = FocusHead(settings.width) if settings.focus else None
+        # the level whose cells are nearest to CELLS along a chip's side (docs/method.md, 16.2)
+        self.focus_level = min(
+            range(len(self.layout.strides)), key=lambda i: abs(math.log2(self.layout.strides[i] * CELLS / chip_size))
+        )
+        fresh = [self.rpn, self.head, *([self.focus] if self.focus else [])]
+        fresh += [] if settings.neck == "fpn" else [self.neck]
         for layer in (layer for module in fresh for layer in module.modules()):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)  # (docs/method.md, 6.4)
@@ -118,9 +127,10 @@ class Detector(nn.Module):
             used = maps[self.settings.levels[0] - 2 :]
             maps = list(self.neck({str(i): level for i, level in enumerate(used)}).values())
             rows = flatten_maps(maps)
-            return Features(maps, rows, rows)
+            return Features(maps, rows, rows, maps[self.focus_level])
         joined = torch.cat(maps[-self.c5_inputs :], 1)
-        return Features([joined], flatten_maps([joined]), flatten_maps([F.relu_(self.neck(joined))]))
+        narrowed = F.relu_(self.neck(joined))
+        return Features([joined], flatten_maps([joined]), flatten_maps([narrowed]), narrowed)
 
     def detect(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Run the box head on boxes of each image.
@@ -209,8 +219,56 @@ def predict(
         One RawDetections per image, best proposal first.
     """
     features = model(images, sizes)
+    return _predict(
+        model, features, images, sizes, _propose_by_area(model, features, images, sizes, by_area), min_score
+    )
+
+
+@torch.no_grad()
+def predict_and_focus(
+    model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001, *, by_area: bool = False
+) -> list[tuple[Tensor, ...]]:
+    """Detect as `predict` does, and say where something may be small.
+
+    Args:
+        model, images, sizes, min_score, by_area: as `predict` takes them.
+
+    Returns:
+        For each image boxes, scores and labels as in RawDetections; then, where the network has a focus head, its map
+        float32 [rows, columns] of probabilities, whose cells are `layout.strides[focus_level]` pixels wide; else its
+        proposals, boxes float32 [N, 4], pixels of the image, and their objectness float32 [N], in [0, 1].
+    """
+    features = model(images, sizes)
+    proposed = _propose_by_area(model, features, images, sizes, by_area)
+    found = _predict(model, features, images, sizes, proposed, min_score)
+    if model.focus is None:
+        return [
+            (*one, rois[used], logits[used].sigmoid())
+            for one, rois, used, logits in zip(found, *proposed, strict=True)
+        ]
+    stride = model.layout.strides[model.focus_level]
+    maps = model.focus(features.focus).sigmoid()
+    cells = [[-(-side // stride) for side in size] for size in sizes.tolist()]
+    return [(*one, level[:rows, :columns]) for one, level, (rows, columns) in zip(found, maps, cells, strict=True)]
+
+
+def _propose_by_area(
+    model: Detector, features: Features, images: Tensor, sizes: Tensor, by_area: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     area = images.shape[2] * images.shape[3] / model.chip_size**2
-    rois, used, _ = _propose(model, features, sizes, max(1.0, area) if by_area else 1.0)
+    return _propose(model, features, sizes, max(1.0, area) if by_area else 1.0)
+
+
+def _predict(
+    model: Detector,
+    features: Features,
+    images: Tensor,
+    sizes: Tensor,
+    proposed: tuple[Tensor, Tensor, Tensor],
+    min_score: float,
+) -> list[RawDetections]:
+    """Run the box head on proposals, as `_propose` gives them, and keep what scores more than `min_score`."""
+    rois, used, _ = proposed
     logits, deltas = _detect_in_slices(model, features, rois)
     with full_precision(images):
         unweighted = deltas / constant(ROI_WEIGHTS, deltas.device)
