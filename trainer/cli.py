@@ -192,6 +192,8 @@ def evaluate(
     for line in describe_rejects(report.rejects):
         click.echo(line)
     click.echo(describe_scores(report.summary, report.notes))
+    if report.searched.share < 1:
+        click.echo(f"searched {report.searched.share:.1%} of the pyramid's pixels (detect.focus)")
     if table is not None:
         write_class_table(table, report.summary)
     tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS"))
@@ -214,6 +216,9 @@ def evaluate(
     help="leave out what scores less  [default: detect.min_score]",
 )
 @click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
+@click.option(
+    "--focus-map", is_flag=True, help="also draw where the finer scales were searched and why: NAME.focus.jpg"
+)
 @settings_options
 def detect(
     checkpoint: Location,
@@ -222,6 +227,7 @@ def detect(
     classes: str | None,
     min_score: float | None,
     min_drawn: float,
+    focus_map: bool,
     settings: Settings,
 ) -> None:
     """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
@@ -233,7 +239,7 @@ def detect(
         settings = settings.model_copy(update={"detect": options})
     wanted = [name.strip() for name in classes.split(",")] if classes else []
     with stoppable(f"To go on, run the same command again: what was found is in {out}"):
-        report = run(out, checkpoint, images, settings, min_drawn=min_drawn, classes=wanted)
+        report = run(out, checkpoint, images, settings, min_drawn=min_drawn, classes=wanted, focus_map=focus_map)
     if report is None:
         return  # under torchrun the first process reports
     for file, error in report.errors:

@@ -29,6 +29,15 @@ class Searched(NamedTuple):
     pixels: float = 0.0
     pyramid: float = 0.0
 
+    def plus(self, other: "Searched") -> "Searched":
+        """Add what was searched elsewhere."""
+        return Searched(self.pixels + other.pixels, self.pyramid + other.pyramid)
+
+    @property
+    def share(self) -> float:
+        """Pixels of all views over those of the pyramid."""
+        return self.pixels / max(self.pyramid, 1.0)
+
 
 @dataclass
 class _Span:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ CONFIG = Path(__file__).with_name("focus.yaml")
 NUM_TRAIN, NUM_SPARSE, NUM_DENSE = 150, 48, 16
 THRESHOLDS = (0.01, 0.03, 0.1, 0.2, 0.4)
 POOR_THRESHOLDS = (0.02, 0.1, 0.3)
+SLICES = (256, 512)  # sides of SAHI's slices, source pixels
 SPAN = 16  # images whose views share batches
 LARGE_SIDES = (4000, 12000)
 NAMES = ("AP", "AP50", "AP_small", "AP_medium", "AP_large")
@@ -67,9 +69,11 @@ class Found(NamedTuple):
 
 def prepare(work: Path, seeds: Sequence[int]) -> list[Path]:
     """Make the data and train one network for each seed, unless they are there; returns the runs."""
-    scenes = {"train": (mixed_scene, NUM_TRAIN, 0), "sparse": (sparse_scene, 0, NUM_SPARSE)}
-    scenes |= {"dense": (dense_scene, 0, NUM_DENSE)}
-    for name, (make_scene, num_train, num_val) in scenes.items():
+    for name, make_scene, num_train, num_val in (
+        ("train", mixed_scene, NUM_TRAIN, 0),
+        ("sparse", sparse_scene, 0, NUM_SPARSE),
+        ("dense", dense_scene, 0, NUM_DENSE),
+    ):
         if not (work / name / "val.json").exists():
             make_demo_data(work / name, num_train, num_val, make_scene=make_scene)
     settings = load_settings(CONFIG)
@@ -84,7 +88,7 @@ def prepare(work: Path, seeds: Sequence[int]) -> list[Path]:
         if not (out / "done").exists():
             train(work / "chips", out, seeded, resume="auto")
             (out / "done").touch()
-        runs.append(find_checkpoints(out)[-1])
+        runs.append(Path(str(find_checkpoints(out)[-1])))
     return runs
 
 
@@ -125,16 +129,16 @@ def _again(predictor: Predictor) -> Predictor:
 
 
 def _boxes(truth: GroundTruth, image_id: int) -> np.ndarray[Any, Any]:
-    xywh = truth.objects.bbox[truth.objects.image_id == image_id]
+    xywh = truth.objects.boxes[truth.objects.image_id == image_id]
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
-def by_sahi(checkpoint: Path, truth: GroundTruth, side: int, slice_side: int) -> Found:
+def by_sahi(checkpoint: Path, truth: GroundTruth, side: int) -> Found:
     """SAHI's get_sliced_prediction with the same network, on images that are decoded beforehand."""
     from scripts.bench import bench_sahi
 
     predictor = Predictor(checkpoint, load_settings(None, ("detect.focus=off",)))
-    way = bench_sahi.by_sahi(bench_sahi.on_pixels(predictor), side, slice_side, 0.02, batch=8)
+    way = bench_sahi.by_sahi(bench_sahi.on_pixels(predictor), side, side, 0.02, batch=8)
     sources = truth.source.images(0, truth.source.num_images)
     began = time.perf_counter()
     detections = [
@@ -156,23 +160,13 @@ def scores(truth: GroundTruth, found: Found, bounds: Sequence[tuple[float, float
 
 def ways(with_sahi: bool) -> dict[str, Callable[[Path, GroundTruth], Found]]:
     """Name each way to search, the whole pyramid first."""
-    named: dict[str, Callable[[Path, GroundTruth], Found]] = {
-        "whole pyramid": lambda checkpoint, truth: by_pyramid(checkpoint, truth, "off")
+    named: dict[str, Callable[[Path, GroundTruth], Found]] = {"whole pyramid": partial(by_pyramid, focus="off")}
+    named |= {f"focus {threshold}": partial(by_pyramid, focus=str(threshold)) for threshold in THRESHOLDS}
+    named |= {
+        f"poor man's {threshold}": partial(by_pyramid, focus=f"poor:{threshold}") for threshold in POOR_THRESHOLDS
     }
-    for threshold in THRESHOLDS:
-        named[f"focus {threshold}"] = lambda checkpoint, truth, t=threshold: by_pyramid(checkpoint, truth, str(t))
-    for threshold in POOR_THRESHOLDS:
-        named[f"poor man's {threshold}"] = lambda checkpoint, truth, t=threshold: by_pyramid(
-            checkpoint, truth, f"poor:{t}"
-        )
-    if with_sahi:
-        for side, slice_side in (
-            (256, 256),
-            (512, 512),
-        ):  # slices at their own resolution, as its documentation has it
-            named[f"SAHI, slices of {slice_side} px"] = lambda checkpoint, truth, a=side, b=slice_side: by_sahi(
-                checkpoint, truth, a, b
-            )
+    if with_sahi:  # slices at their own resolution, as its documentation has it
+        named |= {f"SAHI, slices of {side} px": partial(by_sahi, side=side) for side in SLICES}
     return named
 
 
@@ -204,6 +198,17 @@ def measure_large(checkpoint: Path, picture: Path, focus: str) -> dict[str, floa
     command = [sys.executable, "-c", code, str(ROOT), str(checkpoint), str(picture), focus]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def described(rows: list[dict[str, Any]], points: list[float]) -> str:
+    """Put the means over seeds into words; `points` is AP less that of the whole pyramid, for each seed."""
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in ("share", "AP", "AP_small")}
+    reached = [float(row["reached"]) for row in rows if row["reached"] is not None]
+    return (
+        f"pixels {mean['share']:.1%}  AP {100 * mean['AP']:.1f} ({np.mean(points):+.2f}, from {min(points):+.2f} to "
+        f"{max(points):+.2f})  AP small {100 * mean['AP_small']:.1f}"
+        + (f", small objects reached {np.mean(reached):.1%}" if reached else "")
+    )
 
 
 @click.command()
@@ -239,13 +244,7 @@ def main(work: Path, seeds: str, only_prepare: bool, large: bool, json_file: Pat
             whole = next(one for one in figures if one["scenes"] == kind)["seeds"]
             speed = [a["seconds"] / b["seconds"] for a, b in zip(whole, rows, strict=True)]
             points = [100 * (b["AP"] - a["AP"]) for a, b in zip(whole, rows, strict=True)]
-            small = [100 * b["AP_small"] for b in rows]
-            reached = "" if rows[0]["reached"] is None else f", reached {np.mean([r['reached'] for r in rows]):.1%}"
-            click.echo(
-                f"{kind:<7}{name:<28}speed {statistics.median(speed):5.2f}  pixels {np.mean([r['share'] for r in rows]):.1%}"
-                f"  AP {100 * np.mean([r['AP'] for r in rows]):.1f} ({np.mean(points):+.2f}, {min(points):+.2f} to"
-                f" {max(points):+.2f})  AP small {np.mean(small):.1f}{reached}"
-            )
+            click.echo(f"{kind:<7}{name:<28}speed {statistics.median(speed):5.2f}  {described(rows, points)}")
     for side in LARGE_SIDES if large else ():
         picture = large_picture(work, side)
         for focus in ("off", "auto"):

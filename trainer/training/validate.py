@@ -92,6 +92,7 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
     for line in describe_rejects(reject for reject in report.rejects if reject.kind == "image"):
         run.tell(f"validation: left out {line}")
     values = {name: value for name, value in report.summary.items() if value is not None}
+    values["searched"] = report.searched.share
     run.tell(
         "validation: " + ", ".join(f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values)
     )

@@ -183,7 +183,7 @@ def test_detect__a_large_tiff_is_searched_by_windows(
 ) -> None:
     """The boxes are those of the same pixels in a file that is decoded whole; the picture is drawn smaller."""
     monkeypatch.setattr("pipeline.images.sources.LARGE_PIXELS", 1000)
-    monkeypatch.setattr("trainer.inference.output.LARGEST_DRAWN", 100)
+    monkeypatch.setattr("trainer.inference.pictures.LARGEST_DRAWN", 100)
     source = Image.open(sorted((demo / "val").iterdir())[0]).convert("RGB")
     source.save(tmp_path / "a.png")
     source.save(tmp_path / "b.tif", tiffinfo={278: 16})
