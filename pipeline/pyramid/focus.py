@@ -13,7 +13,7 @@ from pipeline.pyramid.views import ALIGN, CELLS, Output, View, Window
 from schemas.arrays import Float32Array, FloatArray
 from schemas.settings import ChipSettings
 
-THRESHOLD = 0.1
+THRESHOLD = 0.04
 """Probability above which a cell calls for the finer scale, where nothing else is set (docs/method.md, 16.3)."""
 LEAST = 0.5
 """Least side of a window at its own scale, as a share of a chip's side (docs/method.md, 16.3)."""
@@ -103,7 +103,7 @@ def focus_windows(
 
     Cells above the threshold are grown by a cell all round, and each connected part gives the rectangle around it.
     Rectangles are enlarged about their middle to a least side and to what is padded anyway, and pushed inside the
-    image. Two that overlap become one where that saves pixels.
+    image. Two that overlap become one, and so do two of which that makes no more pixels.
 
     Args:
         maps: of the views of one image at the coarser scale; None where nothing is known of a view.
@@ -162,16 +162,18 @@ def _grown(windows: FloatArray, extent: FloatArray, scale: float, least: float) 
 
 
 def _joined(windows: FloatArray, scale: float) -> FloatArray:
-    """Put the rectangle around two windows in place of both, wherever it has no more pixels."""
+    """Put the rectangle around two windows in place of both where they overlap, or where it has no more pixels.
+
+    What lies at the edge of one window and inside another one would be found twice, and once in part.
+    """
     done = [np.empty((0, 4))]
     for start in range(0, len(windows), MOST_JOINED):
         some = windows[start : start + MOST_JOINED]
         while len(some) > 1:
-            saved = _saved(some, scale)
-            rows, best = np.arange(len(some)), saved.argmax(axis=1)
-            first = np.flatnonzero(
-                (best[best] == rows) & (saved[rows, best] >= 0) & (rows < best)
-            )  # mutually the best
+            gain = _gain(some, scale)
+            rows, best = np.arange(len(some)), gain.argmax(axis=1)
+            is_pair = (best[best] == rows) & (gain[rows, best] >= 0)  # each is the other's best
+            first = np.flatnonzero(is_pair & (rows < best))
             if not len(first):
                 break
             pair = some[first], some[best[first]]
@@ -181,14 +183,19 @@ def _joined(windows: FloatArray, scale: float) -> FloatArray:
     return np.concatenate(done)
 
 
-def _saved(windows: FloatArray, scale: float) -> FloatArray:
-    """Return how many view pixels it saves to join two windows, float64 [n, n]; below 0 on the diagonal."""
+def _gain(windows: FloatArray, scale: float) -> FloatArray:
+    """Return how many view pixels it saves to join two windows, float64 [n, n]; at least 0 where they overlap.
+
+    It is below 0 where they should stay apart, and on the diagonal.
+    """
     own = _pixels(windows, scale)
-    low = np.minimum(windows[:, None, :2], windows[None, :, :2])
-    high = np.maximum(windows[:, None, 2:], windows[None, :, 2:])
-    saved: FloatArray = own[:, None] + own[None] - ((high - low) * scale).prod(axis=2)
-    np.fill_diagonal(saved, -1)
-    return saved
+    low, high = windows[:, :2], windows[:, 2:]
+    around = np.maximum(high[:, None], high[None]) - np.minimum(low[:, None], low[None])
+    common = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
+    saved = own[:, None] + own[None] - (around * scale).prod(axis=2)
+    gain: FloatArray = np.where((common > 0).all(axis=2), np.maximum(saved, 0), saved)
+    np.fill_diagonal(gain, -1)
+    return gain
 
 
 def _pixels(windows: FloatArray, scale: float) -> FloatArray:

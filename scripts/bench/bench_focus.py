@@ -30,21 +30,21 @@ from pipeline.commands.chips import chips  # noqa: E402
 from pipeline.commands.negatives import negatives  # noqa: E402
 from pipeline.pyramid.merging import Detections  # noqa: E402
 from pipeline.pyramid.search import SearchLog, split_spans  # noqa: E402
-from schemas.settings import load_settings  # noqa: E402
+from schemas.settings import ChipSettings, load_settings  # noqa: E402
 from scripts.bench.focus_scenes import dense_scene, mixed_scene, sparse_scene  # noqa: E402
 from scripts.make_demo_data import make_demo_data  # noqa: E402
 from trainer.evaluation.coco_scores import score  # noqa: E402
 from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth  # noqa: E402
 from trainer.evaluation.results import join_results, of_image  # noqa: E402
 from trainer.inference.predictor import Predictor  # noqa: E402
-from trainer.runtime.checkpoint import find_checkpoints  # noqa: E402
+from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint  # noqa: E402
 from trainer.training.make_proposals import make_proposals  # noqa: E402
 from trainer.training.train import train  # noqa: E402
 
 CONFIG = Path(__file__).with_name("focus.yaml")
 NUM_TRAIN, NUM_SPARSE, NUM_DENSE = 150, 48, 16
-THRESHOLDS = (0.01, 0.03, 0.1, 0.2, 0.4)
-POOR_THRESHOLDS = (0.02, 0.1, 0.3)
+THRESHOLDS = (0.01, 0.02, 0.04, 0.08, 0.2)
+POOR_THRESHOLDS = (0.01, 0.05)
 SLICES = (256, 512)  # sides of SAHI's slices, source pixels
 SPAN = 16  # images whose views share batches
 LARGE_SIDES = (4000, 12000)
@@ -236,7 +236,9 @@ def main(work: Path, seeds: str, only_prepare: bool, large: bool, json_file: Pat
         for name, search in ways(with_sahi).items():
             rows = []
             for checkpoint in checkpoints:
-                truth = open_ground_truth(folder / "val.json", folder / "val", load_settings(CONFIG).chips, None, 100)
+                kept = read_checkpoint(checkpoint)
+                chip_settings = ChipSettings.model_validate(kept.chips)
+                truth = open_ground_truth(folder / "val.json", folder / "val", chip_settings, kept.categories, 100)
                 found = search(checkpoint, truth)
                 rows.append({**found._asdict(), **scores(truth, found, bounds)})
                 del rows[-1]["detections"]
