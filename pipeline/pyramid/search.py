@@ -221,7 +221,9 @@ def search_images(
     bounds = chips.bounds()
     for viewed in search_views(network, images, open_image, spans, chips, options, log, allocate, focus):
         if log.maps is not None:
-            log.maps[viewed.image] = [(view, focus and focus.of(view, output)) for view, output in viewed.views]
+            log.maps[viewed.image] = [
+                (view, focus.of(view, output) if focus and view.scale_index else None) for view, output in viewed.views
+            ]
         if viewed.views:
             yield viewed.image, merge(viewed, images[viewed.image], bounds, options, chips.size)
 

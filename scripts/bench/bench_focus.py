@@ -46,7 +46,7 @@ NUM_TRAIN, NUM_SPARSE, NUM_DENSE = 150, 48, 16
 THRESHOLDS = (0.01, 0.02, 0.04, 0.08, 0.2)
 POOR_THRESHOLDS = (0.01, 0.05)
 SLICES = (256, 512)  # sides of SAHI's slices, source pixels
-SPAN = 16  # images whose views share batches
+SPAN = 4  # images whose views share batches; few, so that reading goes on while the network works
 LARGE_SIDES = (4000, 12000)
 NAMES = ("AP", "AP50", "AP_small", "AP_medium", "AP_large")
 

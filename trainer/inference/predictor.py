@@ -133,8 +133,13 @@ def detect_images(
 def detecting(inference: Inference) -> Network:
     """Return what finds boxes, scores and labels in a batch of views, and with focus what `focus_of` reads."""
     options = inference.options
-    forward = predict if focus_of(inference) is None else predict_and_focus
-    return as_network(inference, partial(forward, min_score=options.min_score, by_area=options.by_area))
+    plain, focused = (
+        as_network(inference, partial(forward, min_score=options.min_score, by_area=options.by_area))
+        for forward in (predict, predict_and_focus)
+    )
+    if focus_of(inference) is None:
+        return plain
+    return lambda batch: (focused if batch.views[0].scale_index else plain)(batch)  # nothing is finer than the finest
 
 
 def focus_of(inference: Inference) -> Focus | None:
