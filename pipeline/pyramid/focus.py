@@ -13,7 +13,7 @@ from pipeline.pyramid.views import ALIGN, CELLS, Output, View, Window
 from schemas.arrays import Float32Array, FloatArray
 from schemas.settings import ChipSettings
 
-THRESHOLD = 0.04
+THRESHOLD = 0.05
 """Probability above which a cell calls for the finer scale, where nothing else is set (docs/method.md, 16.3)."""
 LEAST = 0.5
 """Least side of a window at its own scale, as a share of a chip's side (docs/method.md, 16.3)."""

@@ -9,6 +9,7 @@ same network. Time, pixels and AP of a seed are measured on the same images. Wha
 """
 
 import json
+import logging
 import resource
 import statistics
 import sys
@@ -43,7 +44,7 @@ from trainer.training.train import train  # noqa: E402
 
 CONFIG = Path(__file__).with_name("focus.yaml")
 NUM_TRAIN, NUM_SPARSE, NUM_DENSE = 150, 28, 8
-THRESHOLDS = (0.01, 0.02, 0.04, 0.08, 0.2)
+THRESHOLDS = (0.01, 0.03, 0.05, 0.08, 0.2)
 POOR_THRESHOLDS = (0.02,)
 SLICES = (256, 512)  # sides of SAHI's slices, source pixels
 SPAN = 4  # images whose views share batches; few, so that reading goes on while the network works
@@ -137,6 +138,7 @@ def by_sahi(checkpoint: Path, truth: GroundTruth, side: int) -> Found:
     """SAHI's get_sliced_prediction with the same network, on images that are decoded beforehand."""
     from scripts.bench import bench_sahi
 
+    logging.getLogger("sahi").setLevel(logging.ERROR)  # it says for every image what it does with a low threshold
     predictor = Predictor(checkpoint, load_settings(None, ("detect.focus=off",)))
     way = bench_sahi.by_sahi(bench_sahi.on_pixels(predictor), side, side, 0.02, batch=8)
     sources = truth.source.images(0, truth.source.num_images)
