@@ -86,12 +86,13 @@ demo: setup demo-data ## the whole chain on generated data: chips, negatives, tr
 	$(SNIPER) show $(DEMO)/chips --kind negative --out $(DEMO)/report/negatives.png
 	@$(MAKE) --no-print-directory evaluate
 	$(BIN)/python scripts/plot_losses.py $(DEMO)/run $(DEMO)/report/losses.png
-	$(SNIPER) detect --checkpoint $(DEMO)/run $(DEMO)/data/val --out $(DEMO)/report/detections
+	$(BIN)/python scripts/compare_focus.py $(DEMO)/run $(DEMO)/data/val.json $(DEMO)/data/val
+	$(SNIPER) detect --checkpoint $(DEMO)/run $(DEMO)/data/val --out $(DEMO)/report/detections --focus-map
 	@echo
 	@echo "What to look at:  $(DEMO)/report/chips.png        positive chips, boxes coloured by status"
 	@echo "                  $(DEMO)/report/negatives.png    mined background, with the proposals that led there"
 	@echo "                  $(DEMO)/report/losses.png       the training"
-	@echo "                  $(DEMO)/report/detections/      what the detector finds on validation images"
+	@echo "                  $(DEMO)/report/detections/      what the detector finds on validation images, and where it looks finely"
 	@echo "                  $(DEMO)/run/pictures/           training batches with targets and detections"
 
 demo-data: setup

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import matplotlib.pyplot as plt
 
-PARTS = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")
+PARTS = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box", "focus")
 
 
 @click.command()

@@ -22,7 +22,8 @@ FROZEN = {
     " --config --set",
     "evaluate": "--checkpoint --results --annotations --images --out --table --proposals --max-dets --allow-seen"
     " --config --set",
-    "detect": "--checkpoint IMAGES --out --classes --min-score --min-drawn --results --annotations --config --set",
+    "detect": "--checkpoint IMAGES --out --classes --min-score --min-drawn --focus-map --results --annotations"
+    " --config --set",
     "export-model": "--checkpoint --out --format --size --slim --config --set",
     "views": "--images --annotations --out --workers --overwrite --config --set",
     "merge-views": "VIEWS --results --out --annotations --max-dets --config --set",

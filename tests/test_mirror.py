@@ -68,6 +68,7 @@ ELSEWHERE = {
     "trainer/evaluation/results.py": "trainer/evaluation/test_coco_scores.py",
     "trainer/inference/extract.py": "trainer/training/test_make_proposals.py",
     "trainer/inference/opening.py": "trainer/evaluation/test_recall.py",
+    "trainer/inference/pictures.py": "trainer/inference/test_detect.py",
     "trainer/insight/crops.py": "trainer/insight/test_report_run.py",
     "trainer/insight/findings.py": "trainer/insight/test_report_run.py",
     "trainer/insight/history.py": "trainer/insight/test_report_run.py",

@@ -192,6 +192,8 @@ def evaluate(
     for line in describe_rejects(report.rejects):
         click.echo(line)
     click.echo(describe_scores(report.summary, report.notes))
+    if report.searched.share < 1:
+        click.echo(f"searched {report.searched.share:.1%} of the pyramid's pixels (detect.focus)")
     if table is not None:
         write_class_table(table, report.summary)
     tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS"))
@@ -215,6 +217,9 @@ def evaluate(
 )
 @click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
 @click.option(
+    "--focus-map", is_flag=True, help="also draw where the finer scales were searched and why: NAME.focus.jpg"
+)
+@click.option(
     "--results", type=location, help="file for all detections in one list: .json (COCO results), .jsonl or .csv"
 )
 @click.option("--annotations", type=location, help="with --results: COCO JSON file whose image ids they get")
@@ -226,6 +231,7 @@ def detect(
     classes: str | None,
     min_score: float | None,
     min_drawn: float,
+    focus_map: bool,
     results: Location | None,
     annotations: Location | None,
     settings: Settings,
@@ -243,6 +249,7 @@ def detect(
             *(out, checkpoint, images, settings),
             min_drawn=min_drawn,
             classes=wanted,
+            focus_map=focus_map,
             results=results,
             annotations=annotations,
         )

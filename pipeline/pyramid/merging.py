@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import box_sizes
-from pipeline.pyramid.views import EDGE, Viewed, to_source
+from pipeline.pyramid.views import CELLS, EDGE, Viewed, Window, to_source
 from schemas.settings import DetectSettings
 
 ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
@@ -70,11 +70,13 @@ def merge(
     ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
     parts: list[Detections] = []
     for view, output in sorted(viewed.views, key=lambda item: item[0]):
-        found, scores, labels = output
+        found, scores, labels = output[:3]
         in_source = to_source(found, view)
-        kept = admitted(in_source, ranges[view.scale_index]) & ~_cut_by_tile(
-            in_source, view.window, image, overlaps[view.scale_index]
-        )
+        kept = admitted(in_source, ranges[view.scale_index])
+        whole = (0.0, 0.0, float(image.width), float(image.height))
+        kept &= ~_cut_by_tile(in_source, view.window, view.region or whole, overlaps[view.scale_index])
+        if view.region is not None:
+            kept &= ~_at_inner_edge(in_source, view.region, whole, chip_size / CELLS / view.scale)
         parts.append(Detections(in_source[kept], scores[kept], labels[kept]))
     boxes = np.concatenate([part.boxes for part in parts])
     labels = np.concatenate([part.labels for part in parts])
@@ -119,7 +121,7 @@ def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt
 
 
 def _cut_by_tile(
-    boxes: npt.NDArray[np.float32], window: tuple[float, float, float, float], image: SourceImage, overlap: float
+    boxes: npt.NDArray[np.float32], window: Window, region: Window, overlap: float
 ) -> npt.NDArray[np.bool_]:
     """Say of each detection whether a tile's inner edge cuts it while the neighbouring tile has it whole.
 
@@ -128,19 +130,45 @@ def _cut_by_tile(
     Args:
         boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
         window: x1 y1 x2 y2 of the tile, source pixels.
-        image: the image that the tile is part of.
+        region: x1 y1 x2 y2 of what was split into tiles, source pixels.
         overlap: how much neighbouring tiles share, source pixels.
 
     Returns:
         bool [N].
     """
     cut = np.zeros(len(boxes), np.bool_)
-    for axis, extent in ((0, image.width), (1, image.height)):
-        low, high = boxes[:, axis], boxes[:, axis + 2]
-        touches = np.zeros(len(boxes), np.bool_)
-        if window[axis] > 0:
-            touches |= low < window[axis] + EDGE
-        if window[axis + 2] < extent:
-            touches |= high > window[axis + 2] - EDGE
-        cut |= touches & (high - low < overlap)
+    for axis in (0, 1):
+        is_short = boxes[:, axis + 2] - boxes[:, axis] < overlap
+        cut |= is_short & _touches(boxes, window, region, axis, EDGE)
     return cut
+
+
+def _at_inner_edge(
+    boxes: npt.NDArray[np.float32], region: Window, image: Window, margin: float
+) -> npt.NDArray[np.bool_]:
+    """Say of each detection whether it lies at an edge of a focus window that is no edge of the image.
+
+    There it is a part of something larger, which a coarser scale finds (docs/method.md, 16.4).
+
+    Args:
+        boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
+        region: x1 y1 x2 y2 of the focus window, source pixels.
+        image: the same of the image.
+        margin: how near to the edge, source pixels.
+
+    Returns:
+        bool [N].
+    """
+    return _touches(boxes, region, image, 0, margin) | _touches(boxes, region, image, 1, margin)
+
+
+def _touches(
+    boxes: npt.NDArray[np.float32], inner: Window, outer: Window, axis: int, margin: float
+) -> npt.NDArray[np.bool_]:
+    """Say of each box whether it comes near to an edge, across an axis, of a window within another one."""
+    near = np.zeros(len(boxes), np.bool_)
+    if inner[axis] > outer[axis]:
+        near |= boxes[:, axis] < inner[axis] + margin
+    if inner[axis + 2] < outer[axis + 2]:
+        near |= boxes[:, axis + 2] > inner[axis + 2] - margin
+    return near

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -107,7 +107,7 @@ def _described(image: ImageLike, position: int) -> tuple[str, int, int]:
 
 
 def read_batches(
-    batches: Iterable[list[View]],
+    following: Callable[[], list[View] | None],
     images: Sequence[SourceImage],
     open_image: Opener,
     refused: dict[int, Reject],
@@ -119,7 +119,8 @@ def read_batches(
     """Decode and resize the views of batches in threads, `ahead` batches before they are asked for.
 
     Args:
-        batches: views of one padded shape each.
+        following: gives the next batch, views of one padded shape; None: there is none yet, or none any more. It is
+            asked again before each batch that is yielded, so that what comes next may depend on what was found.
         images: what `View.image` is a position in.
         open_image: opens an image by that position.
         refused: takes a row for each refused image, by its position among `images`.
@@ -163,10 +164,9 @@ def read_batches(
         return views, buffer, [pool.submit(fill, view, buffer[i]) for i, view in enumerate(views)]
 
     waiting: deque[tuple[list[View], Pixels, list[Future[bool]]]] = deque()
-    remaining = iter(batches)
     try:
         while True:
-            while len(waiting) <= ahead and (views := next(remaining, None)) is not None:
+            while len(waiting) <= ahead and (views := following()) is not None:
                 waiting.append(begin(views))
             if not waiting:
                 return

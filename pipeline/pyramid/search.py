@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.engines.tasks import available_cores
-from pipeline.pyramid.merging import Detections, merge, tile_overlaps
+from pipeline.pyramid.agenda import Agenda, Searched
+from pipeline.pyramid.focus import THRESHOLD, Focus, FocusMap, focus_limits, painted_map
+from pipeline.pyramid.merging import Detections, merge
 from pipeline.pyramid.reading import ImageLike, Opener, Pixels, ViewBatch, open_any, read_batches
-from pipeline.pyramid.views import Output, View, Viewed, compose, plan_views
+from pipeline.pyramid.views import Output, View, Viewed
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Settings
 
@@ -23,7 +25,8 @@ SMALL_SPAN = 8  # the same where results are wanted soon
 
 AnyDetector = Callable[[list[Pixels]], Sequence[Sequence[Any]]]
 """Takes views, uint8 [height, width, 3] each, RGB; returns for each of them boxes [n, 4] (x1 y1 x2 y2, view pixels),
-scores [n] and labels [n], as arrays, lists or tensors on the CPU."""
+scores [n] and labels [n], as arrays, lists or tensors on the CPU. It may add a focus map, an array [rows, columns]
+whose equal cells cover the view and hold in 0 to 1 how probable it is that something small is there."""
 
 
 @dataclass
@@ -34,11 +37,16 @@ class SearchLog:
         waited: seconds that the network waited for pixels.
         worked: seconds spent in the network.
         rejects: a row for each image that could not be used.
+        searched: how much of the pyramid was planned to be searched until now.
+        maps: where it is no None but a dictionary, it takes by the position of each image its views with their focus
+            maps, before the next image is yielded; None in place of a map where there is none.
     """
 
     waited: float = 0.0
     worked: float = 0.0
     rejects: list[Reject] = field(default_factory=list)
+    searched: Searched = Searched()
+    maps: dict[int, list[tuple[View, FocusMap | None]]] | None = None
 
     @property
     def data_wait(self) -> float:
@@ -64,8 +72,11 @@ def search(
     Args:
         images: arrays uint8 [height, width, 3], RGB, images of Pillow, paths or URLs of image files.
         detector: takes a list of views, uint8 [height, width, 3], RGB, and returns for each view its boxes [n, 4]
-            (x1 y1 x2 y2 in pixels of the view), scores [n] in 0 to 1, and labels [n], whole numbers.
-        settings: of the section `chips` the scales, ranges, size and max_pixels, and the section `detect`.
+            (x1 y1 x2 y2 in pixels of the view), scores [n] in 0 to 1, and labels [n], whole numbers. It may add a
+            focus map [rows, columns] of values in 0 to 1, whose equal cells cover the view: finer scales are then
+            searched only where a coarser one has a value above `detect.focus`.
+        settings: of the section `chips` the scales, ranges, size and max_pixels, and the section `detect`. With a
+            number as `detect.focus` what a coarser scale finds and is small serves where there is no map.
 
     Yields:
         The detections of each image in order: boxes float32 [n, 4], x1 y1 x2 y2 in pixels of the image, scores float32
@@ -81,7 +92,28 @@ def search(
         views = batch.contents()
         return checked(detector(views), len(views))
 
-    return search_any(network, images, settings.chips, settings.detect)
+    return search_any(network, images, settings.chips, settings.detect, focus=_given_focus(settings))
+
+
+def _given_focus(settings: Settings) -> Focus | None:
+    """Return how a search goes from coarse to fine with a detector that may give maps of its own."""
+    chips, setting = settings.chips, settings.detect.focus
+    limits = focus_limits(chips.bounds(), settings.model.focus_limits)
+
+    def of(view: View, output: Output) -> FocusMap | None:
+        if len(output) > 3:
+            rows, columns = output[3].shape
+            return FocusMap(output[3], (view.height / rows, view.width / columns))
+        if setting == "auto":
+            return None
+        return painted_map(view, output[0], output[1], limits[view.scale_index], chips.size)
+
+    return None if setting == "off" else Focus(focus_threshold(settings.detect), of)
+
+
+def focus_threshold(options: DetectSettings) -> float:
+    """Return the threshold that is set, or the default one."""
+    return THRESHOLD if isinstance(options.focus, str) else options.focus
 
 
 def search_any(
@@ -90,6 +122,7 @@ def search_any(
     chips: ChipSettings,
     options: DetectSettings,
     allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+    focus: Focus | None = None,
 ) -> Iterator[Detections]:
     """Search images of any kind as `search_images` does, and yield the detections of each in order.
 
@@ -102,7 +135,7 @@ def search_any(
     log = SearchLog()
     ready: dict[int, Detections] = {}
     following = 0
-    for position, found in search_images(network, sources, open_image, spans, chips, options, log, allocate):
+    for position, found in search_images(network, sources, open_image, spans, chips, options, log, allocate, focus):
         ready[position] = found
         if log.rejects:
             break
@@ -121,7 +154,19 @@ def checked(found: Sequence[Sequence[Any]], num_views: int) -> list[Output]:
     """
     if len(found) != num_views:
         raise UsageError(f"the detector got {num_views} views and gave {len(found)} results; expected one for each")
-    return [_checked(*one) if len(one) == 3 else _refuse(one) for one in found]
+    return [
+        [*_checked(*one[:3]), *map(_checked_map, one[3:])] if len(one) in (3, 4) else _refuse(one) for one in found
+    ]
+
+
+def _checked_map(values: Any) -> npt.NDArray[np.float32]:
+    array = np.asarray(values, np.float32)
+    if array.ndim != 2 or not array.size or not (array >= 0).all() or not (array <= 1).all():
+        raise UsageError(
+            f"the detector gave a focus map of shape {list(array.shape)} for a view; expected [rows, columns] of "
+            "values in 0 to 1"
+        )
+    return array
 
 
 def _checked(boxes: Any, scores: Any, labels: Any) -> Output:
@@ -154,6 +199,7 @@ def search_images(
     options: DetectSettings,
     log: SearchLog,
     allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+    focus: Focus | None = None,
 ) -> Iterator[tuple[int, Detections]]:
     """Run a network over all views of some images, and merge what it finds on each of them.
 
@@ -167,12 +213,17 @@ def search_images(
         options: how images are read and detections merged.
         log: takes the times and a row for each refused image, before the next image is yielded.
         allocate: see `read_batches`.
+        focus: how the search goes from coarse to fine; None: every scale is searched whole.
 
     Yields:
         For each image of the spans that can be read its position and its merged detections.
     """
     bounds = chips.bounds()
-    for viewed in search_views(network, images, open_image, spans, chips, options, log, allocate):
+    for viewed in search_views(network, images, open_image, spans, chips, options, log, allocate, focus):
+        if log.maps is not None:
+            log.maps[viewed.image] = [
+                (view, focus.of(view, output) if focus and view.scale_index else None) for view, output in viewed.views
+            ]
         if viewed.views:
             yield viewed.image, merge(viewed, images[viewed.image], bounds, options, chips.size)
 
@@ -186,6 +237,7 @@ def search_views(
     options: DetectSettings,
     log: SearchLog,
     allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
+    focus: Focus | None = None,
 ) -> Iterator[Viewed]:
     """Run a network over all views of some images; the arguments are those of `search_images`.
 
@@ -193,22 +245,10 @@ def search_views(
         Each image of the spans once, as soon as all of its views are done, with what the network gave for them in the
         order of scales and windows; a refused one has no views.
     """
-    overlaps = tile_overlaps(chips.bounds())
-    missing: dict[int, int] = {}  # views of an image that are still to be done
-    done: dict[int, list[tuple[View, Output]]] = {}
-
-    def plan_batches() -> Iterator[list[View]]:
-        for span in spans:
-            views = plan_views([images[i] for i in span], chips, options.max_side, overlaps)
-            views = [view._replace(image=span[view.image]) for view in views]
-            for view in views:
-                missing[view.image] = missing.get(view.image, 0) + 1
-            done.update({i: [] for i in span})
-            yield from compose(views, options.batch_pixels)
-
+    agenda = Agenda(images, spans, chips, options, focus)
     refused: dict[int, Reject] = {}
     threads = options.threads or available_cores()
-    reader = read_batches(plan_batches(), images, open_image, refused, threads=threads, allocate=allocate)
+    reader = read_batches(agenda.following, images, open_image, refused, threads=threads, allocate=allocate)
     with closing(reader):
         while True:
             started = time.perf_counter()
@@ -217,16 +257,13 @@ def search_views(
             if batch is None:
                 return
             log.waited += read - started
+            outputs: Sequence[Output] = []
             if batch.views:
                 outputs = network(batch)
                 log.worked += time.perf_counter() - read
-                for view, output in zip(batch.views, outputs, strict=True):
-                    done[view.image].append((view, output))
-            for view in batch.planned:
-                missing[view.image] -= 1
-                if not missing[view.image]:
-                    del missing[view.image]
-                    if view.image in refused:
-                        log.rejects.append(refused.pop(view.image))
-                    views = sorted(done.pop(view.image), key=lambda item: (item[0].scale_index, item[0].window))
-                    yield Viewed(view.image, views)
+            for viewed in agenda.add(batch, outputs):
+                log.searched = agenda.searched
+                if viewed.image in refused:
+                    log.rejects.append(refused.pop(viewed.image))
+                    viewed = Viewed(viewed.image, [])
+                yield viewed

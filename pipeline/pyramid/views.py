@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import content_size, scale_factors
-from schemas.arrays import Float32Array
+from schemas.arrays import Float32Array, FloatArray
 from schemas.settings import ChipSettings
 
 ALIGN = 32
@@ -21,8 +21,15 @@ ALIGN = 32
 padding there is: on average 16 px per side, 3 % of a 512 px side, at most 31 px."""
 
 
+CELLS = 32
+"""Cells of a focus map along the side of a chip: the paper's of 16 px in chips of 512 px (docs/method.md, 16.2)."""
+
 EDGE = 1.0
 """Source pixels: what is found this near to an inner edge of a tile counts as cut by it."""
+
+
+Window = tuple[float, float, float, float]
+"""x1 y1 x2 y2, source pixels."""
 
 
 class View(NamedTuple):
@@ -31,9 +38,11 @@ class View(NamedTuple):
     image: int  # position among the images given
     scale_index: int
     scale: float  # source -> view
-    window: tuple[float, float, float, float]  # x1 y1 x2 y2, source pixels
+    window: Window
     width: int  # content, view pixels
     height: int
+    region: Window | None = None
+    """The part of the image that is searched at this scale around the window; None: all of it."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,31 +70,54 @@ def plan_views(
         max_side: view pixels; a larger view is split.
         overlaps: per scale, source pixels that neighbouring tiles share: the largest object looked for there.
     """
-    widths, heights = np.array([i.width for i in images]), np.array([i.height for i in images])
     views = []
-    for m, factors in enumerate(scale_factors(settings, widths, heights).tolist()):
+    for m, (image, factors) in enumerate(zip(images, image_scales(images, settings).tolist(), strict=True)):
+        whole = (0.0, 0.0, float(image.width), float(image.height))
         for s, scale in enumerate(factors):
-            side = max_side / scale
-            for y1, y2 in _tiles(int(heights[m]), side, overlaps[s]):
-                for x1, x2 in _tiles(int(widths[m]), side, overlaps[s]):
-                    window = np.array([[x1, y1, x2, y2]])
-                    width, height = content_size(window, np.array([scale]), max_side).tolist()[0]
-                    views.append(View(m, s, scale, (x1, y1, x2, y2), width, height))
+            views += tile_region(View(m, s, scale, whole, 0, 0), max_side, overlaps[s])
     return views
 
 
-def _tiles(extent: int, side: float, overlap: float) -> list[tuple[float, float]]:
-    """List the windows of `side` that cover [0, extent].
+def image_scales(images: Sequence[SourceImage], settings: ChipSettings) -> FloatArray:
+    """Return the factor from source to view pixels of every image at every scale, float64 [n, S]."""
+    return scale_factors(settings, np.array([i.width for i in images]), np.array([i.height for i in images]))
+
+
+def tile_region(region: View, max_side: int, overlap: float) -> list[View]:
+    """Split a window of an image at a scale into tiles, where it is larger than one.
+
+    Args:
+        region: its size in view pixels is not read.
+        max_side: of a tile, view pixels.
+        overlap: what neighbouring tiles share, source pixels.
+
+    Returns:
+        The tiles, with their sizes in view pixels.
+    """
+    views = []
+    x_start, y_start, x_end, y_end = region.window
+    side = max_side / region.scale
+    for y1, y2 in _tiles(y_start, y_end, side, overlap):
+        for x1, x2 in _tiles(x_start, x_end, side, overlap):
+            window = np.array([[x1, y1, x2, y2]])
+            width, height = content_size(window, np.array([region.scale]), max_side).tolist()[0]
+            views.append(region._replace(window=(x1, y1, x2, y2), width=width, height=height))
+    return views
+
+
+def _tiles(start: float, end: float, side: float, overlap: float) -> list[tuple[float, float]]:
+    """List the windows of `side` that cover [start, end].
 
     What is no longer than `overlap` (at most half a side, less the edges) lies in one of them, clear of its inner
     edges.
     """
+    extent = end - start
     if extent <= side:
-        return [(0.0, float(extent))]
+        return [(start, end)]
     step = side - min(overlap + 2 * EDGE, side / 2)
     count = math.ceil((extent - side) / step) + 1
-    starts = np.linspace(0, extent - side, count)
-    return [(float(start), min(float(start + side), float(extent))) for start in starts]
+    starts = start + np.linspace(0, extent - side, count)
+    return [(float(low), min(float(low + side), end)) for low in starts]
 
 
 def compose(views: list[View], max_pixels: int) -> list[list[View]]:

@@ -1,10 +1,17 @@
 """Settings of detection on whole images. Scales and ranges are those that the checkpoint was trained with."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from schemas.settings.section import Section
+
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+# Told apart by the value, so that only the faults of what was meant are reported.
+FocusSetting = Annotated[
+    Annotated[Literal["auto", "off"], Tag("<word>")] | Annotated[Threshold, Tag("<threshold>")],
+    Discriminator(lambda value: "<word>" if isinstance(value, str) else "<threshold>"),
+]
 
 
 class DetectSettings(Section):
@@ -33,6 +40,11 @@ class DetectSettings(Section):
     max_detections: int = Field(200, ge=1)
     """Detections that an image keeps, the best; see `by_area`."""
 
+    focus: FocusSetting = "auto"
+    """Where the finer scales are searched: only where the coarser one says that something small is, with a probability
+    above this threshold (docs/focus.md). auto does so with a default threshold where the network has learnt it, off
+    searches all. With a threshold, what the coarser scale proposes serves where the network has not learnt it."""
+
     batch_pixels: int = Field(4_000_000, gt=0)
     """Pixels of one batch of views, padding included. Lower it where memory runs out."""
 
@@ -41,3 +53,11 @@ class DetectSettings(Section):
 
     threads: int | None = Field(None, ge=1)
     """Threads that decode and resize. null means as many as this process may use cores."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_a_word(cls, values: Any) -> Any:
+        """YAML reads off as false."""
+        if isinstance(values, dict) and values.get("focus") is False:
+            return values | {"focus": "off"}
+        return values

@@ -40,6 +40,14 @@ class ModelSettings(Section):
     class_boxes: bool = False
     """Whether the head gives one box for each class instead of one for all."""
 
+    focus: bool = False
+    """Whether the network also learns where something small calls for a finer scale, so that detection searches the
+    finer scales there alone (docs/focus.md)."""
+
+    focus_limits: list[Annotated[float, Field(ge=0)]] | None = None
+    """For each scale the size in source pixels below which an object calls for the next finer one; the finest scale's
+    is not used. null takes it from `chips.ranges` (docs/method.md, 16.1)."""
+
     pre_nms: int = Field(2000, ge=1)
     """Proposals of a chip that go into NMS, of all levels together."""
 

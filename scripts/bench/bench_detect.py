@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -49,7 +50,9 @@ def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, devic
     chips, options = ChipSettings(), DetectSettings()
     overlaps = tile_overlaps(chips.bounds())
     batches = compose(plan_views(images, chips, options.max_side, overlaps), options.batch_pixels)
-    reader = read_batches(batches, images, open_files(images, root, chips.max_pixels), {}, threads=2)
+    reader = read_batches(
+        partial(next, iter(batches), None), images, open_files(images, root, chips.max_pixels), {}, threads=2
+    )
     ready = [
         (torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).to(device), torch.tensor(sizes_of(batch), device=device))
         for batch in reader

@@ -42,6 +42,7 @@ def plausible_batch(num: int, device: torch.device, side: int = SIDE) -> Batch:
         images=images.byte().contiguous(memory_format=torch.channels_last),
         sizes=torch.full((num, 2), side),
         scales=torch.full((num,), 1.667),
+        scale_indices=torch.ones(num, dtype=torch.int64),
         ranges=torch.tensor([[32.0, 150.0]]).repeat(num, 1),
         boxes=torch.cat([corner, corner + wh], 1),
         labels=torch.randint(1, CLASSES + 1, (total,), generator=random),

@@ -35,7 +35,7 @@ def use_maps(model: Detector, maps: Callable[..., Any]) -> None:
 
     def forward(images: Tensor, sizes: Tensor) -> Features:
         *levels, rows = maps(images, sizes)
-        return Features(levels, rows, rows)
+        return Features(levels, rows, rows, levels[model.focus_level])
 
     model.forward = forward  # type: ignore[method-assign]
 

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.engines.progress import Progress
+from pipeline.pyramid.agenda import Searched
 from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.storage import Location, is_folder, location, locked, write_atomic
 from schemas.errors import UsageError
@@ -30,12 +32,14 @@ class Evaluation(NamedTuple):
         detections: what was found; proposals where those were scored.
         rejects: a row for each image and each box that was left out.
         notes: what a reader of the scores should know.
+        searched: how much of the pyramid was searched.
     """
 
     summary: Summary
     detections: CocoResults
     rejects: list[Reject]
     notes: list[str]
+    searched: Searched = Searched()
 
 
 def evaluate(
@@ -146,18 +150,19 @@ def score_source(
                 if asked_to_stop():
                     break
         stop_together("nothing is scored")
-        gathered = gather_to_first((join_results(parts), log.rejects), rank)
+        gathered = gather_to_first((join_results(parts), log.rejects, log.searched), rank)
         if not rank.is_first:
             return None
-        results = join_results([found for found, _ in gathered])
-        rejects = [reject for _, refused in gathered for reject in refused]
+        results = join_results([found for found, _, _ in gathered])
+        rejects = [reject for _, refused, _ in gathered for reject in refused]
         unread = [reject.id for reject in rejects if reject.id is not None]
         with breakable():
             summary = summarise(truth.objects.take(~np.isin(truth.objects.image_id, unread)), results)
         if out is not None:
             write_results(out, results)
             write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
-        return Evaluation(summary, results, [*truth.source.rejects, *rejects], truth.notes)
+        searched = reduce(Searched.plus, [part for _, _, part in gathered])
+        return Evaluation(summary, results, [*truth.source.rejects, *rejects], truth.notes, searched)
 
 
 def _held(out: Location) -> AbstractContextManager[None]:

@@ -19,8 +19,8 @@ from pipeline.storage import Location, location, read_bytes
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.inference.opening import fingerprint
-from trainer.inference.output import FINAL, DetectReport, Result, drawn, open_output
-from trainer.inference.predictor import Predictor
+from trainer.inference.output import FINAL, FOCUS, DetectReport, Result, drawn, open_output
+from trainer.inference.predictor import Predictor, focus_of
 from trainer.inference.results_file import check_results, image_ids, write_results
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def detect_into(
     *,
     min_drawn: float = 0.3,
     classes: Sequence[str] = (),
+    focus_map: bool = False,
     results: Location | str | None = None,
     annotations: Location | str | None = None,
 ) -> DetectReport | None:
@@ -124,6 +125,7 @@ def detect_into(
         settings: the section `detect` is used, and chips.max_pixels where it was given.
         min_drawn: score from which a detection is drawn on the picture, 0 to 1.
         classes: names of the classes that are wanted; none: all.
+        focus_map: draw for each image where the finer scales were searched, and why, as NAME.focus.jpg.
         results: file for all detections in one list, whose suffix decides its form: .json (COCO results), .jsonl or
             .csv. It is written in the end.
         annotations: with `results`, COCO JSON file whose ids of images they get; None: they name the files.
@@ -133,8 +135,8 @@ def detect_into(
 
     Raises:
         UsageError: there is no such file, no image in a folder, settings were given that contradict the checkpoint, it
-            knows no class of a name, another process writes to `out`, or `results` or `annotations` do not fit (see
-            `check_results`, `image_ids`).
+            knows no class of a name, another process writes to `out`, `focus_map` is wanted and every scale is
+            searched whole, or `results` or `annotations` do not fit (see `check_results`, `image_ids`).
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
@@ -144,6 +146,11 @@ def detect_into(
     place = _place(results, annotations, out)
     with joined() as rank:
         predictor = Predictor(checkpoint, settings, device=rank.device, classes=classes)
+        if focus_map and focus_of(predictor.inference) is None:
+            raise UsageError(
+                "detect: there is no focus map, since every scale is searched whole; give a network that was trained "
+                "with model.focus=true, or a threshold such as --set detect.focus=0.1"
+            )
         files = _listed(images, out)
         ids = image_ids(location(annotations), files) if annotations else None
         options = predictor.inference.options.model_dump(mode="json", exclude={"threads"})
@@ -152,6 +159,7 @@ def detect_into(
             "max_pixels": predictor.inference.chips.max_pixels,
             "detect": options,
             "classes": list(classes),
+            **({"focus_map": True} if focus_map else {}),
         }
         writer = open_output(out, files, made_with, min_drawn) if rank.is_first else nullcontext()
         # one process alone may stop within a batch; several end together, each after an image
@@ -159,7 +167,7 @@ def detect_into(
             done = from_first(lambda: output.done if output else 0)
             spans = split_spans(len(files) - done, SPAN)
             own = [done + i for span in spans[rank.index :: rank.count] for i in span]
-            found = _search(predictor, [files[i] for i in own])
+            found = _search(predictor, [files[i] for i in own], focus_map=focus_map)
             with_pictures = (drawn(result, out, i, min_drawn) for i, result in zip(own, found, strict=True))
             for result in with_pictures if rank.count == 1 else _in_rounds(with_pictures, spans, rank):
                 assert output is not None  # only the first rank gets any
@@ -196,8 +204,8 @@ def _listed(images: Location | str | Sequence[Location | str], out: Location | N
     return [file for path in wanted for file in _files(location(path), out)]
 
 
-def _search(predictor: Predictor, files: Sequence[Path]) -> Iterator[Result]:
-    """Yield the result of each file, in order."""
+def _search(predictor: Predictor, files: Sequence[Path], *, focus_map: bool = False) -> Iterator[Result]:
+    """Yield the result of each file, in order; with `focus_map` and the views and focus maps under FOCUS."""
     sources, errors, num_several = _measure(files)
     for note in frame_notes(0, num_several):
         LOG.warning(note)
@@ -205,7 +213,7 @@ def _search(predictor: Predictor, files: Sequence[Path]) -> Iterator[Result]:
     for position, file in enumerate(files):
         if str(file) in errors:
             ready[position] = {"file": str(file), "error": errors[str(file)]}
-    log, following = SearchLog(), 0
+    log, following = SearchLog(maps={} if focus_map else None), 0
 
     def pass_on() -> Iterator[Result]:
         nonlocal following
@@ -229,6 +237,8 @@ def _search(predictor: Predictor, files: Sequence[Path]) -> Iterator[Result]:
                     for box, score, label in zip(*(column.tolist() for column in found), strict=True)
                 ],
             }
+            if log.maps is not None:
+                ready[source.image_id][FOCUS] = log.maps.pop(index)
             yield from pass_on()
             progress.add(1)
     yield from pass_on()

@@ -14,16 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from pipeline.coco import SourceImage
-from pipeline.images.chip import Large, cut_chip
 from pipeline.images.decode import ImageRefusedError
-from pipeline.images.sources import Findings, open_sources
 from pipeline.storage import Location, atomic_file, files_in, is_file, locked, remove, write_atomic
 from schemas.errors import UsageError
 
 LOG = logging.getLogger("sniper")
 LINES, FINAL, RECORD = "detections.jsonl", "detections.json", ".unfinished.json"
-LARGEST_DRAWN = 4096  # pixels of the longer side of the picture of a large image
+FOCUS = "focus"
+"""Key of a result under which it takes its views and focus maps along until they are drawn."""
 STEM = 100  # characters of an image's name that its picture has
 PICTURE = re.compile(r"\d{4,}-.*\.jpg")
 
@@ -66,7 +64,7 @@ class Output:
 
 
 def drawn(result: Result, folder: Location, number: int, min_drawn: float) -> Result:
-    """Draw the picture of a result, where there are detections, and return the result with its name or its fault.
+    """Draw the pictures of a result, where there are detections, and return the result with their names or its fault.
 
     Args:
         result: of one image.
@@ -76,12 +74,19 @@ def drawn(result: Result, folder: Location, number: int, min_drawn: float) -> Re
     """
     if "detections" not in result:
         return result
+    from trainer.inference.pictures import draw_detections, draw_focus  # where something is drawn
+
     name = picture_name(number, Path(result["file"]))
+    made = {"picture": name}
+    seen = result.pop(FOCUS, None)
     try:
-        _draw(result, folder / name, min_drawn)
+        draw_detections(result, folder / name, min_drawn)
+        if seen is not None:
+            made["focus_picture"] = name.removesuffix(".jpg") + ".focus.jpg"
+            draw_focus(result, seen, folder / made["focus_picture"])
     except (OSError, ValueError, UsageError, ImageRefusedError) as error:
         return result | {"error": f"no picture could be made: {error}"}
-    return result | {"picture": name}
+    return result | made
 
 
 @contextmanager
@@ -155,8 +160,8 @@ def _remove_earlier(out: Location) -> None:
     removed = 0
     if isinstance(out, Path) and is_file(out / LINES):
         for result, _ in results_in(out / LINES):
-            if "picture" in result:
-                remove(out / result["picture"])
+            for name in (result[kind] for kind in ("picture", "focus_picture") if kind in result):
+                remove(out / name)
                 removed += 1
         LOG.warning("%s: the results of an earlier run were removed, with %d pictures", out, removed)
     for name in (LINES, FINAL):
@@ -182,39 +187,3 @@ def _write_final(lines: Path, path: Location) -> DetectReport:
                 errors.append((result["file"], result["error"]))
         file.write(b"\n]\n")
     return DetectReport(num_images, num_detections, tuple(errors))
-
-
-def _draw(result: Result, path: Location, min_score: float) -> None:
-    from PIL import Image, ImageDraw  # for pictures alone
-
-    from pipeline.images.drawing import CLASS_COLORS, draw_label
-    from pipeline.images.pictures import Stroke, draw_box, write_picture
-
-    source = SourceImage(0, result["file"], result["width"], result["height"])
-    findings = Findings()
-    _, _, opened = next(open_sources(Path(), [source], source.width * source.height, findings, thorough=False))
-    if opened is None:
-        raise ValueError(findings.rejects[0].message)
-    zoom = 1.0
-    if isinstance(opened, Large):
-        zoom = LARGEST_DRAWN / max(source.width, source.height)
-        size = max(1, int(source.width * zoom)), max(1, int(source.height * zoom))
-        picture = Image.fromarray(cut_chip(opened, (0, 0, source.width, source.height), zoom, *size))
-    else:
-        picture = opened.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    line = max(2, max(picture.size) // 400)
-    height = max(12, max(picture.size) // 80)
-    colors = {
-        found["category_id"]: CLASS_COLORS[found["category_id"] % len(CLASS_COLORS)] for found in result["detections"]
-    }
-    drawn = [found for found in result["detections"] if found["score"] >= min_score]
-    colors = {id_: CLASS_COLORS[id_ % len(CLASS_COLORS)] for id_ in (found["category_id"] for found in drawn)}
-    for found in reversed(drawn):
-        x, y, w, h = (zoom * side for side in found["bbox"])
-        draw_box(draw, (x, y, x + w, y + h), Stroke(colors[found["category_id"]], line))
-    for found in reversed(drawn):  # above all boxes, and each above its own, which may be smaller than its label
-        x, y = (zoom * side for side in found["bbox"][:2])
-        text = f"{found['category']} {found['score']:.2f}"
-        draw_label(draw, (x, y - line), text, colors[found["category_id"]], height, above=True)
-    write_picture(path, picture)

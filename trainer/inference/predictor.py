@@ -12,15 +12,16 @@ from PIL import Image
 from upath import UPath
 
 from pipeline.coco import SourceImage
+from pipeline.pyramid.focus import Focus, FocusMap, focus_limits, painted_map
 from pipeline.pyramid.merging import Detections
 from pipeline.pyramid.reading import ImageLike, ViewBatch, open_files
-from pipeline.pyramid.search import SearchLog, search_any, search_images
-from pipeline.pyramid.views import Output
+from pipeline.pyramid.search import SearchLog, focus_threshold, search_any, search_images
+from pipeline.pyramid.views import Output, View
 from pipeline.storage import Location, location
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.inference.opening import Inference, allocator, as_network, open_detector
-from trainer.model import predict
+from trainer.model import predict, predict_and_focus
 
 Network = Callable[[ViewBatch], list[Output]]
 
@@ -91,7 +92,8 @@ class Predictor:
         if isinstance(images, np.ndarray | Image.Image | str | Path | UPath):
             return self([images])[0]
         _, chips, options, device, _ = self.inference
-        return list(search_any(self._network, images, chips, options, allocator(device)))
+        focus = focus_of(self.inference)
+        return list(search_any(self._network, images, chips, options, allocator(device), focus))
 
     def detect_files(
         self, images: Sequence[SourceImage], root: Location, spans: Sequence[range], log: SearchLog
@@ -124,13 +126,36 @@ def detect_images(
     network = network or detecting(inference)
     _, chips, options, device, _ = inference
     opened = open_files(images, root, chips.max_pixels)
-    return search_images(network, images, opened, spans, chips, options, log, allocator(device))
+    focus = focus_of(inference)
+    return search_images(network, images, opened, spans, chips, options, log, allocator(device), focus)
 
 
 def detecting(inference: Inference) -> Network:
-    """Return what finds boxes, scores and labels in a batch of views."""
+    """Return what finds boxes, scores and labels in a batch of views, and with focus what `focus_of` reads."""
     options = inference.options
-    return as_network(inference, partial(predict, min_score=options.min_score, by_area=options.by_area))
+    plain, focused = (
+        as_network(inference, partial(forward, min_score=options.min_score, by_area=options.by_area))
+        for forward in (predict, predict_and_focus)
+    )
+    if focus_of(inference) is None:
+        return plain
+    return lambda batch: (focused if batch.views[0].scale_index else plain)(batch)  # nothing is finer than the finest
+
+
+def focus_of(inference: Inference) -> Focus | None:
+    """Return how images are searched from coarse to fine; None where every scale is searched whole."""
+    model, chips, options, _, _ = inference
+    if options.focus == "off" or (options.focus == "auto" and model.focus is None):
+        return None
+    limits = focus_limits(chips.bounds(), model.settings.focus_limits)
+    stride = model.layout.strides[model.focus_level]
+
+    def of(view: View, output: Output) -> FocusMap:
+        if model.focus is not None:
+            return FocusMap(output[3], (stride, stride))
+        return painted_map(view, output[3], output[4], limits[view.scale_index], chips.size)
+
+    return Focus(focus_threshold(options), of)
 
 
 def _wanted(categories: Sequence[tuple[int, str]], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -147,6 +172,7 @@ def _only(network: Network, is_wanted: npt.NDArray[np.bool_]) -> Network:
     """Return a network that keeps of each view what has a wanted label."""
 
     def narrowed(batch: ViewBatch) -> list[Output]:
-        return [[column[is_wanted[found[2]]] for column in found] for found in network(batch)]
+        found = network(batch)
+        return [[*(column[is_wanted[one[2]]] for column in one[:3]), *one[3:]] for one in found]
 
     return narrowed

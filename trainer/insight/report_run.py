@@ -108,12 +108,16 @@ def _overview(facts: Facts) -> Section:
             (f"{best['AP']:.3f}", f"best AP, at step {best['step']:,}"),
             (f"{best.get('AP50') or 0:.3f}", "its AP50"),
         ]
+        share = best.get("searched", 1)
+        figures += [(f"{share:.0%}", "of the pyramid's pixels searched there")] if share < 1 else []
     return Section("Overview", [Figures(figures), Remarks(facts["remarks"], "Nothing odd was found.")])
 
 
 def _training(facts: Facts) -> Section:
     steps = facts["steps"]
-    terms = [name for name in (steps[-1] if steps else {}) if name == "loss" or name.startswith(("rpn_", "roi_"))]
+    terms = [
+        name for name in (steps[-1] if steps else {}) if name == "loss" or name.startswith(("rpn_", "roi_", "focus"))
+    ]
     charts = [
         Chart("Losses", lines(_long(steps, terms), "step", "value", "what")),
         Chart("Learning rate", lines(_long(steps, ["lr"]), "step", "value", "what")),
@@ -150,6 +154,9 @@ def _scores(facts: Facts) -> Iterator[Section]:
         for row in rows
         if row.get("AP") is not None
     ]
+    if any(row.get("searched", 1) < 1 for row in validations):
+        searched = lines(_long(validations, ["searched"]), "epoch", "value", "what", top=1.0)
+        charts.append(Chart("Share of the pyramid's pixels that was searched", searched))
     charts.append(Chart("AP of each class", lines(drawn, "epoch", "value", "what", top=1.0)))
     table = [[name, rows[-1].get("AP"), rows[-1].get("AP50")] for name, rows in last]
     more = f" The chart has the best {DRAWN_CLASSES} of {len(last):,}." if len(last) > DRAWN_CLASSES else ""

@@ -18,12 +18,14 @@ class PaddedBoxes:
         boxes: float32 [B, G, 4], chip pixels.
         labels: int64 [B, G], 1..K.
         status: uint8 [B, G], schemas.codes.Status.
+        visible: float32 [B, G], share of the whole box that the chip shows.
         real: bool [B, G]; False where a slot holds no box, and then the others mean nothing.
     """
 
     boxes: Tensor
     labels: Tensor
     status: Tensor
+    visible: Tensor
     real: Tensor
 
     def having(self, *statuses: Status) -> Tensor:
@@ -39,7 +41,7 @@ def pad_boxes(batch: Batch) -> PaddedBoxes:
     slots = torch.arange(batch.max_boxes, device=batch.boxes.device)
     real = slots < batch.offsets.diff()[:, None]
     rows = torch.where(real, batch.offsets[:-1, None] + slots, 0)
-    return PaddedBoxes(batch.boxes[rows], batch.labels[rows], batch.status[rows], real)
+    return PaddedBoxes(batch.boxes[rows], batch.labels[rows], batch.status[rows], batch.visible[rows], real)
 
 
 def key_states(keys: list[str], seed: int, epoch: int, device: torch.device, what: str = "") -> Tensor:

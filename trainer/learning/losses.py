@@ -1,4 +1,4 @@
-"""The four losses: sums divided by constants times the batch size (docs/method.md, 8).
+"""The losses: sums divided by constants times the batch size (docs/method.md, 8).
 
 So neither ranks nor accumulation nor a short step change what a chip adds to the gradient. All take and give float32.
 What gives no loss is multiplied out of the sum and never cut out of the graph, so every parameter that learns has a
@@ -60,3 +60,18 @@ def roi_losses(
     distance = F.smooth_l1_loss(own, targets, reduction="none", beta=1.0)
     box = torch.where((labels > 0)[:, :, None], distance, 0).sum()
     return entropy / constant, box / (constant * ROI_BOX_SHARE)
+
+
+def focus_loss(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Compute the class loss of the focus head, the mean over a chip's cells.
+
+    Args:
+        logits: float32 [B, H, W].
+        labels: int8 [B, H, W], from `label_cells`.
+        batch_size: chips of a whole optimiser step, `train.batch_size`.
+
+    Returns:
+        A float32 scalar.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, (labels > 0).to(logits.dtype), reduction="none")
+    return torch.where(labels >= 0, entropy, 0).sum() / (labels.shape[1] * labels.shape[2] * batch_size)

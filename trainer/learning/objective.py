@@ -1,10 +1,13 @@
 """From a batch to its losses: the one module that training calls, and that DistributedDataParallel wraps."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from trainer.learning.focus import label_cells
 from trainer.learning.ground_truth import key_states, pad_boxes
-from trainer.learning.losses import roi_losses, rpn_losses
+from trainer.learning.losses import focus_loss, roi_losses, rpn_losses
 from trainer.learning.targets import add_ground_truth, label_anchors, label_rois, sample_anchors, trainable
 from trainer.loading.batch import Batch
 from trainer.model import Detector
@@ -17,10 +20,16 @@ from trainer.model.proposals import select
 class Objective(nn.Module):
     """The losses of a detector on a batch. It adds no parameter and no state to the detector."""
 
-    def __init__(self, detector: Detector) -> None:
-        """Wrap a detector, which is shared and not copied."""
+    def __init__(self, detector: Detector, focus_limits: Sequence[float] = ()) -> None:
+        """Wrap a detector, which is shared and not copied.
+
+        Args:
+            detector: the network.
+            focus_limits: where it has a focus head, the size for each scale below which an object calls for the next
+                finer scale, source pixels.
+        """
         super().__init__()
-        self.detector = detector
+        self.detector, self.focus_limits = detector, tuple(focus_limits)
 
     def forward(self, batch: Batch, *, seed: int, epoch: int, batch_size: int) -> dict[str, Tensor]:
         """Compute the losses of one batch.
@@ -33,8 +42,8 @@ class Objective(nn.Module):
                 every step. DDP averages gradients over ranks: multiply the losses by their number.
 
         Returns:
-            rpn_class, rpn_box, roi_class, roi_box (the first two after `keep_rpn_only`): float32 scalars to be added
-            up; finite for any boxes, and every parameter that learns is in their graph.
+            The terms that `loss_terms` names: float32 scalars to be added up; finite for any boxes,
+            and every parameter that learns is in their graph.
 
         Raises:
             ValueError: the chips have another side than the detector was built for.
@@ -57,7 +66,7 @@ class Objective(nn.Module):
         with full_precision(images):
             rpn = rpn_losses(rpn_logits, rpn_deltas, sample, batch_size)
         if detector.rpn_only:
-            return dict(zip(("rpn_class", "rpn_box"), rpn, strict=True))
+            return dict(zip(loss_terms(detector), rpn, strict=True))
         logits, deltas = detector.rpn.everywhere(features.maps)
         with torch.no_grad(), full_precision(images):
             proposals = clip(decode(deltas, anchors), sizes)
@@ -67,5 +76,21 @@ class Objective(nn.Module):
             roi_labels, roi_targets = label_rois(rois, used, truth)
         roi_logits, roi_deltas = detector.detect(features, rois)
         with full_precision(images):
-            roi = roi_losses(roi_logits, roi_deltas, roi_labels, roi_targets, batch_size)
-        return dict(zip(("rpn_class", "rpn_box", "roi_class", "roi_box"), (*rpn, *roi), strict=True))
+            losses = [*rpn, *roi_losses(roi_logits, roi_deltas, roi_labels, roi_targets, batch_size)]
+        if detector.focus is not None:
+            focus_logits = detector.focus(features.focus)
+            stride = detector.layout.strides[detector.focus_level]
+            with full_precision(images):
+                cells = label_cells(batch, truth, self.focus_limits, focus_logits.shape[1:], stride)
+                losses.append(focus_loss(focus_logits, cells, batch_size))
+        return dict(zip(loss_terms(detector), losses, strict=True))
+
+
+def loss_terms(detector: Detector) -> tuple[str, ...]:
+    """Name the terms of a detector's loss.
+
+    They are those of the RPN; unless it learns alone those of the box head; and focus where there is a focus head.
+    """
+    if detector.rpn_only:
+        return "rpn_class", "rpn_box"
+    return "rpn_class", "rpn_box", "roi_class", "roi_box", *(["focus"] if detector.focus is not None else [])

@@ -19,6 +19,7 @@ class Batch:
         images: uint8 [B, 3, S, S], RGB, channels_last memory; content top left, the rest padding of any value.
         sizes: int64 [B, 2], height and width of the content, chip pixels.
         scales: float32 [B], factor from source to chip pixels.
+        scale_indices: int64 [B], the scale's place among the settings' scales, the finest 0.
         ranges: float32 [B, 2], valid range [lo, hi) of sqrt(width * height), source pixels; hi may be infinite.
         boxes: float32 [M, 4], x1 y1 x2 y2, chip pixels, clipped to the content.
         labels: int64 [M], 1..K.
@@ -34,6 +35,7 @@ class Batch:
     images: Tensor
     sizes: Tensor
     scales: Tensor
+    scale_indices: Tensor
     ranges: Tensor
     boxes: Tensor
     labels: Tensor

@@ -227,6 +227,7 @@ class BatchLoader:
             images=pixels.permute(0, 3, 1, 2),
             sizes=pin(m.contents[rows].astype(np.int64)),
             scales=pin(m.scales[rows]),
+            scale_indices=pin(m.scale_indices[rows].astype(np.int64)),
             ranges=pin(m.ranges[rows]),
             boxes=pin(m.corners[boxes]),
             labels=pin(m.labels[boxes].astype(np.int64)),

@@ -26,7 +26,7 @@ from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from trainer.loading.cache import user_folder
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Part of the file's name, to be raised whenever the columns change."""
 
 CACHE_BOX = pa.struct(
@@ -43,6 +43,7 @@ CACHE = pa.schema(
         ("key_hash", pa.uint64()),  # XXH3-64 of the key, what every draw starts from
         ("image_id", pa.int64()),
         ("scale", pa.float32()),
+        ("scale_index", pa.int8()),
         ("range", pa.list_(pa.float32(), 2)),
         ("content", pa.list_(pa.int16(), 2)),  # height, width
         ("shard", pa.int32()),  # position in Manifest.shards
@@ -67,6 +68,7 @@ class Manifest:
     key_hashes: npt.NDArray[np.uint64]  # [N]
     image_ids: npt.NDArray[np.int64]  # [N]
     scales: npt.NDArray[np.float32]  # [N], source -> chip
+    scale_indices: npt.NDArray[np.int8]  # [N], the finest 0
     ranges: npt.NDArray[np.float32]  # [N, 2], [lo, hi) in source pixels, hi maybe infinite
     contents: npt.NDArray[np.int16]  # [N, 2], height and width, chip pixels
     shard_indices: npt.NDArray[np.int32]  # [N], into `shards`
@@ -193,6 +195,7 @@ def _cache_rows(path: Location, rows: pa.Table, shard: int) -> pa.Table:
         pa.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], pa.uint64()),
         rows["image_id"],
         rows["scale"].cast(pa.float32(), safe=False),
+        rows["scale_index"],
         _lists_of(ranges),
         _lists_of(contents),
         np.full(rows.num_rows, shard, np.int32),
@@ -242,6 +245,7 @@ def _map(path: Path) -> Manifest | None:
         key_hashes=numbers("key_hash"),
         image_ids=numbers("image_id"),
         scales=numbers("scale"),
+        scale_indices=numbers("scale_index"),
         ranges=batch.column("range").values.to_numpy().reshape(-1, 2),
         contents=batch.column("content").values.to_numpy().reshape(-1, 2),
         shard_indices=numbers("shard"),

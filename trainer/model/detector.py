@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from pipeline.pyramid.views import CELLS
 from schemas.settings import ModelSettings
 from trainer.model.anchors import AnchorLayout, anchor_grid, anchor_layout, on_content
 from trainer.model.backbone import build_backbone, normalise, stored_statistics
 from trainer.model.boxes import ROI_WEIGHTS, clip, constant, decode
-from trainer.model.heads import BoxHead, Rpn, full_precision
+from trainer.model.heads import BoxHead, FocusHead, Rpn, full_precision
 from trainer.model.pooling import flatten_maps, roi_align
 from trainer.model.proposals import select
 
@@ -24,11 +25,13 @@ class Features(NamedTuple):
         maps: [B, C, H, W] per level, what the RPN slides over.
         rows: [B, cells, C], the same numbers as `flatten_maps` orders them.
         pooled: [B, cells, width], what proposals are pooled from; for a feature pyramid the same tensor as `rows`.
+        focus: [B, width, H, W], what the focus head reads.
     """
 
     maps: list[Tensor]
     rows: Tensor
     pooled: Tensor
+    focus: Tensor
 
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Return height and width of every level's map, in cells."""
@@ -82,7 +85,13 @@ class Detector(nn.Module):
         self.head = BoxHead(
             settings.pooled**2 * settings.width, settings.head_width, num_classes, class_boxes=settings.class_boxes
         )
-        fresh = [self.rpn, self.head] if settings.neck == "fpn" else [self.rpn, self.head, self.neck]
+        self.focus = FocusHead(settings.width) if settings.focus else None
+        # the level whose cells are nearest to CELLS along a chip's side (docs/method.md, 16.2)
+        self.focus_level = min(
+            range(len(self.layout.strides)), key=lambda i: abs(math.log2(self.layout.strides[i] * CELLS / chip_size))
+        )
+        fresh = [self.rpn, self.head, *([self.focus] if self.focus else [])]
+        fresh += [] if settings.neck == "fpn" else [self.neck]
         for layer in (layer for module in fresh for layer in module.modules()):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)  # (docs/method.md, 6.4)
@@ -118,9 +127,10 @@ class Detector(nn.Module):
             used = maps[self.settings.levels[0] - 2 :]
             maps = list(self.neck({str(i): level for i, level in enumerate(used)}).values())
             rows = flatten_maps(maps)
-            return Features(maps, rows, rows)
+            return Features(maps, rows, rows, maps[self.focus_level])
         joined = torch.cat(maps[-self.c5_inputs :], 1)
-        return Features([joined], flatten_maps([joined]), flatten_maps([F.relu_(self.neck(joined))]))
+        narrowed = F.relu_(self.neck(joined))
+        return Features([joined], flatten_maps([joined]), flatten_maps([narrowed]), narrowed)
 
     def detect(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Run the box head on boxes of each image.
@@ -209,9 +219,16 @@ def score_boxes(model: Detector, images: Tensor, sizes: Tensor, num_chips: float
         content, best proposal first; scores float32 [B, P, K] in [0, 1], all 0 in an empty slot.
     """
     features = model(images, sizes)
-    rois, used, _ = _propose(model, features, sizes, num_chips)
+    return _score(model, features, sizes, _propose(model, features, sizes, num_chips))
+
+
+def _score(
+    model: Detector, features: Features, sizes: Tensor, proposed: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Run the box head on what `_propose` gives; the result is that of `score_boxes`."""
+    rois, used, _ = proposed
     logits, deltas = _detect_in_slices(model, features, rois)
-    with full_precision(images):
+    with full_precision(rois):
         unweighted = deltas / constant(ROI_WEIGHTS, deltas.device)
         boxes = clip(decode(unweighted, rois[:, :, None]), sizes)
         return boxes, logits.softmax(2)[:, :, 1:] * used[:, :, None]
@@ -238,10 +255,40 @@ def predict(
     Returns:
         One RawDetections per image, best proposal first.
     """
-    boxes, scores = score_boxes(model, images, sizes, chips_in(model, images) if by_area else 1.0)
+    return _above(*score_boxes(model, images, sizes, chips_in(model, images) if by_area else 1.0), min_score)
+
+
+@torch.no_grad()
+def predict_and_focus(
+    model: Detector, images: Tensor, sizes: Tensor, min_score: float = 0.001, *, by_area: bool = False
+) -> list[tuple[Tensor, ...]]:
+    """Detect as `predict` does, and say where something may be small.
+
+    Args:
+        model, images, sizes, min_score, by_area: as `predict` takes them.
+
+    Returns:
+        For each image boxes, scores and labels as in RawDetections; then, where the network has a focus head, its map
+        float32 [rows, columns] of probabilities, whose cells are `layout.strides[focus_level]` pixels wide; else its
+        proposals, boxes float32 [N, 4], pixels of the image, and their objectness float32 [N], in [0, 1].
+    """
+    features = model(images, sizes)
+    proposed = _propose(model, features, sizes, chips_in(model, images) if by_area else 1.0)
+    found = _above(*_score(model, features, sizes, proposed), min_score)
+    if model.focus is None:
+        proposals = ((rois[used], logits[used].sigmoid()) for rois, used, logits in zip(*proposed, strict=True))
+        return [(*one, *own) for one, own in zip(found, proposals, strict=True)]
+    stride = model.layout.strides[model.focus_level]
+    maps = model.focus(features.focus).sigmoid()
+    cells = [[-(-side // stride) for side in size] for size in sizes.tolist()]
+    return [(*one, level[:rows, :columns]) for one, level, (rows, columns) in zip(found, maps, cells, strict=True)]
+
+
+def _above(boxes: Tensor, scores: Tensor, min_score: float) -> list[RawDetections]:
+    """Return of each image what scores more than `min_score`, best proposal first; takes what `score_boxes` gives."""
     chip, slot, column = (scores > min_score).nonzero(as_tuple=True)
     found = boxes[chip, slot, column if boxes.shape[2] > 1 else torch.zeros_like(column)]
-    counts = torch.bincount(chip, minlength=len(images)).tolist()
+    counts = torch.bincount(chip, minlength=len(boxes)).tolist()
     columns = (found, scores[chip, slot, column], column + 1)
     parts = zip(*(torch.split(values, counts) for values in columns), strict=True)
     return [RawDetections(*part) for part in parts]

@@ -1,4 +1,4 @@
-"""The two heads: the RPN and the box head."""
+"""The heads: the RPN, the box head, and the focus head."""
 
 from functools import lru_cache
 
@@ -137,3 +137,22 @@ class BoxHead(nn.Module):
         with full_precision(x):
             x = x.float()
             return self.scores(x), self.deltas(x).view(x.shape[0], self.deltas.out_features // 4, 4)
+
+
+class FocusHead(nn.Module):
+    """Says of each cell whether something there is small and calls for the next finer scale (docs/method.md, 16.2)."""
+
+    def __init__(self, channels: int) -> None:
+        """Build it for a map of `channels` channels."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(True), nn.Conv2d(channels, channels, 1), nn.ReLU(True)
+        )
+        self.logits = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Return logits float32 [B, H, W] of a map [B, C, H, W]."""
+        x: Tensor = self.layers(level)
+        with full_precision(x):
+            logits: Tensor = self.logits(x.float())
+            return logits.squeeze(1)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.storage import Location, write_atomic
 from schemas.errors import DataError
 from trainer.evaluation.ground_truth import GroundTruth
+from trainer.learning.objective import loss_terms
 from trainer.loading.batch import Batch
 from trainer.loading.loader import Epoch, Step
 from trainer.runtime.checkpoint import checkpoint_path
@@ -21,8 +22,6 @@ from trainer.runtime.ranks import any_rank, asked_to_stop, stop_together, sum_ov
 from trainer.training.journal import Journal, Meter, pass_line, progress_line
 from trainer.training.run import Run
 from trainer.training.validate import is_due, picture, validate
-
-LOSS_TERMS = ("rpn_class", "rpn_box", "roi_class", "roi_box")
 
 
 def train_step(run: Run, step: Step) -> dict[str, float] | None:
@@ -39,7 +38,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
         DataError: a loss or the gradient is not finite on some rank.
     """
     device, options = run.rank.device, run.settings.train
-    names = LOSS_TERMS[:2] if run.model.rpn_only else LOSS_TERMS
+    names = loss_terms(run.model)
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     batches: list[Batch] = []
     statistics = run.statistics()

@@ -43,7 +43,8 @@ def make_proposals(
     folder = data / "proposals"
     fixed = {"epochs": settings.negatives.rpn_epochs, "decay_epochs": [], "keep": 1}
     options = settings.train.model_copy(update=fixed)
-    run_settings = settings.model_copy(update={"train": options})
+    network = settings.model.model_copy(update={"focus": False, "focus_limits": None})  # it would learn nothing here
+    run_settings = settings.model_copy(update={"train": options, "model": network})
     with joined() as rank, stoppable("Run the same command again: what is finished is kept"):
         from_first(lambda: clear_proposals(data) if overwrite else _refuse_stale(data, folder))
         started = time.perf_counter()

@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.build_file import finished_builds
 from pipeline.engines.progress import log
+from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location
 from pipeline.storage.parquet import read_frame
 from schemas.errors import DataError, UsageError
-from schemas.settings import Norm, Precision, Settings, TrainSettings
+from schemas.settings import ChipSettings, Norm, Precision, Settings, TrainSettings
 from trainer.learning.objective import Objective
 from trainer.learning.optim import Ema, make_optimizer
 from trainer.learning.schedule import Schedule, make_schedule, resumed_schedule
@@ -268,6 +269,7 @@ def make_run(
     norm = _norm(options, rank, last)
     classes = [name for _, name in categories]
     model = _network(settings, classes, chips["size"], norm, rank, anew=last is None, rpn_only=rpn_only)
+    limits = _focus_limits(settings, chips)
     loader = BatchLoader(
         dataset,
         settings.loader,
@@ -292,7 +294,7 @@ def make_run(
         optimizer=make_optimizer(model, options),
         scaler=torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16"),
         ema=Ema(model, options.ema) if options.ema is not None else None,
-        objective=_objective(model, options, rank),
+        objective=_objective(model, options, rank, limits),
         loader=loader,
         epoch_chips=epoch_chips,
         schedule=make_schedule(options, math.ceil(epoch_chips / options.batch_size)),
@@ -340,11 +342,21 @@ def _network(
     return model.to(rank.device).train()
 
 
-def _objective(model: Detector, options: TrainSettings, rank: Rank) -> nn.Module:
+def _focus_limits(settings: Settings, chips: dict[str, Any]) -> list[float]:
+    """Return for each scale the size below which an object calls for the next finer scale, source pixels."""
+    given, bounds = settings.model.focus_limits, ChipSettings.model_validate(chips).bounds()
+    if given is not None and len(given) != len(bounds):
+        raise UsageError(
+            f"model.focus_limits: {len(given)} limits, but the chips have {len(bounds)} scales; give one each"
+        )
+    return focus_limits(bounds, given)
+
+
+def _objective(model: Detector, options: TrainSettings, rank: Rank, limits: list[float]) -> nn.Module:
     """Join the network with its losses, and with the other ranks where there are any."""
     if options.compile:
         model.backbone.compile()
-    objective = Objective(model)
+    objective = Objective(model, limits)
     if rank.count == 1:
         return objective
     # ranks share buffers in `Run.agree` alone; torch 2.14 has another name for that

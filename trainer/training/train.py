@@ -170,7 +170,7 @@ def _other_network(data: Location, builds: dict[str, Build], settings: Settings)
     if not is_file(data / "proposals" / NETWORK):
         return []  # made before it was noted
     recorded = json.loads(read_bytes(data / "proposals" / NETWORK))
-    now = settings.model.model_dump(mode="json")
+    now = settings.model.model_dump(mode="json", exclude={"focus", "focus_limits"})  # no part of an RPN
     differing = [name for name, value in recorded.items() if name in now and now[name] != value]
     if not differing:
         return []

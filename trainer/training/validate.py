@@ -14,6 +14,7 @@ from trainer.evaluation.evaluate import Evaluation, score_model
 from trainer.evaluation.ground_truth import GroundTruth, check_images, open_ground_truth
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference
+from trainer.inference.predictor import focus_of
 from trainer.loading.batch import Batch
 from trainer.model import RawDetections, predict
 from trainer.runtime.checkpoint import (
@@ -92,6 +93,8 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
     for line in describe_rejects(reject for reject in report.rejects if reject.kind == "image"):
         run.tell(f"validation: left out {line}")
     values = {name: value for name, value in report.summary.items() if value is not None}
+    if focus_of(inference) is not None:
+        values["searched"] = report.searched.share
     run.tell(
         "validation: " + ", ".join(f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values)
     )

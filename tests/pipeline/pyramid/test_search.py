@@ -1,5 +1,7 @@
 """Any detector on whole images: one that sees everything right scores 1, and what is wrong is said."""
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +105,54 @@ def test_search__a_perfect_detector_scores_one(
         assert average_precision(scenes, found) == pytest.approx(1.0)
 
 
+def sensing(views: list[Pixels]) -> list[tuple[Any, Any, Any, Any]]:
+    """A perfect detector that also says in which of 10 by 7 parts of a view something is."""
+    found = []
+    for view, one in zip(views, seeing(views), strict=True):
+        rows, columns = (np.linspace(0, side, count + 1) for side, count in zip(view.shape[:2], (7, 10), strict=True))
+        parts = [
+            [view[int(y1) : math.ceil(y2), int(x1) : math.ceil(x2)].max() / 255 for x1, x2 in pairwise(columns)]
+            for y1, y2 in pairwise(rows)
+        ]
+        found.append((*one, parts))
+    return found
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([500, 4096]), st.booleans())
+def test_search__from_coarse_to_fine_a_perfect_detector_scores_one(seed: int, max_side: int, maps: bool) -> None:
+    """By maps of its own, and by what it finds at the coarser scale; the finer scales are not searched whole."""
+    scenes = [scene(seed), scene(seed + 1)]
+    options = DetectSettings(max_side=max_side, merge="hard", max_detections=1000, focus=0.02)
+    pixels = [0.0, 0.0]
+
+    def counting(views: list[Pixels]) -> Any:
+        pixels[0] += sum(view.size / 3 for view in views)
+        return sensing(views) if maps else seeing(views)
+
+    def all_of_it(views: list[Pixels]) -> Any:
+        pixels[1] += sum(view.size / 3 for view in views)
+        return seeing(views)
+
+    images = [image for image, _, _ in scenes]
+    found = list(search(images, counting, Settings(detect=options)))
+    if sum(len(boxes) for _, boxes, _ in scenes):
+        assert average_precision(scenes, found) == pytest.approx(1.0)
+    list(search(images, all_of_it, Settings(detect=options.model_copy(update={"focus": "off"}))))
+    assert pixels[0] <= pixels[1] * 1.01
+
+
+def test_search__an_image_with_nothing_small_costs_its_coarsest_view() -> None:
+    shapes = []
+
+    def counting(views: list[Pixels]) -> Any:
+        shapes.extend(view.shape for view in views)
+        return [(*one, [[0.0]]) for one in seeing(views)]
+
+    list(search([np.zeros((480, 640, 3), np.uint8)], counting))
+    assert shapes == [(384, 512, 3)]
+
+
 def test_search__takes_arrays_images_and_files_alike_and_yields_them_in_order(tmp_path: Path) -> None:
     scenes = [scene(seed) for seed in range(9)]  # more than a span, of many shapes
     turned = Image.fromarray(np.rot90(scenes[1][0]).copy())
@@ -138,6 +188,8 @@ def test_search__objects_of_two_classes_in_one_place_become_one_where_that_is_as
     [
         (lambda views: [], "gave 0 results; expected one for each"),
         (lambda views: [([[0, 0, 9, 9]], [0.5]) for _ in views], "expected boxes"),
+        (lambda views: [([], [], [], [[1.5]]) for _ in views], r"focus map of shape \[1, 1\]"),
+        (lambda views: [([], [], [], [0.5]) for _ in views], r"focus map of shape \[1\]"),
         (lambda views: [([[0, 0, 9, 9]], [0.5, 0.4], [1]) for _ in views], r"\[1, 4\], \[2\], \[1\]"),
         (lambda views: [([0, 0, 9, 9], [0.5], [1]) for _ in views], "expected boxes"),
     ],

@@ -1,17 +1,24 @@
 """Scores: what is put in through the pyramid or the chips comes out as 1, whatever the number of boxes."""
 
+import dataclasses
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.coco import SourceImage
+from pipeline.coco.source import Source
 from pipeline.planning.plan import plan_span
+from pipeline.planning.scales import box_sizes
+from pipeline.pyramid.focus import Focus, FocusMap, focus_limits, painted_map
 from pipeline.pyramid.merging import merge, tile_overlaps
+from pipeline.pyramid.reading import ViewBatch
+from pipeline.pyramid.search import SearchLog, search_images, split_spans
 from pipeline.pyramid.views import Viewed, plan_views
 from schemas.settings import ChipSettings, DetectSettings
 from tests.pipeline.sources import make_source
@@ -67,6 +74,70 @@ def test_merge__truth_through_the_pyramid_scores_one(max_side: int, seed: int) -
         for name, value in summary.items()
         if not name.startswith("score[")
     ), summary
+
+
+def network_of(source: Source, chips: ChipSettings) -> Any:
+    """A perfect network: it finds every box in every view, whole or cut, and its focus map is right."""
+    limits = focus_limits(chips.bounds())
+
+    def network(batch: ViewBatch) -> list[Any]:
+        outputs = []
+        for view in batch.views:
+            rows = slice(int(source.offsets[view.image]), int(source.offsets[view.image + 1]))
+            boxes = source.box[rows][~source.crowd[rows]]
+            x1, y1, x2, y2 = view.window
+            origin, limit = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
+            clipped = np.clip(boxes, origin, limit)
+            here = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+            found = ((clipped[here] - origin) * view.scale).astype(np.float32)
+            small = box_sizes(boxes[here]) < limits[view.scale_index]
+            scores = np.full(len(found), 0.9, np.float32)
+            painted = painted_map(view, found[small], scores[small], np.inf, chips.size)
+            outputs.append([found, scores, np.ones(len(found), np.int64), painted.values])
+        return outputs
+
+    return network
+
+
+def test_search_images__from_coarse_to_fine_truth_scores_one_whatever_the_spans() -> None:
+    """With perfect maps what is found is what the whole pyramid finds, for one image at a time and for many."""
+    source, chips = make_source(4, num_images=14), ChipSettings(scales=[1.5, 0.8, {"long_side": 512}], size=512)
+    options = DetectSettings(merge="hard", max_detections=10_000, iou=0.999)
+    images = source.images(0, source.num_images)
+    sides = source.box[:, 2:] - source.box[:, :2]
+    plain = sides.max(axis=1, initial=0) <= 1.5 * np.sqrt(sides.prod(axis=1))  # others may be cut by all tiles
+    source = dataclasses.replace(source, crowd=source.crowd | ~plain)
+    network = network_of(source, chips)
+    focus = Focus(0.5, lambda view, output: FocusMap(output[3], (16, 16)))
+
+    def opened(position: int) -> Image.Image:
+        return Image.new("RGB", (images[position].width, images[position].height))
+
+    runs = []
+    for length, used in ((1, focus), (3, focus), (64, focus), (64, None)):
+        log = SearchLog()
+        spans = split_spans(len(images), length)
+        runs.append(dict(search_images(network, images, opened, spans, chips, options, log, focus=used)))
+        assert (log.searched.pixels < log.searched.pyramid) == (used is not None)
+    for found in runs[1:3]:
+        for position, one in found.items():
+            for column, other in zip(one, runs[0][position], strict=True):
+                np.testing.assert_array_equal(column, other)
+    annotations: list[dict[str, Any]] = []
+    for m, image in enumerate(images):
+        for row in range(int(source.offsets[m]), int(source.offsets[m + 1])):
+            x1, y1, x2, y2 = source.box[row].tolist()
+            box = {
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": int(source.crowd[row]),
+            }
+            annotations.append({"id": len(annotations) + 1, "image_id": image.image_id, "category_id": 7, **box})
+    for found in (runs[0], runs[3]):
+        results = join_results([of_image(images[m].image_id, one, [7]) for m, one in found.items()])
+        summary = score(objects_of(annotations), [(7, "thing")], results, chips.bounds(), 10_000)
+        assert summary["AP"] == pytest.approx(1.0)
+        assert summary["AR"] == pytest.approx(1.0)
 
 
 def test_truth_through_chips_and_back_scores_one() -> None:

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from schemas.errors import DataError, UsageError
-from schemas.settings import DetectSettings, Settings, load_settings
+from schemas.settings import DetectSettings, ModelSettings, Settings, load_settings
 from tests.builders import exif
 from tests.conftest import RunSniper
 from tests.trainer.processes import run_ranks
-from trainer.inference.detect import detect
+from trainer.inference.detect import detect, detect_into
 from trainer.inference.output import Output
+from trainer.model import Detector
 from trainer.runtime.checkpoint import read_checkpoint, write_checkpoint
 
 
@@ -183,7 +184,7 @@ def test_detect__a_large_tiff_is_searched_by_windows(
 ) -> None:
     """The boxes are those of the same pixels in a file that is decoded whole; the picture is drawn smaller."""
     monkeypatch.setattr("pipeline.images.sources.LARGE_PIXELS", 1000)
-    monkeypatch.setattr("trainer.inference.output.LARGEST_DRAWN", 100)
+    monkeypatch.setattr("trainer.inference.pictures.LARGEST_DRAWN", 100)
     source = Image.open(sorted((demo / "val").iterdir())[0]).convert("RGB")
     source.save(tmp_path / "a.png")
     source.save(tmp_path / "b.tif", tiffinfo={278: 16})
@@ -196,20 +197,49 @@ def test_detect__a_large_tiff_is_searched_by_windows(
     assert max(Image.open(picture).size) == 100
 
 
+def test_detect__draws_where_finer_scales_were_searched(
+    demo: Path, checkpoint: Path, tmp_path: Path, sniper: RunSniper
+) -> None:
+    """By what the RPN of a network without a focus head proposes, and by the map of one with it."""
+    photo = sorted((demo / "val").iterdir())[0]
+    with pytest.raises(UsageError, match=r"model\.focus=true"):
+        detect_into(tmp_path / "none", checkpoint, photo, focus_map=True)
+    kept = read_checkpoint(checkpoint)
+    network = kept.settings["model"] | {"focus": True}
+    model = Detector(ModelSettings.model_validate(network), len(kept.categories), kept.chips["size"])
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith("focus")} | kept.model
+    focused = tmp_path / "focused.pt"
+    write_checkpoint(focused, kept._replace(model=weights, settings=kept.settings | {"model": network}))
+    for name, path, settings in (
+        ("proposed", checkpoint, load_settings(None, ("detect.focus=0.4",))),
+        ("learnt", focused, load_settings(None, ("detect.focus=0.49",))),
+    ):
+        for _ in range(2):  # the second run replaces the first one's pictures
+            detect_into(tmp_path / name, path, photo, settings, focus_map=True, min_drawn=0.5)
+        [result] = json.loads((tmp_path / name / "detections.json").read_bytes())
+        assert result["focus_picture"] == result["picture"].replace(".jpg", ".focus.jpg")
+        assert Image.open(tmp_path / name / result["focus_picture"]).size == Image.open(photo).size
+        assert len(list((tmp_path / name).glob("*.jpg"))) == 2
+    refused = sniper("detect", "--checkpoint", checkpoint, photo, "--focus-map", "--out", tmp_path / "none")
+    assert refused.status == 2
+
+
 def test_detect__two_ranks_share_the_images_and_change_nothing(
     demo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven images in spans of two, of which one cannot be read."""
+    """Seven images in spans of two, of which one cannot be read, from coarse to fine."""
     (tmp_path / "in").mkdir()
     for index, file in enumerate(sorted((demo / "val").iterdir())[:7]):
         (tmp_path / f"in/{index}.jpg").write_bytes(file.read_bytes())
     (tmp_path / "in/3.jpg").write_bytes(b"nothing")
     monkeypatch.setattr("trainer.inference.detect.SPAN", 2)
-    detect(checkpoint, tmp_path / "in", out=tmp_path / "one")
+    settings = load_settings(None, ("detect.focus=0.4",))
+    detect(checkpoint, tmp_path / "in", settings, out=tmp_path / "one")
     script = tmp_path / "detect.py"
     script.write_text(
         "import os, sys, torch; torch.set_num_threads(1)\nimport trainer.inference.detect as module\n"
-        "module.SPAN = 2\nreport = module.detect_into(sys.argv[3], *sys.argv[1:3])\n"
+        "from schemas.settings import load_settings\nsettings = load_settings(None, ('detect.focus=0.4',))\n"
+        "module.SPAN = 2\nreport = module.detect_into(sys.argv[3], *sys.argv[1:3], settings)\n"
         "assert (report is None) == (os.environ['RANK'] == '1')\n"
     )
     run_ranks(2, script, checkpoint, tmp_path / "in", tmp_path / "two")

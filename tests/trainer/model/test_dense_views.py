@@ -32,7 +32,7 @@ class Seeing(Detector):
     def forward(self, images: Tensor, sizes: Tensor) -> Features:
         cells = nn.functional.max_pool2d(images[:, :1].float(), 8)
         rows = cells.flatten(2).transpose(1, 2)
-        return Features([cells], rows, rows)
+        return Features([cells], rows, rows, cells)
 
     def detect(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
         self.most_rois = max(getattr(self, "most_rois", 0), rois.shape[0] * rois.shape[1])

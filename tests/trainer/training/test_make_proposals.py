@@ -151,7 +151,7 @@ def test_negatives__then_training_uses_the_pool(
     assert pool > 0
     run = json.loads((data / "negatives/run.json").read_bytes())
     assert run["positives"] == json.loads((data / "run.json").read_bytes())["fingerprint"]
-    train(data, tmp_path / "run", settings("model.width=24"))
+    train(data, tmp_path / "run", settings("model.width=24", "model.focus=true"))
     assert "the RPN of another network (model.width 16 there and 24 here)" in caplog.text
     kept = read_checkpoint(find_checkpoints(tmp_path / "run")[-1])
     assert kept.step > -(-dataset.manifest.num_positives // options.train.batch_size)  # more than the positives alone

@@ -55,9 +55,12 @@ def test_train__validates_and_keeps_the_best(demo: Path, tmp_path: Path, monkeyp
 
 
 def test_train__scores_a_network_on_whole_images(demo: Path, tmp_path: Path) -> None:
-    options = tiny_settings("train.norm=train", "train.norm_momentum=0.3")
+    options = tiny_settings("train.norm=train", "train.norm_momentum=0.3", "model.focus=true")
     train(demo / "chips", tmp_path, options, validation=(demo / "val.json", demo / "val"))
     assert read_checkpoint(tmp_path / "best.pt").best_ap >= 0
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(line["focus"] > 0 for line in lines if "loss" in line), "the focus head learns beside the others"
+    assert 0 < lines[-1]["searched"] <= 1.2
     report = evaluate(tmp_path / "best.pt", demo / "val.json", demo / "val", tiny_settings())
     assert report is not None
     assert report.summary["AP"] == read_checkpoint(tmp_path / "best.pt").best_ap
