@@ -41,6 +41,7 @@ def painted(sizes: list[tuple[int, int]], boxes: list[tuple[int, int, int, int]]
         images=images.permute(0, 3, 1, 2),
         sizes=torch.tensor(sizes),
         scales=torch.full((len(sizes),), 2.0),
+        scale_indices=torch.ones(len(sizes), dtype=torch.int64),
         ranges=torch.tensor([[4.0, 12.0]]).repeat(len(sizes), 1),
         boxes=torch.tensor(boxes, dtype=torch.float32),
         labels=torch.ones(len(sizes), dtype=torch.int64),
