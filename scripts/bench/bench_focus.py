@@ -5,7 +5,7 @@
 It trains one network per seed with a focus head on generated scenes, some with few groups of small objects and some
 full of them, and searches new ones of both kinds in several ways: every scale whole; the finer scales where the focus
 head says so, over thresholds; where what the coarser scale proposes says so (the poor man's map); and by SAHI with the
-same network. Time, pixels and AP of a seed are measured on the same images. What was trained in WORK is used again.
+same network. Core seconds, pixels and AP of a seed are of the same images. What was trained in WORK is used again.
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
+import scipy.ndimage  # noqa: F401  # what the first window of a search would load
 import torch
 from PIL import Image
 
@@ -57,13 +58,13 @@ class Found(NamedTuple):
 
     Attributes:
         detections: of each image.
-        seconds: per image.
+        core_s: seconds of all cores together per image, which hardly depend on what else the machine does.
         share: pixels of all views over those of the whole pyramid.
         reached: share of the small objects that lie whole in some view of the finest scale; None for SAHI.
     """
 
     detections: list[Detections]
-    seconds: float
+    core_s: float
     share: float
     reached: float | None
 
@@ -102,10 +103,10 @@ def by_pyramid(checkpoint: Path, truth: GroundTruth, focus: str) -> Found:
         model.focus = None
     sources = truth.source.images(0, truth.source.num_images)
     log = SearchLog(maps={})
-    began = time.perf_counter()
+    began = time.process_time()
     spans = split_spans(len(sources), SPAN)
     found = dict(Predictor.detect_files(_again(predictor), sources, truth.images, spans, log))
-    seconds = (time.perf_counter() - began) / len(sources)
+    core_s = (time.process_time() - began) / len(sources)
     assert log.maps is not None
     small = [0, 0]
     _, highest = chip_settings.bounds()[0]
@@ -118,7 +119,7 @@ def by_pyramid(checkpoint: Path, truth: GroundTruth, focus: str) -> Found:
             small[0] += bool(inside.any())
             small[1] += 1
     share = log.searched.pixels / log.searched.pyramid
-    return Found([found[m] for m in range(len(sources))], seconds, share, small[0] / max(small[1], 1))
+    return Found([found[m] for m in range(len(sources))], core_s, share, small[0] / max(small[1], 1))
 
 
 def _again(predictor: Predictor) -> Predictor:
@@ -142,12 +143,12 @@ def by_sahi(checkpoint: Path, truth: GroundTruth, side: int) -> Found:
     predictor = Predictor(checkpoint, load_settings(None, ("detect.focus=off",)))
     way = bench_sahi.by_sahi(bench_sahi.on_pixels(predictor), side, side, 0.02, batch=8)
     sources = truth.source.images(0, truth.source.num_images)
-    began = time.perf_counter()
+    began = time.process_time()
     detections = [
         way.search(np.asarray(Image.open(Path(str(truth.images)) / source.file_name).convert("RGB")))
         for source in sources
     ]
-    return Found(detections, (time.perf_counter() - began) / len(sources), np.nan, None)
+    return Found(detections, (time.process_time() - began) / len(sources), np.nan, None)
 
 
 def scores(truth: GroundTruth, found: Found, bounds: Sequence[tuple[float, float]]) -> dict[str, float | None]:
@@ -206,10 +207,10 @@ def described(rows: list[dict[str, Any]], points: list[float]) -> str:
     """Put the means over seeds into words; `points` is AP less that of the whole pyramid, for each seed."""
     mean = {name: float(np.mean([row[name] for row in rows])) for name in ("share", "AP", "AP_small")}
     reached = [float(row["reached"]) for row in rows if row["reached"] is not None]
+    share = "" if np.isnan(mean["share"]) else f"pixels {mean['share']:.1%}  "
     return (
-        f"pixels {mean['share']:.1%}  AP {100 * mean['AP']:.1f} ({np.mean(points):+.2f}, from {min(points):+.2f} to "
-        f"{max(points):+.2f})  AP small {100 * mean['AP_small']:.1f}"
-        + (f", small objects reached {np.mean(reached):.1%}" if reached else "")
+        f"{share}AP {100 * mean['AP']:.1f} ({np.mean(points):+.2f}, from {min(points):+.2f} to {max(points):+.2f})"
+        f"  AP small {100 * mean['AP_small']:.1f}" + (f", small reached {np.mean(reached):.1%}" if reached else "")
     )
 
 
@@ -246,7 +247,7 @@ def main(work: Path, seeds: str, only_prepare: bool, large: bool, json_file: Pat
                 del rows[-1]["detections"]
             figures.append({"scenes": kind, "way": name, "seeds": rows})
             whole = next(one for one in figures if one["scenes"] == kind)["seeds"]
-            speed = [a["seconds"] / b["seconds"] for a, b in zip(whole, rows, strict=True)]
+            speed = [a["core_s"] / b["core_s"] for a, b in zip(whole, rows, strict=True)]
             points = [100 * (b["AP"] - a["AP"]) for a, b in zip(whole, rows, strict=True)]
             click.echo(f"{kind:<7}{name:<28}speed {statistics.median(speed):5.2f}  {described(rows, points)}")
     for side in LARGE_SIDES if large else ():
