@@ -11,6 +11,7 @@ from pipeline.planning.scales import box_sizes
 from pipeline.pyramid.merging import widened_ranges
 from pipeline.pyramid.views import ALIGN, CELLS, Output, View, Window
 from schemas.arrays import Float32Array, FloatArray
+from schemas.errors import UsageError
 from schemas.settings import ChipSettings
 
 THRESHOLD = 0.05
@@ -60,7 +61,15 @@ def focus_limits(bounds: Sequence[tuple[float, float]], given: Sequence[float] |
 
     Returns:
         Source pixels, a limit for each scale; 0 for the finest.
+
+    Raises:
+        UsageError: there are more or fewer limits than scales.
     """
+    if given is not None and len(given) != len(bounds):
+        raise UsageError(
+            f"model.focus_limits: {len(given)} limits, but there are {len(bounds)} scales; give one for each, the "
+            "finest first"
+        )
     if given is not None:
         return [0.0, *given[1:]]
     ranges = widened_ranges(bounds)

@@ -25,8 +25,8 @@ SMALL_SPAN = 8  # the same where results are wanted soon
 
 AnyDetector = Callable[[list[Pixels]], Sequence[Sequence[Any]]]
 """Takes views, uint8 [height, width, 3] each, RGB; returns for each of them boxes [n, 4] (x1 y1 x2 y2, view pixels),
-scores [n] and labels [n], as arrays, lists or tensors on the CPU. It may add a focus map, an array [rows, columns]
-whose equal cells cover the view and hold in 0 to 1 how probable it is that something small is there."""
+scores [n] and labels [n], as arrays, lists or tensors. It may add a focus map, an array [rows, columns] whose equal
+cells cover the view and hold in 0 to 1 how probable it is that something small is there; None where it has none."""
 
 
 @dataclass
@@ -155,25 +155,36 @@ def checked(found: Sequence[Sequence[Any]], num_views: int) -> list[Output]:
     if len(found) != num_views:
         raise UsageError(f"the detector got {num_views} views and gave {len(found)} results; expected one for each")
     return [
-        [*_checked(*one[:3]), *map(_checked_map, one[3:])] if len(one) in (3, 4) else _refuse(one) for one in found
+        [*_checked(*one[:3]), *(_checked_map(values) for values in one[3:] if values is not None)]
+        if len(one) in (3, 4)
+        else _refuse(one)
+        for one in found
     ]
 
 
 def _checked_map(values: Any) -> npt.NDArray[np.float32]:
-    array = np.asarray(values, np.float32)
-    if array.ndim != 2 or not array.size or not (array >= 0).all() or not (array <= 1).all():
-        raise UsageError(
-            f"the detector gave a focus map of shape {list(array.shape)} for a view; expected [rows, columns] of "
-            "values in 0 to 1"
-        )
+    expected = "expected [rows, columns] of numbers in 0 to 1, or None"
+    try:
+        array = np.asarray(_plain(values), np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the detector gave a focus map that is no array of numbers ({error}); {expected}") from error
+    if array.ndim != 2 or not array.size:
+        raise UsageError(f"the detector gave a focus map of shape {list(array.shape)} for a view; {expected}")
+    if not (array >= 0).all() or not (array <= 1).all():
+        raise UsageError(f"the detector gave a focus map with values from {array.min()} to {array.max()}; {expected}")
     return array
+
+
+def _plain(values: Any) -> Any:
+    """Take a tensor of torch from its graph and its half precision, neither of which NumPy knows."""
+    return values.detach().float().cpu() if hasattr(values, "detach") else values
 
 
 def _checked(boxes: Any, scores: Any, labels: Any) -> Output:
     columns: tuple[npt.NDArray[Any], ...] = (
-        np.asarray(boxes, np.float32),
-        np.asarray(scores, np.float32),
-        np.asarray(labels).astype(np.int64),
+        np.asarray(_plain(boxes), np.float32),
+        np.asarray(_plain(scores), np.float32),
+        np.asarray(_plain(labels)).astype(np.int64),
     )
     count = len(columns[1])
     if not count and not columns[0].size and not len(columns[2]):

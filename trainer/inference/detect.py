@@ -147,9 +147,11 @@ def detect_into(
     with joined() as rank:
         predictor = Predictor(checkpoint, settings, device=rank.device, classes=classes)
         if focus_map and focus_of(predictor.inference) is None:
+            is_off = predictor.inference.options.focus == "off"
+            why = "detect.focus is off" if is_off else "the network was not trained with model.focus=true"
             raise UsageError(
-                "detect: there is no focus map, since every scale is searched whole; give a network that was trained "
-                "with model.focus=true, or a threshold such as --set detect.focus=0.1"
+                f"detect: there is no focus map, since {why}, so every scale is searched whole; leave out "
+                "--focus-map, or give a threshold such as --set detect.focus=0.05"
             )
         files = _listed(images, out)
         ids = image_ids(location(annotations), files) if annotations else None

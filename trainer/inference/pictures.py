@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.coco import SourceImage
@@ -37,7 +38,10 @@ def draw_detections(result: dict[str, Any], path: Location, min_score: float) ->
 
 
 def draw_focus(result: dict[str, Any], seen: Sequence[tuple[View, FocusMap | None]], path: Location) -> None:
-    """Write a picture of the focus maps, redder where they are higher, and of the windows of the finer scales."""
+    """Write a picture of the focus maps, redder where they are higher, and of the windows of the finer scales.
+
+    Of two maps of a place the finer one is shown. A window has the factor of its scale as its label.
+    """
     picture, zoom = _opened(result)
     shade = Image.new("L", picture.size)
     for view, found in sorted(seen, key=lambda item: -item[0].scale_index):
@@ -45,7 +49,8 @@ def draw_focus(result: dict[str, Any], seen: Sequence[tuple[View, FocusMap | Non
             continue
         cells = zip(found.cell, found.values.shape, strict=True)
         high, wide = (max(1, round(cell * count * zoom / view.scale)) for cell, count in cells)
-        patch = Image.fromarray((255 * found.values).astype("uint8")).resize((wide, high), Image.Resampling.NEAREST)
+        red = (255 * np.sqrt(found.values)).astype("uint8")  # by the root, since thresholds are low
+        patch = Image.fromarray(red).resize((wide, high), Image.Resampling.NEAREST)
         x, y = (round(zoom * side) for side in view.window[:2])
         shade.paste(patch, (x, y))
     picture = Image.blend(picture, picture.convert("L").convert("RGB"), 0.7)
@@ -58,7 +63,7 @@ def draw_focus(result: dict[str, Any], seen: Sequence[tuple[View, FocusMap | Non
             x1, y1, x2, y2 = (zoom * side for side in view.window)
             color = CLASS_COLORS[view.scale_index]
             draw_box(draw, (x1, y1, x2, y2), Stroke(color, line))
-            draw_label(draw, (x1, y1), f"scale {view.scale_index}", color, 6 * line)
+            draw_label(draw, (x1, y1), f"x {view.scale:.3g}", color, 6 * line)
     write_picture(path, picture)
 
 

@@ -158,7 +158,7 @@ def _memory(device: torch.device) -> float:
 
 def progress_line(epoch: int, step: int, values: dict[str, float]) -> str:
     """Write a record, as `Meter.take` gives it with the rate as lr, in one line for a person."""
-    terms = " ".join(f"{name} {values[name]:.3f}" for name in values if name.startswith(("rpn_", "roi_")))
+    terms = " ".join(f"{name} {values[name]:.3f}" for name in values if name.startswith(("rpn_", "roi_", "focus")))
     return (
         f"epoch {epoch} step {step}: loss {values['loss']:.3f} ({terms}) lr {values['lr']:.2e} "
         f"{values['chips_per_s']:.1f} chips/s, waiting {values['data_wait']:.0%}, "

@@ -269,7 +269,7 @@ def make_run(
     norm = _norm(options, rank, last)
     classes = [name for _, name in categories]
     model = _network(settings, classes, chips["size"], norm, rank, anew=last is None, rpn_only=rpn_only)
-    limits = _focus_limits(settings, chips)
+    limits = focus_limits(ChipSettings.model_validate(chips).bounds(), settings.model.focus_limits)
     loader = BatchLoader(
         dataset,
         settings.loader,
@@ -340,16 +340,6 @@ def _network(
         model.keep_rpn_only()
     set_norm_policy(model, norm, freeze_stem=options.weights is not None, momentum=options.norm_momentum)
     return model.to(rank.device).train()
-
-
-def _focus_limits(settings: Settings, chips: dict[str, Any]) -> list[float]:
-    """Return for each scale the size below which an object calls for the next finer scale, source pixels."""
-    given, bounds = settings.model.focus_limits, ChipSettings.model_validate(chips).bounds()
-    if given is not None and len(given) != len(bounds):
-        raise UsageError(
-            f"model.focus_limits: {len(given)} limits, but the chips have {len(bounds)} scales; give one each"
-        )
-    return focus_limits(bounds, given)
 
 
 def _objective(model: Detector, options: TrainSettings, rank: Rank, limits: list[float]) -> nn.Module:
