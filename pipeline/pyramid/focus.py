@@ -14,7 +14,7 @@ from schemas.arrays import Float32Array, FloatArray
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings
 
-THRESHOLD = 0.05
+THRESHOLD = 0.03
 """Probability above which a cell calls for the finer scale, where nothing else is set (docs/method.md, 16.3)."""
 LEAST = 0.5
 """Least side of a window at its own scale, as a share of a chip's side (docs/method.md, 16.3)."""
@@ -124,7 +124,9 @@ def focus_windows(
     Returns:
         x1 y1 x2 y2, source pixels; the whole image alone where the windows have about as many pixels.
     """
-    parts = [np.array([view.window]) if found is None else _connected(view, found, threshold) for view, found in maps]
+    parts = [
+        np.array([view.window]) if found is None else _connected(view, found, threshold, image) for view, found in maps
+    ]
     extent = np.array([image.width, image.height], np.float64)
     windows = np.concatenate([*parts, np.empty((0, 4))])
     least = LEAST * chips.size
@@ -137,9 +139,19 @@ def focus_windows(
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in windows.tolist()]
 
 
-def _connected(view: View, found: FocusMap, threshold: float) -> FloatArray:
-    """Return the rectangle around each connected part of a map above the threshold, float64 [n, 4], source pixels."""
+def _connected(view: View, found: FocusMap, threshold: float, image: SourceImage) -> FloatArray:
+    """Return the rectangle around each connected part of a map above the threshold, float64 [n, 4], source pixels.
+
+    The outermost cells of a focus window say nothing where the image goes on: what is cut there looks small, and what
+    the window was opened for lies further inside.
+    """
     above = found.values > threshold
+    if view.region is not None:
+        x1, y1, x2, y2 = view.region
+        above[:1] &= y1 == 0 or view.window[1] > y1
+        above[-1:] &= y2 >= image.height or view.window[3] < y2
+        above[:, :1] &= x1 == 0 or view.window[0] > x1
+        above[:, -1:] &= x2 >= image.width or view.window[2] < x2
     if not above.any():
         return np.empty((0, 4))
     from scipy import ndimage  # where there is something to find

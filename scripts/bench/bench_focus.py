@@ -45,7 +45,7 @@ from trainer.training.train import train  # noqa: E402
 
 CONFIG = Path(__file__).with_name("focus.yaml")
 NUM_TRAIN, NUM_SPARSE, NUM_DENSE = 150, 28, 8
-THRESHOLDS = (0.01, 0.03, 0.05, 0.08, 0.2)
+THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.1)
 POOR_THRESHOLDS = (0.02,)
 SLICES = (256, 512)  # sides of SAHI's slices, source pixels
 SPAN = 4  # images whose views share batches; few, so that reading goes on while the network works

@@ -83,6 +83,20 @@ def test_focus_windows__many_cells_give_way_to_the_whole_image_and_so_does_an_un
     assert focus_windows([(view, None)], 0.5, image, 0.75, CHIPS) == whole
 
 
+def test_focus_windows__the_edge_of_a_window_calls_for_nothing_where_the_image_goes_on() -> None:
+    image = SourceImage(1, "", 1000, 800)
+    window = (0.0, 400.0, 256.0, 656.0)
+    view = View(0, 1, 0.5, window, 128, 128, region=window)
+    values = np.full((32, 32), 0.0, np.float32)
+    values[0, 10] = values[31, 10] = values[10, 31] = 0.9
+    assert focus_windows([(view, FocusMap(values, (4, 4)))], 0.5, image, 1.0, CHIPS) == []
+    assert focus_windows([(view._replace(region=None), FocusMap(values, (4, 4)))], 0.5, image, 1.0, CHIPS) != []
+    values[10, 0] = 0.9  # here the image ends
+    [(x1, y1, x2, y2)] = focus_windows([(view, FocusMap(values, (4, 4)))], 0.5, image, 1.0, CHIPS)
+    assert x1 == 0
+    assert y1 <= 480 <= 488 <= y2
+
+
 def test_focus_windows__thousands_of_cells_are_joined_in_bounded_time() -> None:
     image = SourceImage(1, "", 40_000, 30_000)
     view = whole_view(image, 0.1)

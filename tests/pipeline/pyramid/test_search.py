@@ -188,7 +188,7 @@ def test_search__objects_of_two_classes_in_one_place_become_one_where_that_is_as
     [
         (lambda views: [], "gave 0 results; expected one for each"),
         (lambda views: [([[0, 0, 9, 9]], [0.5]) for _ in views], "expected boxes"),
-        (lambda views: [([], [], [], [[1.5]]) for _ in views], r"focus map of shape \[1, 1\]"),
+        (lambda views: [([], [], [], [[1.5]]) for _ in views], "values from 1.5 to 1.5"),
         (lambda views: [([], [], [], [0.5]) for _ in views], r"focus map of shape \[1\]"),
         (lambda views: [([[0, 0, 9, 9]], [0.5, 0.4], [1]) for _ in views], r"\[1, 4\], \[2\], \[1\]"),
         (lambda views: [([0, 0, 9, 9], [0.5], [1]) for _ in views], "expected boxes"),
