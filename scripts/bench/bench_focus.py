@@ -187,15 +187,15 @@ def large_picture(work: Path, side: int) -> Path:
 
 
 def measure_large(checkpoint: Path, picture: Path, focus: str) -> dict[str, float]:
-    """Time and the memory at the peak of one picture, in a process of its own."""
+    """Seconds of all cores and the memory at the peak of one picture, in a process of its own."""
     import subprocess
 
     code = (
         "import sys, json, time, resource; sys.path.insert(0, sys.argv[1])\n"
         "from trainer.inference.predictor import Predictor; from schemas.settings import load_settings\n"
         "p = Predictor(sys.argv[2], load_settings(None, ('detect.focus=' + sys.argv[4], 'detect.max_side=1024')))\n"
-        "began = time.perf_counter(); found = p(sys.argv[3]); taken = time.perf_counter() - began\n"
-        "print(json.dumps({'seconds': taken, 'found': int((found.scores > 0.5).sum()),"
+        "began = time.process_time(); found = p(sys.argv[3]); taken = time.process_time() - began\n"
+        "print(json.dumps({'core_s': taken, 'found': int((found.scores > 0.5).sum()),"
         " 'peak_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))\n"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(checkpoint), str(picture), focus]
