@@ -130,7 +130,8 @@ def cost_table(lines: list[Line]) -> str:
         before = sum(stages.values()) if row.name != "without negatives" else stages["chips"]
         cells = [f"{last['epoch_chips']:,}", f"{last['epoch_pixels'] / 1e6:.1f}"]
         cells += [f"{last['epoch_pixels'] / last['pyramid_pixels']:.0%}", f"{passes:.1f}"]
-        cells += [f"{1000 * clock:.0f}", f"{cores:.2f}", f"{before:.0f}", EMPTY if math.isnan(speed) else f"{speed:.1f}"]
+        cells += [f"{1000 * clock:.0f}", f"{cores:.2f}", f"{before:.0f}"]
+        cells.append(EMPTY if math.isnan(speed) else f"{speed:.1f}")
         body.append([row.name, *cells])
     return markdown(head, body)
 
