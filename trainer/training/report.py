@@ -1,17 +1,22 @@
 """What is worth knowing about the data before a training starts."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from pipeline.planning.scales import box_sizes, scale_factors
+from pipeline.storage.parquet import read_frame
 from schemas.codes import Status
-from schemas.settings import ModelSettings, Settings
+from schemas.settings import ChipSettings, ModelSettings, Settings
 from trainer.loading.dataset import ChipDataset
 from trainer.model.anchors import anchor_layout, best_anchor_iou
 
 RECALL_WANTED, RECALL_IOU, RECALL_BOXES = 0.9, 0.5, 50_000
 TRIED_BOXES = 5_000  # for each choice of anchors that is tried
+SEEN, MOST_UNSEEN = 3.0, 0.1
+"""Pixels of an object's size that a focus head can make something of, and the share below it that is passed over."""
 GAIN = 0.01  # that more anchors must bring, since each costs time
 
 
@@ -40,6 +45,37 @@ def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
     if any("WARNING" in line for line in lines):
         lines.append(f"  {_better_anchors(boxes, contents, settings.model)}")
     return "\n".join(lines)
+
+
+def focus_report(dataset: ChipDataset, chips: ChipSettings, limits: Sequence[float]) -> str:
+    """Warn where many small objects are too small at the coarsest scale for a focus head to see them there.
+
+    Args:
+        dataset: the chips.
+        chips: settings that they were made with.
+        limits: size for each scale below which an object calls for the next finer one, source pixels.
+
+    Returns:
+        A warning; empty where there is no need of one.
+    """
+    m = dataset.manifest
+    offsets = m.box_offsets[: m.num_positives + 1]
+    chip = np.repeat(np.arange(m.num_positives), np.diff(offsets))
+    rows = np.flatnonzero(m.status[: offsets[-1]] == Status.VALID)
+    sizes = box_sizes(m.corners[rows]) / m.scales[chip[rows]]  # source pixels
+    small = sizes < limits[-1]
+    images = read_frame(dataset.data / "images.parquet").select("image_id", "width", "height").sort("image_id")
+    ids, widths, heights = (images[name].to_numpy().astype(np.int64) for name in images.columns)
+    factors = scale_factors(chips, widths, heights)[:, -1]
+    coarse = sizes * factors[np.searchsorted(ids, m.image_ids[chip[rows]])]  # pixels at the coarsest scale
+    share = float((coarse[small] < SEEN).mean()) if small.any() else 0.0
+    if share <= MOST_UNSEEN:
+        return ""
+    return (
+        f"WARNING: {share:.0%} of the objects that finer scales are for have less than {SEEN:g} px at the coarsest "
+        "scale, where a focus head can hardly see them, so that they may never be searched for. Give the coarsest of "
+        "chips.scales more pixels, or detect with detect.focus=off (docs/focus.md)"
+    )
 
 
 def _better_anchors(boxes: torch.Tensor, contents: torch.Tensor, model: ModelSettings) -> str:

@@ -8,10 +8,11 @@ import torch
 
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES, finished_builds, refuse_other_chips
 from pipeline.engines.progress import log
+from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
-from schemas.settings import Settings, TrainSettings
+from schemas.settings import ChipSettings, Settings, TrainSettings
 from schemas.wording import counted
 from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
@@ -29,7 +30,7 @@ from trainer.runtime.memory import explained_memory
 from trainer.runtime.ranks import Rank, breakable, from_first, joined, stoppable
 from trainer.training.loop import run_loop
 from trainer.training.outline import mismatches, outline
-from trainer.training.report import anchor_report
+from trainer.training.report import anchor_report, focus_report
 from trainer.training.resuming import changed_settings, check_resumable, resumed_settings
 from trainer.training.run import Run, make_run, tell, warn
 from trainer.training.validate import open_validation
@@ -120,6 +121,11 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
     if last is None:
         tell(rank, anchor_report(dataset, settings))
+        if settings.model.focus and not rpn_only:
+            chips = ChipSettings.model_validate(run.chips)
+            limits = focus_limits(chips.bounds(), settings.model.focus_limits)
+            if warning := focus_report(dataset, chips, limits):
+                tell(rank, warning)
     else:
         check_resumable(last, out, run.settings_tree(), run.data, run.categories)
         run.restore(last)

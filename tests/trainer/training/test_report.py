@@ -2,9 +2,10 @@
 
 import re
 
-from schemas.settings import Settings, load_settings
+from schemas.settings import ChipSettings, Settings, load_settings
+from tests.trainer.conftest import SETTINGS
 from trainer.loading.dataset import ChipDataset
-from trainer.training.report import anchor_report
+from trainer.training.report import anchor_report, focus_report
 
 
 def shares(text: str) -> list[float]:
@@ -28,3 +29,11 @@ def test_anchor_report__warns_of_nothing_where_boxes_are_met(dataset: ChipDatase
     text = anchor_report(dataset, Settings.model_validate({"model": wide}))
     assert min(shares(text)) >= 90
     assert "try" not in text
+
+
+def test_focus_report__warns_where_small_objects_are_specks_at_the_coarsest_scale(dataset: ChipDataset) -> None:
+    limits = [0.0, 32.0, 75.0]
+    assert focus_report(dataset, SETTINGS.model_copy(update={"scales": [2.0, 1.0, 0.5]}), limits) == ""
+    coarse = ChipSettings.model_validate({**SETTINGS.model_dump(), "scales": [0.5, 0.25, {"long_side": 64}]})
+    assert "of the objects that finer scales are for have less than 3 px" in focus_report(dataset, coarse, limits)
+    assert focus_report(dataset, coarse, [0.0, 0.0, 0.0]) == "", "nothing calls for a finer scale"
