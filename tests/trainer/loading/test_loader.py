@@ -403,6 +403,8 @@ def test_remote__too_small_a_cache_is_refused(many_shards: ChipDataset, tmp_path
 
 
 def _load_remote(dataset: ChipDataset, rank: int) -> list[list[str]]:
+    # A forked process replaces torch's pool of threads at its first use, which two threads may not do at once.
+    torch.set_num_threads(1)
     loader = BatchLoader(dataset, LoaderSettings(window=3, threads=2), 6, rank=rank, ranks=4)
     return keys_of([step for epoch in range(2) for step in loader.epoch(State(0, epoch))])
 
