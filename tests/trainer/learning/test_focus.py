@@ -63,7 +63,7 @@ def test_objective__focus_is_one_more_term_and_reaches_the_backbone(neck: str) -
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
     empty = Objective(detector, LIMITS)(take(batch, []), seed=0, epoch=0, batch_size=6)
-    assert float(empty["focus"]) == 0
+    assert empty["focus"].item() == 0
 
 
 def test_objective__a_chip_weighs_the_same_in_any_batch() -> None:
