@@ -69,7 +69,7 @@ evaluate: setup ## score on whole images: CHECKPOINT=F ANNOTATIONS=F IMAGES=D [O
 ifeq ($(strip $(CHECKPOINT)),)
 	@$(MAKE) --no-print-directory train ARGS=
 	$(LAUNCH) evaluate --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json --images $(DEMO)/data/val \
-	    --out "$(or $(OUT),$(DEMO)/report/detections.json)" $(ARGS)
+	    --out "$(or $(OUT),$(DEMO)/report/detections.json)" --set detect.focus=off $(ARGS)
 else
 	@if [ -z "$(ANNOTATIONS)" ] || [ -z "$(IMAGES)" ]; then \
 	    echo "make evaluate: CHECKPOINT needs ANNOTATIONS=<file> and IMAGES=<folder> beside it" >&2; exit 2; fi
