@@ -33,7 +33,7 @@ from pipeline.commands.negatives import negatives  # noqa: E402
 from pipeline.pyramid.merging import Detections  # noqa: E402
 from pipeline.pyramid.search import SearchLog, split_spans  # noqa: E402
 from schemas.settings import ChipSettings, load_settings  # noqa: E402
-from scripts.bench.focus_scenes import dense_scene, mixed_scene, sparse_scene  # noqa: E402
+from scripts.bench.focus_scenes import HEIGHT, WIDTH, dense_scene, mixed_scene, sparse_scene  # noqa: E402
 from scripts.make_demo_data import make_demo_data  # noqa: E402
 from trainer.evaluation.coco_scores import score  # noqa: E402
 from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth  # noqa: E402
@@ -174,14 +174,14 @@ def ways(with_sahi: bool) -> dict[str, Callable[[Path, GroundTruth], Found]]:
 
 
 def large_picture(work: Path, side: int) -> Path:
-    """A picture of `side` by 3/4 `side` px with four sparse scenes on a plain ground."""
-    path = work / f"large-{side}.png"
+    """A picture of `side` by 3/4 `side` px, the sparse scenes one beside the other, again and again."""
+    path = work / f"mosaic-{side}.png"
     if not path.exists():
-        picture = Image.new("RGB", (side, side * 3 // 4), (110, 120, 100))
-        names = sorted((work / "sparse/val").glob("*.jpg"))[:4]
-        for number, name in enumerate(names):
-            spot = ((number % 2) * (side - 1024), (number // 2) * (side * 3 // 4 - 768))
-            picture.paste(Image.open(name), spot)
+        picture = Image.new("RGB", (side, side * 3 // 4))
+        scenes = [Image.open(name) for name in sorted((work / "sparse/val").glob("*.jpg"))]
+        places = [(x, y) for y in range(0, picture.height, HEIGHT) for x in range(0, picture.width, WIDTH)]
+        for number, place in enumerate(places):
+            picture.paste(scenes[number % len(scenes)], place)
         picture.save(path, compress_level=1)
     return path
 
