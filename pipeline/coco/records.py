@@ -14,6 +14,11 @@ class SourceImage(NamedTuple):
     height: int
 
     @property
+    def whole(self) -> tuple[float, float, float, float]:
+        """The window that holds all of it, x1 y1 x2 y2, source pixels."""
+        return 0.0, 0.0, float(self.width), float(self.height)
+
+    @property
     def is_tiff(self) -> bool:
         """Whether the name is that of a TIFF, which is read by windows where it is large."""
         return is_tiff(self.file_name)

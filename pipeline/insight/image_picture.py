@@ -62,8 +62,7 @@ def draw_windows(
         raise DataError(f"{folder}: {findings.rejects[0].message}")
     zoom = min(width / source.width, MOST_HEIGHT / source.height)
     size = max(1, round(source.width * zoom)), max(1, round(source.height * zoom))
-    whole = (0.0, 0.0, float(source.width), float(source.height))
-    drawn = Image.fromarray(cut_chip(picture, whole, zoom, *size)[:, :, :3].copy())
+    drawn = Image.fromarray(cut_chip(picture, source.whole, zoom, *size)[:, :, :3].copy())
     draw = ImageDraw.Draw(drawn)
     objects = scan([data / "annotations.parquet"]).filter(pl.col("image_id") == source.image_id).drop_nulls("x1")
     for box in objects.select(CORNERS).collect().iter_rows():

@@ -1,7 +1,7 @@
 """What is searched next: views of all scales at once, or from coarse to fine where focus maps say where."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from pipeline.coco import SourceImage
 from pipeline.pyramid.focus import Focus, focus_windows
 from pipeline.pyramid.merging import tile_overlaps
 from pipeline.pyramid.reading import ViewBatch
-from pipeline.pyramid.views import Output, View, Viewed, compose, image_scales, plan_views, tile_region
+from pipeline.pyramid.views import Output, View, Viewed, Window, compose, image_scales, tile_region
 from schemas.settings import ChipSettings, DetectSettings
 
 MOST_OPEN = 4
@@ -46,12 +46,10 @@ class _Span:
     Attributes:
         images: positions.
         scale: the finest scale index that has been planned.
-        missing: views of it that are still to be done.
     """
 
     images: range
     scale: int
-    missing: int
 
 
 class Agenda:
@@ -105,12 +103,11 @@ class Agenda:
         for view, output in zip(batch.views, outputs, strict=True):
             self._done[view.image].append((view, output))
         span = self._open[batch.planned[0].image]
-        span.missing -= len(batch.planned)
         for view in batch.planned:
             self._missing[view.image] -= 1
             if not self._missing[view.image] and span.scale == 0:
                 yield self._finish(view.image)
-        if span.scale and not span.missing:
+        if span.scale and not any(self._missing.get(image) for image in span.images):
             self._go_finer(span)
             for image in span.images:
                 if image in self._open and not self._missing[image]:
@@ -118,19 +115,23 @@ class Agenda:
 
     def _begin(self, images: range) -> None:
         """Plan the first views of a span: those of the coarsest scale, or of all scales where there is no focus."""
-        sources = [self._images[i] for i in images]
-        views = plan_views(sources, self._chips, self._options.max_side, self._overlaps)
         coarsest = len(self._chips.scales) - 1
-        if self._focus is not None:
-            views = [view for view in views if view.scale_index == coarsest]
-        span = _Span(images, 0 if self._focus is None else coarsest, 0)
+        first = range(len(self._chips.scales)) if self._focus is None else [coarsest]
+        span = _Span(images, first[0])
         self._open.update(dict.fromkeys(images, span))
         self._missing.update(dict.fromkeys(images, 0))
         self._done.update({i: [] for i in images})
+        sources = [self._images[i] for i in images]
+        scales = image_scales(sources, self._chips)
         sides = np.array([[source.width, source.height] for source in sources])
-        pyramid = float((sides.prod(axis=1)[:, None] * image_scales(sources, self._chips) ** 2).sum())
+        pyramid = float((sides.prod(axis=1)[:, None] * scales**2).sum())
         self.searched = self.searched._replace(pyramid=self.searched.pyramid + pyramid)
-        self._plan(span, [view._replace(image=images[view.image]) for view in views])
+        self._plan(
+            view
+            for image, source, factors in zip(images, sources, scales.tolist(), strict=True)
+            for index in first
+            for view in self._tiled(image, index, factors[index], [source.whole])
+        )
 
     def _go_finer(self, span: _Span) -> None:
         """Plan the windows of the next finer scale for the images of a span."""
@@ -140,21 +141,24 @@ class Agenda:
         scales = image_scales([self._images[i] for i in alive], self._chips)[:, span.scale].tolist()
         views: list[View] = []
         for image, scale in zip(alive, scales, strict=True):
-            source = self._images[image]
             seen = [item for item in self._done[image] if item[0].scale_index == coarser]
             maps = [
                 (view, self._focus.of(view, output)) for view, output in sorted(seen, key=lambda item: item[0].window)
             ]
-            windows = focus_windows(maps, self._focus.threshold, source, scale, self._chips)
-            whole = (0.0, 0.0, float(source.width), float(source.height))
-            for window in windows:
-                region = None if window == whole else window  # the edges of the image cut nothing
-                planned = View(image, span.scale, scale, window, 0, 0, region)
-                views += tile_region(planned, self._options.max_side, self._overlaps[span.scale])
-        self._plan(span, views)
+            windows = focus_windows(maps, self._focus.threshold, self._images[image], scale, self._chips)
+            views += self._tiled(image, span.scale, scale, windows)
+        self._plan(views)
 
-    def _plan(self, span: _Span, views: list[View]) -> None:
-        span.missing = len(views)
+    def _tiled(self, image: int, index: int, scale: float, windows: Sequence[Window]) -> Iterator[View]:
+        """Yield the views of some windows of an image at a scale, in tiles where they are large."""
+        for window in windows:
+            region = None if window == self._images[image].whole else window  # the edges of the image cut nothing
+            planned = View(image, index, scale, window, 0, 0, region)
+            yield from tile_region(planned, self._options.max_side, self._overlaps[index])
+
+    def _plan(self, planned: Iterable[View]) -> None:
+        """Put views into batches, ahead of those of other spans."""
+        views = list(planned)
         for view in views:
             self._missing[view.image] += 1
         pixels = sum(view.width * view.height for view in views)

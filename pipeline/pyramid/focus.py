@@ -135,7 +135,7 @@ def focus_windows(
         count = len(windows)
         windows = _joined(_grown(windows, extent, scale, least), scale)
     if _pixels(windows, scale).sum() >= WHOLE * _pixels(np.array([[0, 0, *extent]]), scale).sum():
-        return [(0.0, 0.0, float(image.width), float(image.height))]
+        return [image.whole]
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in windows.tolist()]
 
 

@@ -73,10 +73,9 @@ def merge(
         found, scores, labels = output[:3]
         in_source = to_source(found, view)
         kept = admitted(in_source, ranges[view.scale_index])
-        whole = (0.0, 0.0, float(image.width), float(image.height))
-        kept &= ~_cut_by_tile(in_source, view.window, view.region or whole, overlaps[view.scale_index])
+        kept &= ~_cut_by_tile(in_source, view.window, view.region or image.whole, overlaps[view.scale_index])
         if view.region is not None:
-            kept &= ~_at_inner_edge(in_source, view.region, whole, chip_size / CELLS / view.scale)
+            kept &= ~_at_inner_edge(in_source, view.region, image.whole, chip_size / CELLS / view.scale)
         parts.append(Detections(in_source[kept], scores[kept], labels[kept]))
     boxes = np.concatenate([part.boxes for part in parts])
     labels = np.concatenate([part.labels for part in parts])

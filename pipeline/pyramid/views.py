@@ -72,9 +72,8 @@ def plan_views(
     """
     views = []
     for m, (image, factors) in enumerate(zip(images, image_scales(images, settings).tolist(), strict=True)):
-        whole = (0.0, 0.0, float(image.width), float(image.height))
         for s, scale in enumerate(factors):
-            views += tile_region(View(m, s, scale, whole, 0, 0), max_side, overlaps[s])
+            views += tile_region(View(m, s, scale, image.whole, 0, 0), max_side, overlaps[s])
     return views
 
 

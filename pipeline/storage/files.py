@@ -22,7 +22,8 @@ from typing import IO, Any, NamedTuple, TypeVar
 from upath import UPath
 
 from pipeline.storage.stores import AHEAD, AHEAD_BYTES, OPTIONS, Location, client, insist, is_disk_full
-from pipeline.storage.writing import nameless_file, path_of
+from pipeline.storage.writing import nameless_file, path_of, probe_writable
+from schemas.errors import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -403,3 +404,20 @@ def download(place: UPath, path: Path) -> None:
         raise OSError(
             error.errno, f"{error.strerror}, in {folder} of this machine: make room there", str(place)
         ) from error
+
+
+def refuse_foreign(place: Location, is_ours: Callable[[Location], bool], writer: str) -> None:
+    """Look, before any work, whether a file can be written to a place without harm to anything of another origin.
+
+    Args:
+        place: where it is to be; its folder is made.
+        is_ours: tells of a file that is there whether it may be replaced.
+        writer: what writes such files, for the message.
+
+    Raises:
+        UsageError: the folder cannot be written to, or a folder, or a file of another origin, is there.
+    """
+    probe_writable(place.parent)
+    make_folder(place.parent)
+    if is_folder(place) or (is_file(place) and not is_ours(place)):
+        raise UsageError(f"{place}: was not written by {writer}; choose another name, or move it away")

@@ -4,16 +4,13 @@ The changes and the step take turns within a round, and shares of the step are m
 the machine hits all alike. `mirror` is what every run does by default; the others are what is done on top of it.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from step_models import calibrated_state, device_name, our_model, plausible_batch, stepper
+from step_models import calibrated_state, device_name, our_model, plausible_batch, step_arguments, stepper, tell
 
 from schemas.settings import LoaderSettings
 from trainer.learning.objective import Objective
@@ -30,13 +27,7 @@ CHANGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--rounds", type=int, default=7, help="measured; one more warms up")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = step_arguments(__doc__).parse_args()
     device = torch.device(args.device)
     batch = plausible_batch(args.batch_size, device)
     hashes = np.random.default_rng(0).integers(0, 2**63, args.batch_size, dtype=np.uint64)
@@ -68,11 +59,7 @@ def main() -> None:
         result[f"{name}_ms_per_chip"] = round(1000 * statistics.median(added) / args.batch_size, 3)
         result[f"{name}_share_of_step"] = round(statistics.median(shares), 4)
     result |= {"device": device_name(device), "batch_size": args.batch_size, "precision": args.precision}
-    for key, shown in result.items():
-        print(f"{key:30} {shown}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    tell(result, args.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ is random, with norms that fit the images, so what it finds means nothing and co
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from step_models import CLASSES, calibrated_state, our_model, plausible_batch
+from step_models import CLASSES, calibrated_state, our_model, plausible_batch, tell
 
 from schemas.settings import ChipSettings, Settings
 from trainer.inference.export_model import ViewNetwork, export_model, largest_difference
@@ -78,11 +77,7 @@ def main() -> None:
     result["largest_difference"] = max(checked, largest_difference(expected, found, args.side))
     result |= {"export_seconds": round(exporting, 1), "megabytes": round(megabytes, 1), "backbone": args.backbone}
     result |= {"side": args.side, "batch_size": args.batch_size, "threads": torch.get_num_threads()}
-    for key, shown in result.items():
-        print(f"{key:20} {shown}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    tell(result, args.json)
 
 
 if __name__ == "__main__":

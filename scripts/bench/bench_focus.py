@@ -38,7 +38,7 @@ from scripts.make_demo_data import make_demo_data  # noqa: E402
 from trainer.evaluation.coco_scores import score  # noqa: E402
 from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth  # noqa: E402
 from trainer.evaluation.results import join_results, of_image  # noqa: E402
-from trainer.inference.predictor import Predictor  # noqa: E402
+from trainer.inference.predictor import Predictor, detect_images  # noqa: E402
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint  # noqa: E402
 from trainer.training.make_proposals import make_proposals  # noqa: E402
 from trainer.training.train import train  # noqa: E402
@@ -105,7 +105,7 @@ def by_pyramid(checkpoint: Path, truth: GroundTruth, focus: str) -> Found:
     log = SearchLog(maps={})
     began = time.process_time()
     spans = split_spans(len(sources), SPAN)
-    found = dict(Predictor.detect_files(_again(predictor), sources, truth.images, spans, log))
+    found = dict(detect_images(predictor.inference, spans, sources, truth.images, log))
     core_s = (time.process_time() - began) / len(sources)
     assert log.maps is not None
     small = [0, 0]
@@ -120,14 +120,6 @@ def by_pyramid(checkpoint: Path, truth: GroundTruth, focus: str) -> Found:
             small[1] += 1
     share = log.searched.pixels / log.searched.pyramid
     return Found([found[m] for m in range(len(sources))], core_s, share, small[0] / max(small[1], 1))
-
-
-def _again(predictor: Predictor) -> Predictor:
-    """Make the network's function anew, since whether it gives maps was decided with the head that it had."""
-    from trainer.inference.predictor import detecting
-
-    predictor._network = detecting(predictor.inference)
-    return predictor
 
 
 def _boxes(truth: GroundTruth, image_id: int) -> np.ndarray[Any, Any]:

@@ -5,7 +5,6 @@ models take turns within a round, and the ratios are medians over rounds, so oth
 torchvision gets its images as floats on the device beforehand; ours starts from bytes. Figures are chips/s.
 """
 
-import argparse
 import itertools
 import json
 import statistics
@@ -15,7 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from step_models import as_torchvision, calibrated_state, device_name, our_model, plausible_batch, stepper, their_model
+from step_models import (
+    as_torchvision,
+    calibrated_state,
+    device_name,
+    our_model,
+    plausible_batch,
+    step_arguments,
+    stepper,
+    tell,
+    their_model,
+)
 
 from pipeline.commands.chips import chips
 from schemas.settings import ChipSettings, LoaderSettings
@@ -50,13 +59,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--rounds", type=int, default=7, help="measured; one more warms up")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = step_arguments(__doc__).parse_args()
     device = torch.device(args.device)
     batch = plausible_batch(args.batch_size, device)
     floats, targets = as_torchvision(batch)
@@ -94,11 +97,7 @@ def measure(folder: Path) -> None:
         ratios = [a / b for a, b in zip(seconds[name], seconds["ours_fixed_batch"], strict=True)]
         result[f"ratio_{name}"] = round(statistics.median(ratios), 3)
     result |= {"device": device_name(device), "batch_size": args.batch_size, "precision": args.precision, "rois": rois}
-    for key, value in result.items():
-        print(f"{key:24} {'not measured' if value is None else value}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    tell(result, args.json)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 It needs torch, torchvision and what `trainer.learning` needs, and nothing that reads data.
 """
 
+import argparse
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torchvision
@@ -133,6 +136,26 @@ def stage_share(full: float, rpn: float, extraction: float, pool_per_image: floa
     stage = negatives.rpn_epochs * COCO_CHIPS * rpn + extraction
     drawn = min(loader.negatives_per_image, pool_per_image)
     return stage / (stage + train.epochs * (COCO_CHIPS + drawn) * full)
+
+
+def step_arguments(about: str | None) -> argparse.ArgumentParser:
+    """What the benchmarks of a training step are asked: device, chips, precision, rounds, and where the figures go."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=7, help="measured; one more warms up")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def tell(result: dict[str, object], json_file: Path | None) -> None:
+    """Print the figures of a benchmark, and write them to a file where one is wanted."""
+    for key, value in result.items():
+        print(f"{key:30} {'not measured' if value is None else value}")
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def device_name(device: torch.device) -> str:

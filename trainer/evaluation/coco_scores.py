@@ -11,7 +11,7 @@ import polars as pl
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools.cocoeval import Params
 
-from pipeline.storage import Location, is_file, is_folder, make_folder, probe_writable, read_bytes, write_atomic
+from pipeline.storage import Location, read_bytes, refuse_foreign, write_atomic
 from schemas.errors import UsageError
 from trainer.evaluation.ground_truth import Categories, Objects
 from trainer.evaluation.matching import group_rows, match
@@ -109,21 +109,17 @@ def check_table(path: Location) -> None:
     """
     if path.suffix not in (".csv", ".parquet"):
         raise UsageError(f"{path}: a table is written as CSV or Parquet; give a name that ends in .csv or .parquet")
-    probe_writable(path.parent)
-    make_folder(path.parent)
-    columns = [*class_table({}).columns]
+    refuse_foreign(path, _is_table, "`sniper evaluate --table`")
+
+
+def _is_table(path: Location) -> bool:
+    """Tell whether a file is a table of classes."""
+    content = io.BytesIO(read_bytes(path))
     try:
-        if is_folder(path):
-            there = []
-        elif not is_file(path):
-            return
-        else:
-            content = io.BytesIO(read_bytes(path))
-            there = (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(content, n_rows=0).columns
+        there = (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(content, n_rows=0).columns
     except pl.exceptions.PolarsError:
-        there = []
-    if there != columns:
-        raise UsageError(f"{path}: was not written by `sniper evaluate --table`; choose another name, or move it away")
+        return False
+    return there == [*class_table({}).columns]
 
 
 def _shown(value: float | None) -> str:

@@ -18,16 +18,7 @@ from torch import Tensor, nn
 from pipeline.engines.extras import needed
 from pipeline.engines.progress import log
 from pipeline.pyramid.views import ALIGN
-from pipeline.storage import (
-    Location,
-    is_file,
-    is_folder,
-    location,
-    make_folder,
-    probe_writable,
-    read_bytes,
-    write_atomic,
-)
+from pipeline.storage import Location, location, read_bytes, refuse_foreign, write_atomic
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
 from trainer.inference.opening import open_detector
@@ -259,10 +250,7 @@ def _check_place(place: Location, suffix: str, is_ours: Callable[[Location], boo
     """
     if place.suffix != suffix:
         raise UsageError(f"{place}: expected a name that ends in {suffix}")
-    probe_writable(place.parent)
-    make_folder(place.parent)
-    if is_folder(place) or (is_file(place) and not is_ours(place)):
-        raise UsageError(f"{place}: was not written by this command; choose another --out, or move it away")
+    refuse_foreign(place, is_ours, "this command")
 
 
 def _is_exported(place: Location) -> bool:

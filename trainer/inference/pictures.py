@@ -45,7 +45,7 @@ def draw_focus(result: dict[str, Any], seen: Sequence[tuple[View, FocusMap | Non
     picture, zoom = _opened(result)
     shade = Image.new("L", picture.size)
     for view, found in sorted(seen, key=lambda item: -item[0].scale_index):
-        if found is None or view.scale_index == 0:
+        if found is None:
             continue
         cells = zip(found.cell, found.values.shape, strict=True)
         high, wide = (max(1, round(cell * count * zoom / view.scale)) for cell, count in cells)
@@ -78,7 +78,7 @@ def _opened(result: dict[str, Any]) -> tuple[Image.Image, float]:
     if isinstance(opened, Large):
         zoom = LARGEST_DRAWN / max(source.width, source.height)
         size = max(1, int(source.width * zoom)), max(1, int(source.height * zoom))
-        picture = Image.fromarray(cut_chip(opened, (0, 0, source.width, source.height), zoom, *size))
+        picture = Image.fromarray(cut_chip(opened, source.whole, zoom, *size))
     else:
         picture = opened.convert("RGB")
     return picture, zoom

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage import Location, atomic_file, is_file, is_folder, make_folder, probe_writable, read_range
+from pipeline.storage import Location, atomic_file, read_range, refuse_foreign
 from schemas.errors import UsageError
 from trainer.inference.output import FINAL, LINES, Result
 
@@ -44,13 +44,13 @@ def check_results(path: Location, out: Location | None) -> None:
         raise UsageError(f"{path}: results are written as {', '.join(BEGINNINGS)}; give a name that ends so")
     if out is not None and path in (out / FINAL, out / LINES):
         raise UsageError(f"{path}: is a file of --out itself, one result for each image; choose another --results")
-    probe_writable(path.parent)
-    make_folder(path.parent)
-    there = b"/" if is_folder(path) else read_range(path, 0, 100) if is_file(path) else None
-    if there is None or (path.suffix == ".jsonl" and not there):
-        return
-    if not there.startswith(BEGINNINGS[path.suffix]):
-        raise UsageError(f"{path}: was not written by `sniper detect --results`; choose another name, or move it away")
+    refuse_foreign(path, _is_results, "`sniper detect --results`")
+
+
+def _is_results(path: Location) -> bool:
+    """Tell whether a file begins as those that are written here."""
+    there = read_range(path, 0, 100)
+    return there.startswith(BEGINNINGS[path.suffix]) or (path.suffix == ".jsonl" and not there)
 
 
 def image_ids(annotations: Location, files: Sequence[Path]) -> dict[str, int]:

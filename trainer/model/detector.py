@@ -91,7 +91,8 @@ class Detector(nn.Module):
             range(len(self.layout.strides)), key=lambda i: abs(math.log2(self.layout.strides[i] * CELLS / chip_size))
         )
         fresh = [self.rpn, self.head, *([self.focus] if self.focus else [])]
-        fresh += [] if settings.neck == "fpn" else [self.neck]
+        if settings.neck == "c5":
+            fresh.append(self.neck)
         for layer in (layer for module in fresh for layer in module.modules()):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)  # (docs/method.md, 6.4)

@@ -8,9 +8,11 @@ import torch
 
 from pipeline.planning.scales import box_sizes, scale_factors
 from pipeline.storage.parquet import read_frame
+from schemas.arrays import IntArray
 from schemas.codes import Status
 from schemas.settings import ChipSettings, ModelSettings, Settings
 from trainer.loading.dataset import ChipDataset
+from trainer.loading.manifest import Manifest
 from trainer.model.anchors import anchor_layout, best_anchor_iou
 
 RECALL_WANTED, RECALL_IOU, RECALL_BOXES = 0.9, 0.5, 50_000
@@ -23,11 +25,9 @@ GAIN = 0.01  # that more anchors must bring, since each costs time
 def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
     """Say per scale what share of the valid boxes some anchor meets at IoU 0.5, and warn where it is below 0.9."""
     m = dataset.manifest
-    offsets = m.box_offsets[: m.num_positives + 1]
-    chip = np.repeat(np.arange(m.num_positives), np.diff(offsets))
-    rows = np.flatnonzero(m.status[: offsets[-1]] == Status.VALID)
-    rows = rows[:: max(1, len(rows) // RECALL_BOXES)]
-    chip = chip[rows]
+    rows, chip = _valid_boxes(m)
+    some = slice(None, None, max(1, len(rows) // RECALL_BOXES))
+    rows, chip = rows[some], chip[some]
     boxes = torch.tensor(m.corners[rows])
     contents = torch.tensor(m.contents[chip], dtype=torch.int64)
     best = best_anchor_iou(boxes, contents, settings.model)
@@ -59,15 +59,13 @@ def focus_report(dataset: ChipDataset, chips: ChipSettings, limits: Sequence[flo
         A warning; empty where there is no need of one.
     """
     m = dataset.manifest
-    offsets = m.box_offsets[: m.num_positives + 1]
-    chip = np.repeat(np.arange(m.num_positives), np.diff(offsets))
-    rows = np.flatnonzero(m.status[: offsets[-1]] == Status.VALID)
-    sizes = box_sizes(m.corners[rows]) / m.scales[chip[rows]]  # source pixels
+    rows, chip = _valid_boxes(m)
+    sizes = box_sizes(m.corners[rows]) / m.scales[chip]  # source pixels
     small = sizes < limits[-1]
     images = read_frame(dataset.data / "images.parquet").select("image_id", "width", "height").sort("image_id")
     ids, widths, heights = (images[name].to_numpy().astype(np.int64) for name in images.columns)
     factors = scale_factors(chips, widths, heights)[:, -1]
-    coarse = sizes * factors[np.searchsorted(ids, m.image_ids[chip[rows]])]  # pixels at the coarsest scale
+    coarse = sizes * factors[np.searchsorted(ids, m.image_ids[chip])]  # pixels at the coarsest scale
     share = float((coarse[small] < SEEN).mean()) if small.any() else 0.0
     if share <= MOST_UNSEEN:
         return ""
@@ -76,6 +74,14 @@ def focus_report(dataset: ChipDataset, chips: ChipSettings, limits: Sequence[flo
         "scale, where a focus head can hardly see them, so that they may never be searched for. Give the coarsest of "
         "chips.scales more pixels, or detect with detect.focus=off (docs/focus.md)"
     )
+
+
+def _valid_boxes(m: Manifest) -> tuple[IntArray, IntArray]:
+    """Return the valid boxes of positive chips, int64 [N] each: rows of the boxes, and of the chips that hold them."""
+    offsets = m.box_offsets[: m.num_positives + 1]
+    chip = np.repeat(np.arange(m.num_positives), np.diff(offsets))
+    rows = np.flatnonzero(m.status[: offsets[-1]] == Status.VALID)
+    return rows, chip[rows]
 
 
 def _better_anchors(boxes: torch.Tensor, contents: torch.Tensor, model: ModelSettings) -> str:
