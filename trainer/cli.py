@@ -267,9 +267,7 @@ def detect(
     "--checkpoint", type=location, required=True, help="file that `sniper train` wrote, or the folder of its run"
 )
 @click.option("--out", type=location, required=True, help="file to write: NAME.onnx, with --slim NAME.pt")
-@click.option(
-    "--format", "_kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="of the network"
-)
+@click.option("--format", "kind", type=click.Choice(["onnx"]), help="of the network  [default: onnx]")
 @click.option(
     "--size",
     type=click.IntRange(1),
@@ -282,15 +280,21 @@ def detect(
 )
 @settings_options
 def export_model(
-    checkpoint: Location, out: Location, _kind: str, size: tuple[int, int] | None, slim: bool, settings: Settings
+    checkpoint: Location,
+    out: Location,
+    kind: str | None,
+    size: tuple[int, int] | None,
+    slim: bool,
+    settings: Settings,
 ) -> None:
     """Write the network of a checkpoint for other programs, or its weights alone."""
     with needed("train"):
         from trainer.inference.export_model import export_model as run
         from trainer.inference.export_model import slim_checkpoint
     if slim:
-        if size is not None:
-            raise UsageError("export-model: --slim writes weights, which have no --size; leave it out")
+        for name, given in (("--size", size), ("--format", kind)):
+            if given is not None:
+                raise UsageError(f"export-model: --slim writes weights, which have no {name}; leave it out")
         slim_checkpoint(checkpoint, out)
         click.echo(f"{out}: the weights alone; `sniper detect --checkpoint {out}` takes them as it does the whole")
         return

@@ -7,10 +7,22 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from schemas.settings.section import Section
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
-# Told apart by the value, so that only the faults of what was meant are reported.
+
+
+def _focus_kind(value: Any) -> str | None:
+    """Tell words from thresholds, so that only the faults of what was meant are reported."""
+    if isinstance(value, int | float):
+        return "<threshold>"
+    return "<word>" if value in ("auto", "off") else None
+
+
 FocusSetting = Annotated[
     Annotated[Literal["auto", "off"], Tag("<word>")] | Annotated[Threshold, Tag("<threshold>")],
-    Discriminator(lambda value: "<word>" if isinstance(value, str) else "<threshold>"),
+    Discriminator(
+        _focus_kind,
+        custom_error_type="focus",
+        custom_error_message="Input should be 'auto', 'off' or a threshold between 0 and 1",
+    ),
 ]
 
 

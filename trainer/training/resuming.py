@@ -84,12 +84,16 @@ def _class(category: tuple[int, str] | None) -> str:
 
 
 def changed_settings(checkpoint: Checkpoint, settings: dict[str, dict[str, Any]]) -> list[str]:
-    """Return a line, `section.key: old there, new now`, for each setting that is another one than the checkpoint's."""
+    """Return a line, `section.key: old there, new now`, for each setting that is another one than the checkpoint's.
+
+    A setting that did not exist yet when the checkpoint was written counts as having had its default.
+    """
+    defaults = Settings().model_dump(mode="json")
     return [
-        f"{section}.{key}: {as_yaml(before)} there, {as_yaml(settings[section][key])} now"
-        for section, values in checkpoint.settings.items()
-        for key, before in values.items()
-        if settings.get(section, {}).get(key, before) != before
+        f"{section}.{key}: {as_yaml(before)} there, {as_yaml(now)} now"
+        for section, recorded in checkpoint.settings.items()
+        for key, now in settings.get(section, {}).items()
+        if (before := recorded.get(key, defaults[section][key])) != now
     ]
 
 

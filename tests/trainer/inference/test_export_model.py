@@ -89,8 +89,11 @@ def test_export_model__refuses_wrong_sizes_names_and_files_of_another_origin(
         slim_checkpoint(checkpoint, whole)
     assert whole.read_bytes() == checkpoint.read_bytes()
     assert not (tmp_path / "a.onnx").exists()
-    result = sniper("export-model", "--checkpoint", checkpoint, "--out", tmp_path / "a.pt", "--slim", "--size", 64, 64)
-    assert result.status == 2
+    for name, *values in (("--size", 64, 64), ("--format", "onnx")):
+        command = ("export-model", "--checkpoint", checkpoint, "--out", tmp_path / "a.pt", "--slim", name, *values)
+        result = sniper(*command)
+        assert result.status == 2
+        assert f"which have no {name}" in result.err
 
 
 def test_export_model__names_the_extra_that_is_missing(

@@ -30,6 +30,7 @@ from trainer.runtime.checkpoint import (
     write_checkpoint,
 )
 from trainer.runtime.weights import load_weights
+from trainer.training.resuming import changed_settings
 from trainer.training.train import train
 
 RUNS = Path(__file__).parents[1] / "runs.py"
@@ -286,6 +287,17 @@ def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path)
     assert "model.width: 16 there, 24 now" in str(caught.value)
     for given in (options, Settings()):  # what is not given is the run's own
         assert train(data, whole_run, given, resume=True) == find_checkpoints(whole_run)[-1]  # done already
+
+
+def test_changed_settings__one_that_is_younger_than_the_checkpoint_had_its_default(whole_run: Path) -> None:
+    checkpoint = read_checkpoint(find_checkpoints(whole_run)[-1])
+    settings = tiny_settings().model_dump(mode="json")
+    changed = changed_settings(checkpoint, settings)
+    del checkpoint.settings["loader"]["vertical_flip"]
+    assert changed_settings(checkpoint, settings) == changed
+    settings["loader"]["vertical_flip"] = not settings["loader"]["vertical_flip"]
+    [younger] = set(changed_settings(checkpoint, settings)) - set(changed)
+    assert younger.startswith("loader.vertical_flip: ")
 
 
 def test_train__resumes_past_damaged_checkpoints(
