@@ -21,6 +21,7 @@ from scripts.ablate import two_stage
 from scripts.ablate.cuts import SETTINGS, pyramid_pixels, seconds
 from scripts.ablate.data import DATA, AbsentError
 from scripts.ablate.rows import NUM_TRAIN, ROWS, STEPS, Row
+from trainer.evaluation.results import write_results
 
 
 class Run(NamedTuple):
@@ -78,10 +79,13 @@ def perform(run: Run, work: Path, steps: int, num_train: int, deadline: float) -
         (out / "pace.json").write_text(json.dumps(pace._asdict()))
     num_chips, pixels = two_stage.epoch_of(folders[0], settings)
     scored = row.network.score(data, out, settings, steps)
+    found = out / f"{row.name.replace(': ', '-').replace(' ', '-')}.json"
+    write_results(found, scored.pop("found"))
     num_val = len(json.loads(data.val.read_text())["images"])
     return {
         **{"data": run.data, "row": row.name, "seed": run.seed, "steps": steps, "num_train": num_train},
         **{"num_val": num_val, "device": _device(), "batch": settings.train.batch_size},
+        **{"found": str(found.relative_to(work))},
         **{"epoch_chips": num_chips, "epoch_pixels": pixels, "pyramid_pixels": pyramid_pixels(data)},
         **(json.loads((out / "pace.json").read_text()) if (out / "pace.json").exists() else {}),
         **{"prepare_cpu_s": seconds(folders[0]), "images_per_core_s": num_val / scored.pop("detect_cpu_s")},

@@ -184,8 +184,10 @@ def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, An
         found = search(files, _detector(network, rank.device), settings)
         parts = [of_image(source.image_id, one, ids) for source, one in zip(sources, found, strict=True)]
         taken = time.process_time() - began
-    summary = coco_score(truth.objects, categories, join_results(parts), settings.chips.bounds(), MAX_DETS)
-    return {"scores": {name: value for name, value in summary.items() if "[" not in name}, "detect_cpu_s": taken}
+    results = join_results(parts)
+    summary = coco_score(truth.objects, categories, results, settings.chips.bounds(), MAX_DETS)
+    scores = {name: value for name, value in summary.items() if "[" not in name}
+    return {"scores": scores, "found": results, "detect_cpu_s": taken}
 
 
 def _detector(network: nn.Module, device: torch.device) -> Callable[[list[Pixels]], list[list[np.ndarray[Any, Any]]]]:

@@ -121,9 +121,9 @@ def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, An
     """Score the run in `out` on the whole images of the validation set, and the proposals of its RPN.
 
     Returns:
-        COCO's scores by name, as `sniper evaluate` gives them; detect_cpu_s, the seconds of all cores that
-        detecting and scoring took; the recall of 300
-        proposals of an image, as `sniper evaluate --proposals` gives it.
+        COCO's scores by name, as `sniper evaluate` gives them; the detections themselves as `found`; detect_cpu_s,
+        the seconds of all cores that detecting and scoring took; the recall of 300 proposals of an image, as
+        `sniper evaluate --proposals` gives it.
     """
     checkpoint = checkpoint_path(out, steps)
     began = time.process_time()
@@ -134,6 +134,7 @@ def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, An
     assert proposed is not None
     return {
         "scores": {name: value for name, value in report.summary.items() if "[" not in name},
+        "found": report.detections,
         "detect_cpu_s": taken,
         "recall": proposed.summary,
     }
