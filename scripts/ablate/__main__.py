@@ -20,6 +20,7 @@ from schemas.settings import Settings, load_settings
 from scripts.ablate import two_stage
 from scripts.ablate.cuts import SETTINGS, pyramid_pixels, seconds
 from scripts.ablate.data import DATA, AbsentError
+from scripts.ablate.errors import costs
 from scripts.ablate.rows import NUM_TRAIN, ROWS, STEPS, Row
 from trainer.evaluation.results import write_results
 
@@ -80,12 +81,13 @@ def perform(run: Run, work: Path, steps: int, num_train: int, deadline: float) -
     num_chips, pixels = two_stage.epoch_of(folders[0], settings)
     scored = row.network.score(data, out, settings, steps)
     found = out / f"{row.name.replace(': ', '-').replace(' ', '-')}.json"
-    write_results(found, scored.pop("found"))
+    results = scored.pop("found")
+    write_results(found, results)
     num_val = len(json.loads(data.val.read_text())["images"])
     return {
         **{"data": run.data, "row": row.name, "seed": run.seed, "steps": steps, "num_train": num_train},
         **{"num_val": num_val, "device": _device(), "batch": settings.train.batch_size},
-        **{"found": str(found.relative_to(work))},
+        **{"found": str(found.relative_to(work)), "AP50_gains": costs(data, results)},
         **{"epoch_chips": num_chips, "epoch_pixels": pixels, "pyramid_pixels": pyramid_pixels(data)},
         **(json.loads((out / "pace.json").read_text()) if (out / "pace.json").exists() else {}),
         **{"prepare_cpu_s": seconds(folders[0]), "images_per_core_s": num_val / scored.pop("detect_cpu_s")},

@@ -8,15 +8,20 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from schemas.settings import load_settings
 from scripts.ablate.__main__ import main, planned
 from scripts.ablate.cuts import OVERLAP, SETTINGS, positives, tile_starts
 from scripts.ablate.data import COCO_SIZES, coco_like_scene, scenes
+from scripts.ablate.errors import main as draw_errors
+from scripts.ablate.errors import shown
 from scripts.ablate.report import EMPTY, T_95, by_seed, estimate, fill, paired, recall_table, score_table
 from scripts.ablate.rows import MAIN, ROWS
 from scripts.ablate.two_stage import OutOfTimeError, fit
 from tests.paths import ROOT
+from trainer.evaluation.ground_truth import Objects
+from trainer.evaluation.results import CocoResults
 from trainer.runtime.checkpoint import read_checkpoint
 
 TINY = ("--steps", "2", "--images", "3", "--seeds", "0")
@@ -48,6 +53,23 @@ def test_main__trains_and_scores_each_row_once(folder: Path) -> None:
     assert lines[0]["recall"] == lines[1]["recall"]  # of the same checkpoint
     assert lines[0]["epoch_pixels"] == lines[1]["epoch_pixels"] < lines[2]["epoch_pixels"]
     assert run(folder, rows) == lines
+    assert all(set(line["AP50_gains"]) >= {"missed", "background"} for line in lines)
+    places = (str(folder / "runs.jsonl"), "--work", str(folder / "work"), "--out", str(folder / "errors.png"))
+    result = CliRunner().invoke(draw_errors, [*places, "--rows", "full,one stage: tiles", "--images", "2"])
+    assert result.exit_code == 0, result.output
+    with Image.open(folder / "errors.png") as picture:
+        assert picture.height > 2 * picture.width / 3  # two rows of two images
+
+
+def test_shown__objects_that_are_found_below_the_best_score_are_missed() -> None:
+    """Two objects, of which the second is found with a lower score than eighty false detections have."""
+    objects = Objects(*map(np.array, ([1, 1], [1, 1], [[0.0, 0, 9, 9], [50, 50, 9, 9]], [81.0, 81], [False, False])))
+    boxes = [[0, 0, 9, 9], *([90 + i, 90, 95 + i, 95] for i in range(80)), [50, 50, 59, 59]]
+    scores = np.linspace(1, 0.1, len(boxes), dtype=np.float32)
+    ones = np.ones(len(boxes), np.int64)
+    errors = shown(objects, CocoResults(ones, ones, np.array(boxes, np.float32), scores))
+    assert errors.counts(1) == (0, 1)
+    assert errors.is_missed.tolist() == [False, True]
 
 
 def test_fit__goes_on_where_the_time_was_over(folder: Path) -> None:
