@@ -20,6 +20,8 @@ ONE_STAGE = "one stage: full"
 """What the one-stage rows are compared with."""
 SCORES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 RECALLS = ("AR", "AR50", "AR75", "AR_0-25", "AR_25-50", "AR_50-100", "AR_100-200", "AR_200-300")
+KINDS = ("missed", "background", "class", "place", "duplicate", "both")
+"""Of errors, by the names that the lines have."""
 RECALL_ROWS = ("full", "without negatives")
 EMPTY = "not measured"
 
@@ -100,6 +102,16 @@ def recall_table(lines: list[Line]) -> str:
     pairs = [paired(one, other) for one, other in zip(*(cells[row] for row in RECALL_ROWS), strict=True)]
     body.append(["difference", *(EMPTY if pair is None else points(pair) for pair in pairs)])
     return markdown(head, body)
+
+
+def error_table(lines: list[Line]) -> str:
+    """Write by how many points AP50 would rise on the scenes if a row made no errors of a kind."""
+    body = []
+    for row in ROWS:
+        cells = [by_seed(lines, "scenes", row.name, "AP50_gains", kind) for kind in KINDS]
+        means = [f"{100 * statistics.fmean(cell.values()):.1f}" if cell else EMPTY for cell in cells]
+        body.append([row.name, str(len(cells[0])), *means])
+    return markdown(["row", "seeds", *KINDS], body)
 
 
 def cost_table(lines: list[Line]) -> str:
@@ -183,7 +195,7 @@ def main(runs: Path, page: Path, chart: Path | None) -> None:
     lines = [json.loads(line) for line in runs.read_text().splitlines()]
     lines = [line for line in lines if (line["steps"], line["num_train"]) == (STEPS, NUM_TRAIN)]
     tables = {data: score_table(lines, data) for data in MAIN}
-    tables |= {"recall": recall_table(lines), "cost": cost_table(lines)}
+    tables |= {"recall": recall_table(lines), "errors": error_table(lines), "cost": cost_table(lines)}
     page.write_text(fill(page.read_text(), tables))
     if chart is not None:
         draw(lines, chart)

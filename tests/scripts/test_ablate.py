@@ -161,7 +161,7 @@ def test_tables__say_where_nothing_was_measured() -> None:
 
 def test_fill__replaces_the_tables_of_the_page_and_nothing_else() -> None:
     page = (ROOT / "docs/evidence.md").read_text()
-    names = [*MAIN, "recall", "cost"]
+    names = [*MAIN, "recall", "errors", "cost"]
     once = fill(page, dict.fromkeys(names, "| a |"))
     assert once.count("| a |") == len(names)
     assert fill(once, dict.fromkeys(names, "| b |")) == once.replace("| a |", "| b |")
