@@ -14,7 +14,7 @@ from sniper_chips import BatchLoader, ChipDataset, LoaderSettings, State
 dataset = ChipDataset(Path(sys.argv[1]))
 loader = BatchLoader(dataset, LoaderSettings(threads=2), batch_size=8)
 
-# A stand-in for your network: does a chip hold any box that is a target?
+# A stand-in for your network: does a chip hold any box? batch.status tells targets from boxes to leave out of a loss.
 layers = (nn.Conv2d(3, 8, 7, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
 network = nn.Sequential(*layers)
 optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

@@ -40,7 +40,7 @@ def negatives(
     overwrite: bool,
     settings: Settings,
 ) -> None:
-    """Mine background that fools a weak RPN, and cut it into a pool of negative chips."""
+    """Mine background that looks like objects. An RPN is trained briefly, and what fools it is cut into a pool."""
     from pipeline.commands.negatives import describe, image_root
     from pipeline.commands.negatives import negatives as run
     from pipeline.dataset.build_file import read_build, refuse_other_chips
@@ -108,7 +108,7 @@ def train(
     settings: Settings,
     **options: Any,
 ) -> None:
-    """Train a Faster R-CNN on chips; under torchrun, one process per GPU."""
+    """Train a Faster R-CNN on chips. Under torchrun each GPU has one process."""
     with needed("train"):
         from trainer.training.train import train as run
     given = {name: value for name, value in options.items() if value is not None}
@@ -157,7 +157,7 @@ def evaluate(
     allow_seen: bool,
     settings: Settings,
 ) -> None:
-    """Score a checkpoint, or ready results, on whole, original images with COCO's AP and AR."""
+    """Score detections on whole images. They are a checkpoint's, or any detector's ready results."""
     from pipeline.coco.rejects import describe_rejects
     from trainer.evaluation.coco_scores import check_table, describe_scores, write_class_table
 
@@ -236,7 +236,7 @@ def detect(
     annotations: Location | None,
     settings: Settings,
 ) -> None:
-    """Detect on image files and folders of them, of any size: boxes as JSON, and pictures."""
+    """Find objects on images. Takes files and folders, of any size, and writes boxes as JSON, and pictures."""
     with needed("train"):
         from trainer.inference.detect import detect_into as run
         from trainer.runtime.ranks import stoppable
@@ -287,7 +287,7 @@ def export_model(
     slim: bool,
     settings: Settings,
 ) -> None:
-    """Write the network of a checkpoint for other programs, or its weights alone."""
+    """Write the network for other programs. The output is an ONNX file, or the weights alone."""
     with needed("train"):
         from trainer.inference.export_model import export_model as run
         from trainer.inference.export_model import slim_checkpoint
@@ -317,7 +317,7 @@ def report(
     annotations: Location | None,
     images: Location | None,
 ) -> None:
-    """Write what chips hold, or what a training run learnt, as one HTML page with charts, and as JSON."""
+    """Show chips, or a run, in charts. Writes one HTML page, and the same as JSON."""
     from trainer.insight.history import holds_run
 
     scored = (detections, annotations, images) if detections and annotations and images else None
@@ -353,7 +353,7 @@ def merge_views(
     max_dets: int,
     settings: Settings,
 ) -> None:
-    """Merge what any program found on the views of images, and score it where annotations are given."""
+    """Merge what was found on views. Any program may have found it; with annotations it is scored."""
     from trainer.evaluation.coco_scores import describe_scores
     from trainer.evaluation.views import merge_views as run
 

@@ -39,7 +39,7 @@ def check(
     report: Location | None,
     settings: Settings,
 ) -> None:
-    """List everything that is wrong with the data, before any work."""
+    """Find everything that is wrong with the data. Nothing is changed."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.check import check as run
     from pipeline.commands.check import report_suffix, write_report
@@ -113,7 +113,7 @@ def chips(
     max_bad_boxes: float,
     settings: Settings,
 ) -> None:
-    """Cut multi-scale chips out of a COCO data set, into tar shards with Parquet manifests."""
+    """Cut chips at several scales. Reads a COCO data set, and writes tar shards with Parquet manifests."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.chips import chips as run
     from pipeline.dataset.ledger.summary import describe
@@ -157,7 +157,7 @@ def chips(
 @click.argument("data", type=location)
 @workers_option
 def verify(data: Location, workers: int) -> None:
-    """Re-hash a chip data set; name every bad shard and chip."""
+    """Name every bad shard and chip. Hashes all files of a chip data set."""
     from pipeline.commands.verify import verify as run
 
     report = run(data, workers=workers)
@@ -173,7 +173,7 @@ def verify(data: Location, workers: int) -> None:
 @click.command("settings")
 @settings_options
 def settings_command(settings: Settings) -> None:
-    """Print every setting with its meaning and value, as a file for --config."""
+    """Print every setting with its meaning. The output is a file for --config."""
     from schemas.settings.listing import as_config
 
     click.echo(as_config(settings), nl=False)

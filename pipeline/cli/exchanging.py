@@ -27,7 +27,7 @@ def import_command(
     names: Location | None,
     max_bad: float,
 ) -> None:
-    """Write labels of another format as a COCO JSON file."""
+    """Write labels of another format as COCO JSON."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.exchange.import_labels import import_labels as run
 
@@ -65,7 +65,7 @@ def split(
     images: Location | None,
     seed: int,
 ) -> None:
-    """Part an annotation file into train, val and test by image."""
+    """Part an annotation file by image. The parts are train, val and, if asked for, test."""
     from pipeline.exchange.split import describe
     from pipeline.exchange.split import split as run
 

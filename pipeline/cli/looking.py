@@ -31,7 +31,7 @@ from schemas.wording import counted
 @click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips side by side")
 @click.option("--seed", type=int, default=0, help="another seed draws other chips")
 def show(data: Location, out: Location, **options: Any) -> None:
-    """Draw a contact sheet of chips with their boxes, read back from the shards, or one image with its windows."""
+    """Draw chips with their boxes. With --image it draws an image and the windows of its chips."""
     from pipeline.insight.show import show as run
 
     number = run(data, out, **options)
@@ -68,7 +68,7 @@ def suggest(
     max_nowhere: float,
     settings: Settings,
 ) -> None:
-    """Suggest settings for a data set, each with the reason for it, and tell what they cost."""
+    """Suggest settings for a data set. Gives the reason for each, and tells what they cost."""
     from pipeline.insight.suggest import describe
     from pipeline.insight.suggest import suggest as run
 

@@ -32,7 +32,20 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     context.exit()
 
 
-@click.group(context_settings=COMMAND_SETTINGS)
+class _Commands(click.Group):
+    """Lists the commands in the order in which a new data set meets them; others follow by name."""
+
+    ORDER = (
+        "import split check suggest chips verify show report negatives train evaluate detect "
+        "export-model export views merge-views settings"
+    )
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        names, order = super().list_commands(context), self.ORDER.split()
+        return [*(name for name in order if name in names), *(name for name in names if name not in order)]
+
+
+@click.group(cls=_Commands, context_settings=COMMAND_SETTINGS)
 @click.option(
     "--version",
     is_flag=True,
@@ -42,7 +55,11 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     help="with codecs and image formats",
 )
 def cli() -> None:
-    """SNIPER chips: train detectors on objects of very different sizes."""
+    """SNIPER chips: train detectors on objects of very different sizes.
+
+    The commands stand in the order in which a new data set meets them. docs/tutorial.md walks through
+    them; each explains its options by --help.
+    """
 
 
 for command in (

@@ -18,9 +18,13 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --config and --set; the command receives `settings`."""
 
     @click.option(
-        "--config", type=click.Path(path_type=Path), help="YAML file of settings, in sections such as chips:"
+        "--config",
+        type=click.Path(path_type=Path),
+        help="YAML file of settings, in sections such as chips:, or the run.json of a build",
     )
-    @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="one setting; may be repeated")
+    @click.option(
+        "--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="one setting; may be repeated"
+    )
     @functools.wraps(command)
     def wrapped(config: Path | None, assignments: tuple[str, ...], **options: Any) -> None:
         command(settings=load_settings(config, assignments), **options)

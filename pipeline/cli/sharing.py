@@ -29,7 +29,7 @@ def export(
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Write the chips as an ordinary data set of another format: COCO, YOLO or Hugging Face."""
+    """Write chips for another trainer. The output is an ordinary data set: COCO, YOLO or Hugging Face."""
     from pipeline.exchange.export import describe
     from pipeline.exchange.export import export as run
 
@@ -53,7 +53,7 @@ def export(
 def views(
     images: Location, annotations: Location | None, out: Location, workers: int, overwrite: bool, settings: Settings
 ) -> None:
-    """Write whole images at every scale, large ones in tiles, for any detector that reads files."""
+    """Write whole images at every scale. Any detector that reads files can then search them."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.exchange.views import views as run
 
