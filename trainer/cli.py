@@ -357,7 +357,7 @@ def merge_views(
     from trainer.evaluation.coco_scores import describe_scores
     from trainer.evaluation.views import merge_views as run
 
-    merged = run(views, results, out, settings.detect, annotations=annotations, max_dets=max_dets)
+    merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets)
     if merged.summary is not None:
-        click.echo(describe_scores(merged.summary))
+        click.echo(describe_scores(merged.summary, merged.notes))
     click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")
