@@ -41,3 +41,21 @@ def test_missing_file__is_wrong_use(
     result = sniper(*command.split())
     assert result.status == 2, result.err
     assert "none" in result.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "chips --annotations a --images . --out out --max-bad",
+        "chips --annotations a --images . --out out --max-bad-boxes",
+        "import csv --annotations a --images . --out o.json --max-bad",
+        "split --annotations a --out out --val",
+        "suggest --annotations a --max-nowhere",
+        "detect --checkpoint a . --min-score",
+        "detect --checkpoint a . --min-drawn",
+    ],
+)
+def test_share__nan_is_none(command: str, sniper: RunSniper) -> None:
+    result = sniper(*command.split(), "nan")
+    assert result.status == 2
+    assert "nan is not a number from 0 to 1" in result.err

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.options import annotations_option, engine_options, given_settings, settings_options, shell, tell_next
+from pipeline.cli.options import (
+    Share,
+    annotations_option,
+    engine_options,
+    given_settings,
+    settings_options,
+    shell,
+    tell_next,
+)
 from pipeline.engines.extras import needed
 from pipeline.engines.progress import log
 from pipeline.storage import Location, location
@@ -212,10 +220,10 @@ def evaluate(
 @click.option("--classes", help="names of the classes that are wanted, with commas between them  [default: all]")
 @click.option(
     "--min-score",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Share(is_open=True),
     help="leave out what scores less  [default: detect.min_score]",
 )
-@click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
+@click.option("--min-drawn", type=Share(), default=0.3, help="score from which a box is drawn")
 @click.option(
     "--focus-map", is_flag=True, help="also draw where the finer scales were searched and why: NAME.focus.jpg"
 )

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import functools
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,21 @@ from pipeline.engines.progress import log
 from pipeline.engines.tasks import cores
 from pipeline.storage import location
 from schemas.settings import load_settings
+
+
+class Share(click.FloatRange):
+    """A number from 0 to 1."""
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        """Take 0 and 1 as well, unless `is_open`."""
+        super().__init__(0, 1, min_open=is_open, max_open=is_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse NaN too, which lies beyond no bound."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number from 0 to 1.", param, ctx)
+        return number
 
 
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:
