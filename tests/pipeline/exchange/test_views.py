@@ -1,6 +1,7 @@
 """Views as files: their pixels are those that a search sees, and nothing is left half done."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,17 @@ def test_views__stopped_and_called_again_end_the_same(
         views(photos.image_root, tmp_path / "part", annotations=photos.path, workers=1)
     other = views(photos.image_root, tmp_path / "part", annotations=photos.path, workers=1, overwrite=True)
     assert len(list((tmp_path / "part/images").iterdir())) == other.num_views
+
+
+def test_views__of_other_images_of_the_same_names_and_sizes_are_refused(
+    photos: CocoSet, tmp_path: Path, settings: Settings
+) -> None:
+    views(photos.image_root, tmp_path / "out", settings, annotations=photos.path, workers=1)
+    night = shutil.copytree(photos.image_root, tmp_path / "night")
+    views(night, tmp_path / "out", settings, annotations=photos.path, workers=1)  # the same files elsewhere
+    Image.new("RGB", (90, 60)).save(night / "30.jpg")
+    with pytest.raises(UsageError, match="holds views of other images or settings"):
+        views(night, tmp_path / "out", settings, annotations=photos.path, workers=1)
 
 
 def test_views__of_a_folder_number_the_images_and_leave_bad_ones_out(
