@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.coco.checks.values import is_text
 from pipeline.coco.read import read_coco
 from pipeline.dataset.standing import find_stamps
 from pipeline.engines.progress import Progress
@@ -42,6 +43,7 @@ from pipeline.storage import (
     write_atomic,
     write_together,
 )
+from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
 from schemas.tables import VIEWS
@@ -168,6 +170,8 @@ def _sources(
     for image_id, file in enumerate(files, 1):
         name = str(file.relative_to(root))
         try:
+            if not is_text(name):
+                raise ImageRefusedError(Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
             sources.append(SourceImage(image_id, name, *measure_image(file)[0]))
         except ImageRefusedError as refused:
             rejects.append(Reject("image", image_id, name, refused.reason, f"{name}: {refused.message}"))

@@ -1,6 +1,7 @@
 """Views as files: their pixels are those that a search sees, and nothing is left half done."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -109,12 +110,14 @@ def test_views__of_a_folder_number_the_images_and_leave_bad_ones_out(
     photos: CocoSet, tmp_path: Path, sniper: RunSniper
 ) -> None:
     (photos.image_root / "bad.jpg").write_bytes(b"nothing")
+    (photos.image_root / os.fsdecode(b"caf\xe9.jpg")).write_bytes((photos.image_root / "12.jpg").read_bytes())
     broken = (photos.image_root / "7.jpg").read_bytes()
     (photos.image_root / "7.jpg").write_bytes(broken[: len(broken) // 2])
     arguments = ("views", "--images", photos.image_root, "--out", tmp_path / "out", "--workers", 1)
     result = sniper(*arguments, *(word for one in SETTINGS for word in ("--set", one)))
     assert result.status == 1
     assert "not_an_image" in result.out
+    assert "its name is no text in UTF-8; rename the file" in result.out
     assert "undecodable" in result.out
     rows = pq.read_table(tmp_path / "out" / INDEX).to_pylist()
     assert {(row["image_id"], row["image_file"]) for row in rows} == {(1, "12.jpg"), (2, "30.jpg")}
