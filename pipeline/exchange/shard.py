@@ -79,6 +79,12 @@ def read_chips(job: ExportJob) -> Iterator[tuple[Row, bytes]]:
         raise DataError(f"{tar}: is missing; run `sniper verify {job.data}`") from error
 
 
+def read_keys(job: ExportJob) -> list[str]:
+    """Return the keys of the chips of a shard."""
+    keys: list[str] = read_rows(job.manifest)["key"].to_pylist()
+    return keys
+
+
 def split_boxes(row: Row) -> tuple[list[Row], list[Row]]:
     """Part the boxes of a chip into objects, and regions that nothing is to be learnt from."""
     objects = [box for box in row["boxes"] if box["status"] not in IGNORED]

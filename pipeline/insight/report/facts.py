@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.coco.records import class_names
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES, finished_builds
 from pipeline.dataset.shards import shard_files
 from pipeline.insight.manifests import SIZE, scan
@@ -164,10 +165,9 @@ def _classes(
         )
         .collect(engine="streaming")
     )
+    categories = scan([data / "categories.parquet"]).select("id", "name").collect()
     return (
-        scan([data / "categories.parquet"])
-        .collect()
-        .select("id", "name")
+        categories.with_columns(name=pl.Series(class_names(categories.rows()), dtype=pl.String))
         .join(counted, left_on="id", right_on="category_id", how="left")
         .join(tally.classes.rename({"sum_targets": "targets"}), left_on="id", right_on="category_id", how="left")
         .with_columns(pl.col("boxes", "whole", "comfortable", "crowd", "targets", "chips").fill_null(0))
