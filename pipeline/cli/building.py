@@ -11,7 +11,6 @@ from pipeline.cli.options import (
     engine_options,
     given_settings,
     settings_options,
-    shell,
     tell_next,
     workers_option,
 )
@@ -19,7 +18,7 @@ from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError
 from schemas.settings import Settings
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 
 @click.command()

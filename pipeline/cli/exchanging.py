@@ -4,10 +4,10 @@ from typing import Literal
 
 import click
 
-from pipeline.cli.options import Share, shell, tell_next
+from pipeline.cli.options import Share, tell_next
 from pipeline.storage import Location, location
 from schemas.errors import DataError
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 
 @click.command("import")

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import cores
 from pipeline.storage import location
+from schemas.errors import UsageError
 from schemas.settings import load_settings
 
 
@@ -57,9 +57,20 @@ def given_settings() -> list[str]:
     return words
 
 
-def shell(*words: object) -> str:
-    """Return a command as a shell reads it."""
-    return shlex.join(map(str, words))
+def refuse_both(option: str, setting: str) -> None:
+    """Refuse an option beside a --set of the setting that it stands for; over one of --config it wins.
+
+    Raises:
+        UsageError: the command that runs was given both.
+    """
+    if assigned(setting):
+        raise UsageError(f"{option} and --set {setting} give the same setting; leave one of them out")
+
+
+def assigned(name: str) -> bool:
+    """Tell whether --set gives the command that runs a setting, such as train.epochs, or one of a section."""
+    given = [text.partition("=")[0].strip() for text in click.get_current_context().params["assignments"]]
+    return any(one == name or one.startswith(f"{name}.") for one in given)
 
 
 def tell_next(*commands: str) -> None:

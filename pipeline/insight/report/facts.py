@@ -17,6 +17,7 @@ from schemas.build import Build
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
+from schemas.wording import shell
 
 EXAMPLES = 3  # of each cause of refusal
 
@@ -36,7 +37,8 @@ def collect_facts(data: Location) -> Facts:
     try:
         return _collect(data, builds)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{data}: a file is damaged or missing: {error}; `sniper verify {data}` names it") from error
+        command = shell("sniper", "verify", data)
+        raise DataError(f"{data}: a file is damaged or missing: {error}; `{command}` names it") from error
 
 
 def _collect(data: Location, builds: dict[str, Build]) -> Facts:

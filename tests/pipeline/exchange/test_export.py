@@ -1,6 +1,7 @@
 """Chips as data sets of other formats: the same pixels and the same boxes, and an export that was stopped goes on."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -255,6 +256,14 @@ def test_export__splits_share_a_folder_and_others_are_refused(data: Path, tmp_pa
     ):
         with pytest.raises(UsageError, match=said):
             export(data, tmp_path / "wrong", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["yolo", "hf"])
+def test_export__its_hint_is_a_command(data: Path, tmp_path: Path, sniper: RunSniper, kind: str) -> None:
+    out = tmp_path / "it's mine"
+    told = sniper("export", data, "--format", kind, "--out", out)
+    words = shlex.split(told.err.split("next: ")[1])
+    assert f"data={out}/data.yaml" in words if kind == "yolo" else f"load_dataset({str(out)!r})" in words[2]
 
 
 def test_export__a_damaged_chip_is_named(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -113,13 +114,17 @@ def test_views__of_a_folder_number_the_images_and_leave_bad_ones_out(
     (photos.image_root / os.fsdecode(b"caf\xe9.jpg")).write_bytes((photos.image_root / "12.jpg").read_bytes())
     broken = (photos.image_root / "7.jpg").read_bytes()
     (photos.image_root / "7.jpg").write_bytes(broken[: len(broken) // 2])
-    arguments = ("views", "--images", photos.image_root, "--out", tmp_path / "out", "--workers", 1)
-    result = sniper(*arguments, *(word for one in SETTINGS for word in ("--set", one)))
+    arguments = ("views", "--images", photos.image_root, "--out", tmp_path / "my views", "--workers", 1)
+    given = [word for one in SETTINGS for word in ("--set", one)]
+    result = sniper(*arguments, *given)
     assert result.status == 1
     assert "not_an_image" in result.out
     assert "its name is no text in UTF-8; rename the file" in result.out
     assert "undecodable" in result.out
-    rows = pq.read_table(tmp_path / "out" / INDEX).to_pylist()
+    hint = shlex.split(result.err.split("next: ")[1])
+    assert hint[:3] == ["sniper", "merge-views", str(tmp_path / "my views")]
+    assert hint[-len(given) :] == given
+    rows = pq.read_table(tmp_path / "my views" / INDEX).to_pylist()
     assert {(row["image_id"], row["image_file"]) for row in rows} == {(1, "12.jpg"), (2, "30.jpg")}
 
 

@@ -148,13 +148,15 @@ def test_facts__the_number_of_shards_at_a_time_changes_nothing(
 
 
 def test_facts__a_lost_shard_is_a_mismatch(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "my chips"
     build(sound_set(tmp_path / "data"), out)
     assert collect_facts(out)["mismatches"] == []
     (out / "positives/chips-00001.parquet").unlink()
     found = collect_facts(out)
     assert any("positive chips: manifests" in line for line in found["mismatches"])
-    assert "sniper verify" in remarks(found)[0]
+    lines = remarks(found)
+    assert f"run `sniper verify '{out}'`" in lines[0]
+    assert any(f"`sniper negatives --data '{out}'`" in line for line in lines)
 
 
 def test_facts__refused_records_are_grouped_by_cause(tmp_path: Path) -> None:
