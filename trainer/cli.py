@@ -324,9 +324,8 @@ def export_model(
             if given is not None:
                 raise UsageError(f"export-model: --slim writes weights, which have no {name}; leave it out")
         slim_checkpoint(checkpoint, out)
-        click.echo(
-            f"{out}: the weights alone; `{shell('sniper', 'detect', '--checkpoint', out)}` takes them as it does the whole"
-        )
+        command = shell("sniper", "detect", "--checkpoint", out)
+        click.echo(f"{out}: the weights alone; `{command}` takes them as it does the whole")
         return
     worst = run(checkpoint, out, size=size, settings=settings)
     click.echo(f"{out}: finds what the network finds, within {worst:.1g} of scores and of shares of a side")
@@ -394,7 +393,7 @@ def merge_views(
 
     if max_dets is not None and annotations is None:
         raise UsageError("merge-views: --max-dets is for scoring; give --annotations, or leave it out")
-    merged = run(views, results, out, settings.detect, annotations=annotations, max_dets=max_dets or 100)
+    merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets or 100)
     if merged.summary is not None:
-        click.echo(describe_scores(merged.summary))
+        click.echo(describe_scores(merged.summary, merged.notes))
     click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")

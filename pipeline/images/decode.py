@@ -217,8 +217,8 @@ def size_mismatch(frames: Frames, width: int, height: int) -> ImageRefusedError:
     return ImageRefusedError(Reason.SIZE_MISMATCH, message)
 
 
-def check_samples(image: ImageFile.ImageFile) -> None:
-    """Check that an opened image has 8-bit unsigned values of at most four bands, which are no CIELAB colours.
+def check_samples(image: Image.Image) -> None:
+    """Check that an image has 8-bit unsigned values of at most four bands, which are no CIELAB colours.
 
     Pillow would clip 16-bit RGB to 8 bits, take signed values for unsigned ones, and drop bands beyond the fourth,
     without a word.
@@ -240,13 +240,13 @@ def check_samples(image: ImageFile.ImageFile) -> None:
         raise ImageRefusedError(Reason.UNSUPPORTED_DEPTH, message)
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Tell whether the file has more than 8 bits per channel."""
+def _is_deep(image: Image.Image) -> bool:
+    """Tell whether an image, or the file that it comes from, has more than 8 bits per channel."""
     if image.mode.startswith(("I", "F")):
         return True
     if isinstance(image, TiffImageFile):
         return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,)))) > 8
-    for tile in image.tile:
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
         if ";16" in str(tile.args):
             return True
         maxval = tile.args[-1] if tile.codec_name.startswith("ppm") and isinstance(tile.args, tuple) else 0
@@ -255,8 +255,8 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     return False
 
 
-def _num_bands(image: ImageFile.ImageFile) -> int:
-    """Count the values per pixel in the file."""
+def _num_bands(image: Image.Image) -> int:
+    """Count the values per pixel, of a TIFF those in the file."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
     return len(image.getbands())
@@ -272,6 +272,27 @@ def _decode(image: ImageFile.ImageFile) -> Image.Image:
         if pixels is not None and image.mode != "CMYK" and pixels.shape[:2] == image.size[::-1]:
             # no copy: Pillow keeps RGB as four bytes per pixel too
             return Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1)
+    return _loaded(image)
+
+
+def decode_given(image: Image.Image) -> Image.Image:
+    """Decode an image that a program has opened or made with Pillow, in the frame that Pillow gives it.
+
+    Pillow reads a file when its pixels are first asked for, which two threads must not do at the same time; so this is
+    for one thread at a time, and what it returns for any number.
+
+    Returns:
+        RGB.
+
+    Raises:
+        ImageRefusedError: its values have more than 8 bits, its colours cannot be converted, or its file is damaged.
+    """
+    check_samples(image)
+    return _loaded(image)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decode an image by Pillow, to RGB."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

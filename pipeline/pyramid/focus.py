@@ -63,16 +63,23 @@ def focus_limits(bounds: Sequence[tuple[float, float]], given: Sequence[float] |
         Source pixels, a limit for each scale; 0 for the finest.
 
     Raises:
-        UsageError: there are more or fewer limits than scales.
+        UsageError: there are more or fewer limits than scales, or a limit lies below the lower end of the scale's
+            range.
     """
     if given is not None and len(given) != len(bounds):
         raise UsageError(
             f"model.focus_limits: {len(given)} limits, but there are {len(bounds)} scales; give one for each, the "
             "finest first"
         )
+    ranges = widened_ranges(bounds)
+    for index, limit in enumerate(given or []):
+        if index and limit < ranges[index][0]:
+            raise UsageError(
+                f"model.focus_limits: {limit:g} for scale {index}, which detects from {ranges[index][0]:g} px on: an "
+                f"object of a size between would be found at no scale; give at least {ranges[index][0]:g}"
+            )
     if given is not None:
         return [0.0, *given[1:]]
-    ranges = widened_ranges(bounds)
     return [0.0, *(lo or finer_hi for (lo, _), (_, finer_hi) in zip(ranges[1:], ranges[:-1], strict=True))]
 
 
@@ -90,7 +97,9 @@ def painted_map(view: View, boxes: Float32Array, scores: Float32Array, limit: fl
     """
     cell = chip_size / CELLS
     values = np.zeros((math.ceil(view.height / cell), math.ceil(view.width / cell)), np.float32)
-    small = np.flatnonzero(box_sizes(boxes) < limit * view.scale)
+    is_small = box_sizes(boxes) < limit * view.scale
+    boxes = np.clip(boxes, 0, np.array([view.width, view.height] * 2, np.float32))
+    small = np.flatnonzero(is_small & (box_sizes(boxes) > 0))
     for row in small[np.argsort(scores[small], kind="stable")].tolist():  # the best are painted last
         x1, y1, x2, y2 = (boxes[row] / cell).tolist()
         columns, rows = (
@@ -110,7 +119,8 @@ def focus_windows(
 ) -> list[Window]:
     """Return the windows of an image that are to be searched at the next finer scale.
 
-    Cells above the threshold are grown by a cell all round, and each connected part gives the rectangle around it.
+    Cells above the threshold are grown by a cell all round, or by a cell of the finer scale where that is more, since
+    so much of a window's edge is not searched. Each connected part gives the rectangle around it.
     Rectangles are enlarged about their middle to a least side and to what is padded anyway, and pushed inside the
     image. Two that overlap become one, and so do two of which that makes no more pixels.
 
@@ -124,8 +134,10 @@ def focus_windows(
     Returns:
         x1 y1 x2 y2, source pixels; the whole image alone where the windows have about as many pixels.
     """
+    margin = chips.size / CELLS / scale
     parts = [
-        np.array([view.window]) if found is None else _connected(view, found, threshold, image) for view, found in maps
+        np.array([view.window]) if found is None else _connected(view, found, threshold, image, margin)
+        for view, found in maps
     ]
     extent = np.array([image.width, image.height], np.float64)
     windows = np.concatenate([*parts, np.empty((0, 4))])
@@ -139,8 +151,10 @@ def focus_windows(
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in windows.tolist()]
 
 
-def _connected(view: View, found: FocusMap, threshold: float, image: SourceImage) -> FloatArray:
+def _connected(view: View, found: FocusMap, threshold: float, image: SourceImage, margin: float) -> FloatArray:
     """Return the rectangle around each connected part of a map above the threshold, float64 [n, 4], source pixels.
+
+    It is larger than the part by a cell, or by `margin` source pixels where that is more, but not than the view.
 
     The outermost cells of a focus window say nothing where the image goes on: what is cut there looks small, and what
     the window was opened for lies further inside.
@@ -159,9 +173,12 @@ def _connected(view: View, found: FocusMap, threshold: float, image: SourceImage
     near = np.ones((3, 3), np.bool_)
     labels, _ = ndimage.label(ndimage.binary_dilation(above, near), near)
     rectangles = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-    cells = np.array(rectangles, np.float64) * np.tile(found.cell[::-1], 2) / view.scale
+    cell = np.array(found.cell[::-1]) / view.scale
+    around = np.array(rectangles, np.float64) * np.tile(cell, 2)
+    more = np.maximum(margin - cell, 0)
+    around += np.concatenate([-more, more])
     x1, y1, x2, y2 = view.window
-    clipped: FloatArray = np.clip(cells + np.array([x1, y1, x1, y1]), [x1, y1, x1, y1], [x2, y2, x2, y2])
+    clipped: FloatArray = np.clip(around + np.array([x1, y1, x1, y1]), [x1, y1, x1, y1], [x2, y2, x2, y2])
     return clipped
 
 

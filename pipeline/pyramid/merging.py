@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import box_sizes
-from pipeline.pyramid.views import CELLS, EDGE, Viewed, Window, to_source
+from pipeline.pyramid.views import CELLS, EDGE, View, Viewed, Window, to_source
+from schemas.arrays import FloatArray
 from schemas.settings import DetectSettings
 
 ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
@@ -50,7 +51,7 @@ class Detections(NamedTuple):
 def merge(
     viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings, chip_size: int
 ) -> Detections:
-    """Keep of each scale what its range admits and no tile's inner edge cuts; run soft-NMS over the rest.
+    """Keep of each scale what its range admits and no other tile shows better; run soft-NMS over it.
 
     Soft-NMS takes each class for itself, or with `options.class_agnostic` all of them as one.
 
@@ -67,13 +68,15 @@ def merge(
     """
     from pipeline.pyramid.nms import soft_nms  # compiled code, which planning views does without
 
-    ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
+    ranges = widened_ranges(bounds)
     parts: list[Detections] = []
-    for view, output in sorted(viewed.views, key=lambda item: item[0]):
+    views = sorted(viewed.views, key=lambda item: item[0])
+    tiles = _tiles_of_regions([view for view, _ in views])
+    for view, output in views:
         found, scores, labels = output[:3]
         in_source = to_source(found, view)
         kept = admitted(in_source, ranges[view.scale_index])
-        kept &= ~_cut_by_tile(in_source, view.window, view.region or image.whole, overlaps[view.scale_index])
+        kept &= ~_seen_better(in_source, view.window, tiles[view.scale_index, view.region])
         if view.region is not None:
             kept &= ~_at_inner_edge(in_source, view.region, image.whole, chip_size / CELLS / view.scale)
         parts.append(Detections(in_source[kept], scores[kept], labels[kept]))
@@ -119,27 +122,38 @@ def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt
     return inside
 
 
-def _cut_by_tile(
-    boxes: npt.NDArray[np.float32], window: Window, region: Window, overlap: float
-) -> npt.NDArray[np.bool_]:
-    """Say of each detection whether a tile's inner edge cuts it while the neighbouring tile has it whole.
+def _tiles_of_regions(views: Sequence[View]) -> dict[tuple[int, Window | None], FloatArray]:
+    """Return the windows of all views of each region of a scale, float64 [n, 4]."""
+    groups: dict[tuple[int, Window | None], list[Window]] = {}
+    for view in views:
+        groups.setdefault((view.scale_index, view.region), []).append(view.window)
+    return {region: np.array(windows) for region, windows in groups.items()}
 
-    What is at least as long on an axis as tiles share there may be whole in no tile, so that it stays.
+
+def _seen_better(boxes: npt.NDArray[np.float32], window: Window, tiles: FloatArray) -> npt.NDArray[np.bool_]:
+    """Say of each detection whether an inner edge of its tile cuts it, and the tile behind that edge shows more of it.
+
+    It does if the detection begins clear of that tile's own edge. What is longer than tiles share may be whole in
+    none; then its largest parts stay.
 
     Args:
         boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
         window: x1 y1 x2 y2 of the tile, source pixels.
-        region: x1 y1 x2 y2 of what was split into tiles, source pixels.
-        overlap: how much neighbouring tiles share, source pixels.
+        tiles: float64 [n, 4], the same of all tiles that its region was split into.
 
     Returns:
         bool [N].
     """
-    cut = np.zeros(len(boxes), np.bool_)
+    better = np.zeros(len(boxes), np.bool_)
     for axis in (0, 1):
-        is_short = boxes[:, axis + 2] - boxes[:, axis] < overlap
-        cut |= is_short & _touches(boxes, window, region, axis, EDGE)
-    return cut
+        low, high = window[axis], window[axis + 2]
+        starts, ends = tiles[:, axis], tiles[:, axis + 2]
+        following, before = starts[starts > low], ends[ends < high]
+        if following.size:
+            better |= (boxes[:, axis + 2] > high - EDGE) & (boxes[:, axis] >= following.min() + EDGE)
+        if before.size:
+            better |= (boxes[:, axis] < low + EDGE) & (boxes[:, axis + 2] <= before.max() - EDGE)
+    return better
 
 
 def _at_inner_edge(
@@ -158,16 +172,10 @@ def _at_inner_edge(
     Returns:
         bool [N].
     """
-    return _touches(boxes, region, image, 0, margin) | _touches(boxes, region, image, 1, margin)
-
-
-def _touches(
-    boxes: npt.NDArray[np.float32], inner: Window, outer: Window, axis: int, margin: float
-) -> npt.NDArray[np.bool_]:
-    """Say of each box whether it comes near to an edge, across an axis, of a window within another one."""
     near = np.zeros(len(boxes), np.bool_)
-    if inner[axis] > outer[axis]:
-        near |= boxes[:, axis] < inner[axis] + margin
-    if inner[axis + 2] < outer[axis + 2]:
-        near |= boxes[:, axis + 2] > inner[axis + 2] - margin
+    for axis in (0, 1):
+        if region[axis] > image[axis]:
+            near |= boxes[:, axis] < region[axis] + margin
+        if region[axis + 2] < image[axis + 2]:
+            near |= boxes[:, axis + 2] > region[axis + 2] - margin
     return near

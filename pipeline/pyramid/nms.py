@@ -35,8 +35,8 @@ def soft_nms(
 
     Args:
         boxes: float32 [N, 4], any frame.
-        scores: float32 [N], in [0, 1].
-        labels: int64 [N].
+        scores: float32 [N], in [0, 1]; one that is not a number falls away.
+        labels: int64 [N], any numbers.
         method: how scores fall.
         sigma: width of the gaussian (docs/method.md, 10.4).
         iou: where linear and hard NMS begin.
@@ -48,8 +48,8 @@ def soft_nms(
     """
     order = np.lexsort((np.arange(len(labels)), -scores, labels))  # class by class, best first, ties by row
     sorted_labels = labels[order]
-    starts = np.flatnonzero(np.diff(sorted_labels, prepend=-1))
-    offsets = np.append(starts, len(labels))
+    ends = np.flatnonzero(np.diff(sorted_labels)) + 1
+    offsets = np.unique([0, *ends.tolist(), len(labels)])
     new_scores = _decay(boxes[order], scores[order], offsets, METHODS[method], sigma, iou, min_score)
     best = np.lexsort((order, -new_scores))[:limit]
     best = best[new_scores[best] >= min_score]
@@ -80,7 +80,7 @@ def _decay(
         heap = [(-score[row], row) for row in range(first, last)]  # in order, so it is a heap
         while len(heap):
             value, row = heapq.heappop(heap)
-            if score[row] < min_score:
+            if not score[row] >= min_score:  # also where it is not a number
                 continue
             if -value != score[row]:
                 heapq.heappush(heap, (-score[row], row))
@@ -91,7 +91,7 @@ def _decay(
             area = (x2 - x1) * (y2 - y1)
             for i in range(rows_meeting(bins, boxes, x1, y1, x2, y2, near)):
                 other = near[i]
-                if score[other] < min_score:
+                if not score[other] >= min_score:
                     continue
                 overlap = _iou(boxes, row, other, area)
                 if method == 0:

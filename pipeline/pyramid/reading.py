@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.images.chip import Picture, cut_chip
-from pipeline.images.decode import ImageRefusedError, to_rgb
+from pipeline.images.decode import ImageRefusedError, decode_given
 from pipeline.images.sources import Findings, measure_image, open_sources
 from pipeline.pyramid.views import View
 from pipeline.storage import Location, location
@@ -61,7 +61,9 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
     """Measure images of any kind, and open them when they are asked for.
 
     Args:
-        images: arrays, images of Pillow, or places of files. A file has the frame that a viewer shows.
+        images: arrays, images of Pillow, or places of files. A file has the frame that a viewer shows, as its EXIF
+            says; an image of Pillow has the frame that it has there, which is the stored one unless
+            ImageOps.exif_transpose has turned it.
         max_pixels: a file with more pixels is refused.
 
     Returns:
@@ -72,6 +74,7 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
         DataError: a file cannot be read, or is no image.
     """
     sources = [SourceImage(position, *_described(image, position)) for position, image in enumerate(images)]
+    decoding = threading.Lock()  # of images of Pillow, which one thread at a time may decode
 
     def open_one(position: int) -> Picture | Reject:
         image = images[position]
@@ -79,7 +82,8 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
             try:
-                return to_rgb(image)
+                with decoding:
+                    return decode_given(image)
             except ImageRefusedError as refused:
                 name = sources[position].file_name
                 return Reject("image", position, name, refused.reason, f"{name}: {refused.message}")

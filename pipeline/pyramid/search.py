@@ -70,7 +70,8 @@ def search(
     dropped, what a tile cuts is left to its neighbour, and soft-NMS merges the rest (docs/method.md, 10).
 
     Args:
-        images: arrays uint8 [height, width, 3], RGB, images of Pillow, paths or URLs of image files.
+        images: arrays uint8 [height, width, 3], RGB, images of Pillow, paths or URLs of image files. A file has the
+            frame that a viewer shows, turned as its EXIF says; an image of Pillow is taken as it stands.
         detector: takes a list of views, uint8 [height, width, 3], RGB, and returns for each view its boxes [n, 4]
             (x1 y1 x2 y2 in pixels of the view), scores [n] in 0 to 1, and labels [n], whole numbers. It may add a
             focus map [rows, columns] of values in 0 to 1, whose equal cells cover the view: finer scales are then
@@ -154,12 +155,42 @@ def checked(found: Sequence[Sequence[Any]], num_views: int) -> list[Output]:
     """
     if len(found) != num_views:
         raise UsageError(f"the detector got {num_views} views and gave {len(found)} results; expected one for each")
-    return [
-        [*_checked(*one[:3]), *(_checked_map(values) for values in one[3:] if values is not None)]
-        if len(one) in (3, 4)
-        else _refuse(one)
-        for one in found
-    ]
+    return [_checked_view(one) for one in found]
+
+
+def _checked_view(one: Any) -> Output:
+    expected = "expected boxes [n, 4], scores [n], labels [n] and, if there is one, a focus map, in a list or tuple"
+    if not isinstance(one, list | tuple) or len(one) not in (3, 4):
+        length = f" of {len(one)}" if isinstance(one, list | tuple) else ""
+        raise UsageError(f"the detector gave a {type(one).__name__}{length} for a view; {expected}")
+    boxes, scores, labels = (_numbers(one[i], name) for i, name in enumerate(("boxes", "scores", "labels")))
+    if not boxes.size and not scores.size and not labels.size:
+        return np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64), *_maps(one)
+    count = scores.size
+    if (boxes.shape, scores.shape, labels.shape) != ((count, 4), (count,), (count,)):
+        shapes = ", ".join(str(list(column.shape)) for column in (boxes, scores, labels))
+        raise UsageError(f"the detector gave arrays of the shapes {shapes} for a view; {expected}")
+    if np.isnan(scores).any():
+        raise UsageError("the detector gave a score that is not a number (NaN); expected scores in 0 to 1")
+    if len(odd := labels[labels != np.floor(labels)]):
+        raise UsageError(f"the detector gave the label {odd[0]}; expected whole numbers")
+    return boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int64), *_maps(one)
+
+
+def _maps(one: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
+    return [_checked_map(values) for values in one[3:] if values is not None]
+
+
+def _numbers(values: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(_plain(values))
+        array = array if array.size else array.astype(np.float32)
+        if array.dtype.kind in "biuf":
+            return array
+        found = str(array.dtype)
+    except (TypeError, ValueError) as error:
+        found = str(error)
+    raise UsageError(f"the detector gave {name} that are no array of numbers ({found}) for a view")
 
 
 def _checked_map(values: Any) -> npt.NDArray[np.float32]:
@@ -177,28 +208,9 @@ def _checked_map(values: Any) -> npt.NDArray[np.float32]:
 
 def _plain(values: Any) -> Any:
     """Take a tensor of torch from its graph and its half precision, neither of which NumPy knows."""
-    return values.detach().float().cpu() if hasattr(values, "detach") else values
-
-
-def _checked(boxes: Any, scores: Any, labels: Any) -> Output:
-    columns: tuple[npt.NDArray[Any], ...] = (
-        np.asarray(_plain(boxes), np.float32),
-        np.asarray(_plain(scores), np.float32),
-        np.asarray(_plain(labels)).astype(np.int64),
-    )
-    count = len(columns[1])
-    if not count and not columns[0].size and not len(columns[2]):
-        return np.empty((0, 4), np.float32), columns[1], columns[2]
-    if [column.shape for column in columns] != [(count, 4), (count,), (count,)]:
-        _refuse(columns)
-    return columns
-
-
-def _refuse(found: Sequence[Any]) -> Output:
-    shapes = ", ".join(str(list(np.shape(one))) for one in found)
-    raise UsageError(
-        f"the detector gave arrays of the shapes {shapes} for a view; expected boxes [n, 4], scores [n], labels [n]"
-    )
+    if not hasattr(values, "detach"):
+        return values
+    return (values.detach().float() if values.is_floating_point() else values.detach()).cpu()
 
 
 def search_images(

@@ -115,8 +115,8 @@ def _tiles(start: float, end: float, side: float, overlap: float) -> list[tuple[
         return [(start, end)]
     step = side - min(overlap + 2 * EDGE, side / 2)
     count = math.ceil((extent - side) / step) + 1
-    starts = start + np.linspace(0, extent - side, count)
-    return [(float(low), min(float(low + side), end)) for low in starts]
+    starts = (start + np.linspace(0, extent - side, count)).tolist()
+    return [*((low, low + side) for low in starts[:-1]), (starts[-1], end)]  # the end itself, and not nearly
 
 
 def compose(views: list[View], max_pixels: int) -> list[list[View]]:

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from upath import UPath
 
-from pipeline.storage.stores import AHEAD, AHEAD_BYTES, OPTIONS, Location, client, insist, is_disk_full
+from pipeline.storage.stores import AHEAD, AHEAD_BYTES, OPTIONS, Location, client, insist, is_disk_full, lies_in
 from pipeline.storage.writing import nameless_file, path_of, probe_writable
 from schemas.errors import UsageError
 
@@ -421,3 +421,14 @@ def refuse_foreign(place: Location, is_ours: Callable[[Location], bool], writer:
     make_folder(place.parent)
     if is_folder(place) or (is_file(place) and not is_ours(place)):
         raise UsageError(f"{place}: was not written by {writer}; choose another name, or move it away")
+
+
+def refuse_inputs(written: Sequence[Location], read: Sequence[Location]) -> None:
+    """Refuse, before any work, to write over a file that is read.
+
+    Raises:
+        UsageError: one of the places that are written is, or lies in, one of those that are read.
+    """
+    for place, other in product(written, read):
+        if lies_in(place, other):
+            raise UsageError(f"{place}: would be written over, but is read as {other}; choose another --out")

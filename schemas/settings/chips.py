@@ -30,8 +30,11 @@ Bound = Annotated[float, Field(ge=0)]
 
 
 class ChipSettings(Section):
-    """What `sniper chips` makes. A finished build refuses another value of most of them. `stride`, `max_pixels`,
-    `images_per_shard` and `ignore_categories` make only those shards anew that they change."""
+    """What `sniper chips` makes.
+
+    A finished build refuses another value of most of these settings; `stride`, `max_pixels`, `images_per_shard` and
+    `ignore_categories` make only those shards anew that they change.
+    """
 
     size: int = Field(512, ge=32, le=4096)
     """Side of a chip, in chip pixels."""

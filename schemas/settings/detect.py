@@ -60,7 +60,7 @@ class DetectSettings(Section):
     batch_pixels: int = Field(4_000_000, gt=0)
     """Pixels of one batch of views, padding included. Lower it where memory runs out."""
 
-    max_side: int = Field(4096, ge=64)
+    max_side: int = Field(4096, ge=64, le=32_767)
     """A scaled image with a longer side, in pixels, is read in overlapping tiles."""
 
     threads: int | None = Field(None, ge=1)

@@ -40,7 +40,7 @@ def pipeline_rate(
     log = SearchLog()
     spans = split_spans(len(images))
     started = time.perf_counter()
-    inference = Inference(model, ChipSettings(), DetectSettings(), device, "bf16")
+    inference = Inference(model, ChipSettings(), DetectSettings(focus="off"), device, "bf16")
     count = sum(1 for _ in detect_images(inference, spans, images, root, log))
     return count / (time.perf_counter() - started), log.data_wait
 
@@ -60,7 +60,7 @@ def model_rate(model: Detector, images: Sequence[SourceImage], root: Path, devic
     started = time.perf_counter()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for pixels, sizes in ready:
-            predict(model, pixels, sizes, options.min_score)
+            predict(model, pixels, sizes, options.min_score, by_area=options.by_area)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return len(images) / (time.perf_counter() - started)

@@ -102,8 +102,10 @@ def as_torchvision(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]
     return list(floats), targets
 
 
-def stepper(model: nn.Module, losses: Callable[[], dict[str, Tensor]], precision: Precision) -> Callable[[], float]:
-    """A function that does one step and returns its seconds."""
+def stepper(
+    model: nn.Module, losses: Callable[[], dict[str, Tensor]], precision: Precision, times: int = 1
+) -> Callable[[], float]:
+    """A function that does `times` steps, waits for the device, and returns the seconds of one."""
     device = next(model.parameters()).device
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -111,15 +113,16 @@ def stepper(model: nn.Module, losses: Callable[[], dict[str, Tensor]], precision
 
     def step() -> float:
         start = time.perf_counter()
-        with autocast(device, precision):
-            total = sum(losses().values(), torch.zeros((), device=device))
-        optimizer.zero_grad()
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
+        for _ in range(times):
+            with autocast(device, precision):
+                total = sum(losses().values(), torch.zeros((), device=device))
+            optimizer.zero_grad()
+            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / times
 
     return step
 

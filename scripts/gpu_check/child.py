@@ -18,6 +18,11 @@ def main() -> None:
     """Answer the question."""
     name, device, work, found = sys.argv[1:]
     module, _, function = name.partition(":")
+    if device == "cuda":
+        import torch
+
+        # as in a training (trainer/runtime/ranks.py)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with Path(found).open("w", buffering=1) as file:
         try:
             for figures in getattr(importlib.import_module(module, "scripts.gpu_check"), function)(

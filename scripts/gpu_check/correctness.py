@@ -3,9 +3,11 @@
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import torch
 import torch.nn.functional as F
@@ -28,26 +30,44 @@ LAYERS = ("backbone.body.layer3.0.conv2.weight", "rpn.conv.weight", "head.layers
 
 def tests(setting: Setting) -> Iterator[dict[str, Any]]:
     """The tests marked gpu, all that can be collected with the packages that are here."""
-    chosen: tuple[str, ...] = ("tests/trainer",)
+    cases = run_tests(setting, "without_files", "--noconftest", *WITHOUT_FILES)
+    yield counted(cases)
     try:
         importlib.import_module("tests.trainer.conftest")
     except ModuleNotFoundError as error:
         yield {"left_out": f"tests that read data sets, which need the package {error.name}"}
-        chosen = ("--noconftest", *WITHOUT_FILES)
-    report = setting.work / "tests.xml"
+    else:
+        cases += run_tests(setting, "others", *(f"--ignore={path}" for path in WITHOUT_FILES), "tests/trainer")
+        yield counted(cases)
+    if failed := [str(case.get("name")) for case in cases if outcome_of(case) == "failed"]:
+        raise AssertionError(f"failed: {', '.join(failed)}")
+
+
+def run_tests(setting: Setting, name: str, *chosen: str) -> list[Element]:
+    """Run some of the tests marked gpu; a file that cannot be collected counts as one that failed."""
+    report = setting.work / f"tests-{name}.xml"
     options = ["-q", "-m", "gpu", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *chosen]
-    status = subprocess.run(command).returncode
+    options += ["--continue-on-collection-errors", f"--junitxml={report}"]
+    status = subprocess.run([sys.executable, "-m", "pytest", *options, *chosen]).returncode
     if not report.exists():
         importlib.import_module("pytest")  # names the package where it is the one that is missing
         raise RuntimeError(f"pytest ended with status {status} and no report")
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
-    yield {"passed": len(cases) - len(failed) - len(skipped), "failed": len(failed), "skipped_tests": len(skipped)}
-    yield {"reasons": sorted({node.get("message", "") for case in skipped for node in case.iter("skipped")})}
-    if failed:
-        raise AssertionError(f"failed: {', '.join(str(case.get('name')) for case in failed)}")
+    return list(ElementTree.parse(report).iter("testcase"))
+
+
+def outcome_of(case: Element) -> str:
+    """Tell whether a test passed, failed or was skipped."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    return "passed" if case.find("skipped") is None else "skipped"
+
+
+def counted(cases: list[Element]) -> dict[str, Any]:
+    """Count tests by what became of them, and list why some were skipped."""
+    counts = Counter(map(outcome_of, cases))
+    reasons = sorted({node.get("message", "") for case in cases for node in case.iter("skipped")})
+    numbers = {"passed": counts["passed"], "failed": counts["failed"], "skipped_tests": counts["skipped"]}
+    return {**numbers, "reasons": reasons}
 
 
 def numerics(setting: Setting) -> Iterator[dict[str, Any]]:

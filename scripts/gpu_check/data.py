@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from pipeline.coco import SourceImage
 from pipeline.commands.chips import chips
+from pipeline.pyramid.nms import nms, soft_nms
 from pipeline.pyramid.search import SearchLog
 from schemas.settings import DetectSettings, Settings, load_settings
 from scripts.bench.bench_detect import model_rate, pipeline_rate
 from scripts.bench.bench_loader import repeat_chips
-from scripts.bench.step_models import plausible_batch
+from scripts.bench.step_models import calibrated_state, plausible_batch
 from scripts.gpu_check.setting import Setting
 from scripts.gpu_check.steps import clock, default_model
 from scripts.make_demo_data import make_demo_data
@@ -34,6 +36,9 @@ from trainer.training.loop import train_step
 from trainer.training.run import Run, make_run
 
 PHOTOS = 8  # files that are searched
+SHAPES = ((640, 480), (640, 427), (480, 640), (640, 480))
+"""Of the photos, width and height at full size: those that are most common in COCO."""
+ALONE = 5  # blocks that the loader brings with nobody to train on them, so that what it had ready hardly counts
 
 
 def demo_data(setting: Setting) -> Path:
@@ -45,23 +50,29 @@ def demo_data(setting: Setting) -> Path:
 
 
 def settings_of(setting: Setting) -> Settings:
-    """The paper's settings at the sizes of this device, for a run on one of its ranks."""
+    """The paper's settings at the sizes of this device, for a run on one rank that begins from some weights."""
     sizes = setting.sizes
+    weights = setting.work / f"{sizes.backbones[-1]}.pth"
+    if not weights.exists():
+        batch = plausible_batch(sizes.chips, setting.device, sizes.side)
+        torch.save(calibrated_state(sizes.backbones[-1], batch), weights)
     assignments = [f"model.backbone={sizes.backbones[-1]}", f"train.batch_size={sizes.chips}"]
     assignments += [f"train.chips_per_rank={sizes.chips}", f"train.precision={sizes.precisions[0]}"]
     assignments += ["train.learning_rate=0.01", "train.norm=train", f"chips.size={sizes.side}"]
+    assignments += [f"train.weights={weights}"]
     if sizes.side < 512:
         assignments += ["chips.scales=[0.5, {long_side: 128}]", "chips.ranges=[[0, 120], [100, null]]"]
     return load_settings(None, tuple(assignments))
 
 
 def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
-    """The training loop's own step: blocks of it on one batch again and again, and on what the loader brings.
+    """The training loop's own step: blocks of it on the same batches again and again, and on what the loader brings.
 
     Then how long a checkpoint lets the training wait, and how long it is being written.
     """
     data, settings, block = demo_data(setting), settings_of(setting), setting.sizes.block
-    num = setting.sizes.chips * block * (setting.sizes.rounds + 2)  # all in one epoch, so that it begins only once
+    num_steps = block * (setting.sizes.rounds + 1 + ALONE) + 1
+    num = setting.sizes.chips * num_steps  # all in one epoch, so that it begins only once
     started = time.perf_counter()
     dataset = ChipDataset(repeated_chips(data, setting.work, settings, num))
     yield {"num_chips": len(dataset), "preparing_s": time.perf_counter() - started}
@@ -69,22 +80,23 @@ def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
     run = make_run(dataset, setting.work / "run", settings, rank, last=None, rpn_only=False)
     run.is_timed = True  # it tells nothing of its passes
     whole = whole_steps(run)
-    fixed = next(whole)
+    fixed = list(itertools.islice(whole, block))  # as many boxes as others have, and so as much work
+    num = fixed[0].num_chips
     started = time.perf_counter()
-    for _ in itertools.islice(whole, block):
+    for _ in itertools.islice(whole, ALONE * block):
         pass
-    yield {"loader_alone_chips_per_s": block * fixed.num_chips / (time.perf_counter() - started)}
-    for _ in range(3):
-        train_step(run, fixed)
+    yield {"loader_alone_chips_per_s": ALONE * block * num / (time.perf_counter() - started)}
+    for step in fixed[:3]:
+        train_step(run, step)
     seconds: dict[str, list[float]] = {"fixed": [], "loaded": []}
     for _ in range(setting.sizes.rounds):
-        for name, steps in (("fixed", itertools.repeat(fixed)), ("loaded", whole)):
+        for name, steps in (("fixed", iter(fixed)), ("loaded", whole)):
             began = clock(setting.device)
             for step in itertools.islice(steps, block):
                 train_step(run, step)
             seconds[name].append((clock(setting.device) - began) / block)
     for name, taken in seconds.items():
-        yield {f"{name}_chips_per_s": fixed.num_chips / statistics.median(taken)}
+        yield {f"{name}_chips_per_s": num / statistics.median(taken)}
     ratios = [a / b for a, b in zip(seconds["fixed"], seconds["loaded"], strict=True)]
     yield {"of_fixed_batch": statistics.median(ratios)}
     run.out.mkdir()
@@ -112,31 +124,36 @@ def whole_steps(run: Run) -> Iterator[Step]:
 
 
 def photos(setting: Setting) -> tuple[list[SourceImage], Path]:
-    """Images of COCO's size, a few files again and again, and the folder that they lie in."""
+    """Images of COCO's shapes, a few files again and again, and the folder that they lie in."""
     folder, sizes = setting.work / "photos", setting.sizes
     folder.mkdir(exist_ok=True)
     files = []
-    for path in sorted((demo_data(setting) / "val").iterdir()):
+    for path, (width, height) in zip(sorted((demo_data(setting) / "val").iterdir()), itertools.cycle(SHAPES)):
         with Image.open(path) as image:
-            image.thumbnail((sizes.photo, sizes.photo))
-            image.save(folder / path.name, quality=92)
-            files.append((path.name, *image.size))
+            scaled = image.resize((width * sizes.photo // 640, height * sizes.photo // 640))
+            scaled.save(folder / path.name, quality=92)
+            files.append((path.name, *scaled.size))
     return [SourceImage(i, *files[i % len(files)]) for i in range(sizes.images)], folder
 
 
 def whole_images(setting: Setting) -> Iterator[dict[str, Any]]:
     """Detection of files at all scales against the network alone on the same views, read before."""
     images, root = photos(setting)
+    images = images[: setting.sizes.searched]
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     model = default_model(setting, batch).eval()
     imitate_training(model, batch)
+    nothing = np.empty((0, 4), np.float32)
+    soft_nms(nothing, nothing[:, 0], np.empty(0, np.int64))  # compiled before any time is taken
+    nms(nothing, 0.5)
     rows = []
     for _ in range(setting.sizes.rounds + 1):
         whole, waited = pipeline_rate(model, images, root, setting.device)
         alone = model_rate(model, images, root, setting.device)
         rows.append((whole, alone, whole / alone, waited))
-    names = ("images_per_s", "model_only_images_per_s", "of_model_only", "data_wait_share")
-    yield {name: statistics.median(column) for name, column in zip(names, zip(*rows[1:], strict=True), strict=True)}
+        names = ("images_per_s", "model_only_images_per_s", "of_model_only", "data_wait_share")
+        columns = zip(*(rows[1:] or rows), strict=True)  # the first one warms up
+        yield {"rounds": len(rows[1:]), **{name: statistics.median(c) for name, c in zip(names, columns, strict=True)}}
 
 
 @torch.no_grad()
@@ -151,8 +168,8 @@ def imitate_training(model: Detector, batch: Batch) -> None:
     model.head.scores.bias[0] = 2.05 - math.log(DetectSettings().min_score)
 
 
-def extraction_seconds(model: Detector, setting: Setting) -> float:
-    """Seconds per image for the RPN's proposals at all scales."""
+def extraction_seconds(model: Detector, setting: Setting) -> tuple[float, float]:
+    """Seconds per image for the RPN's proposals at all scales, and the share of them spent waiting for pixels."""
     images, root = photos(setting)
     settings = settings_of(setting)
     precision = setting.sizes.precisions[0]
@@ -160,7 +177,8 @@ def extraction_seconds(model: Detector, setting: Setting) -> float:
     everything = [range(len(images))]
     for _ in propose_images(inference, everything, images, root, SearchLog()):
         pass  # warms up
+    log = SearchLog()
     started = clock(setting.device)
-    for _ in propose_images(inference, everything, images, root, SearchLog()):
+    for _ in propose_images(inference, everything, images, root, log):
         pass
-    return (clock(setting.device) - started) / len(images)
+    return (clock(setting.device) - started) / len(images), log.data_wait

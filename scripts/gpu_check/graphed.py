@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from scripts.bench.step_models import plausible_batch, stepper
 from scripts.gpu_check.correctness import LAYERS
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import compare, default_model, losses_of
+from scripts.gpu_check.steps import STEPS, compare, default_model, losses_of
 from trainer.loading.batch import Batch
 from trainer.model import Detector
 from trainer.model.detector import Features
 from trainer.model.heads import autocast
+
+MOST_OFF = 0.05
+"""How far a gradient with the graph may lie from the one without, as a share of it: bf16 adds up in any order."""
 
 
 class Maps(nn.Module):
@@ -27,7 +30,7 @@ class Maps(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """The maps, and behind them their rows."""
         features = Detector.forward(self._whole[0], images, sizes)
-        return (*features.maps, features.rows)
+        return (*(level.detach() for level in features.maps), features.rows)  # gradients come by the rows alone
 
 
 def use_maps(model: Detector, maps: Callable[..., Any]) -> None:
@@ -49,11 +52,13 @@ def graph(setting: Setting) -> Iterator[dict[str, Any]]:
     with torch.autocast(setting.device_type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
         use_maps(graphed, torch.cuda.make_graphed_callables(Maps(graphed), (batch.images, batch.sizes)))
     without, with_it = (gradients(model, batch, setting) for model in (plain, graphed))
-    for name in LAYERS:
-        yield {f"gradient_off_{name}": ((with_it[name] - without[name]).norm() / without[name].norm()).item()}
+    off = {name: ((with_it[name] - without[name]).norm() / without[name].norm()).item() for name in LAYERS}
+    yield {f"gradient_off_{name}": value for name, value in off.items()}
+    if not max(off.values()) <= MOST_OFF:
+        raise AssertionError(f"gradients with the graph are other ones: off by {off}, at most {MOST_OFF} was expected")
     steps = {
-        "ours": stepper(plain, losses_of(plain, batch), precision),
-        "graphed": stepper(graphed, losses_of(graphed, batch), precision),
+        "ours": stepper(plain, losses_of(plain, batch), precision, STEPS),
+        "graphed": stepper(graphed, losses_of(graphed, batch), precision, STEPS),
     }
     yield from compare("step", steps, setting.sizes.rounds, len(batch))
 

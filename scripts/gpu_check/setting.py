@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
         rounds: measured ones; one more warms up.
         block: steps that are taken one after the other where a loader has to keep up.
         scenes: generated images that chips are cut from, some ten from each.
-        images: whole images that are searched.
+        images: whole images that proposals are made on; searched: those that are detected on.
         photo: their longer side, in pixels.
         product: side of the matrices that are multiplied.
     """
@@ -56,12 +56,13 @@ class Sizes(NamedTuple):
     block: int
     scenes: int
     images: int
+    searched: int
     photo: int
     product: int
 
 
-FULL = Sizes(16, 512, ("resnet50", "resnet101"), ("bf16", "fp16"), 5, 20, 48, 24, 640, 8192)
-TINY = Sizes(2, 128, ("resnet18",), ("bf16", "fp32"), 1, 2, 4, 2, 160, 256)
+FULL = Sizes(16, 512, ("resnet50", "resnet101"), ("bf16", "fp16"), 5, 20, 48, 128, 24, 640, 8192)
+TINY = Sizes(2, 128, ("resnet18",), ("bf16", "fp32"), 1, 2, 4, 4, 2, 160, 256)
 
 
 class SkippedError(Exception):

@@ -89,6 +89,8 @@ def tiny_chips(setting: Setting) -> Path:
 def ranks(setting: Setting) -> Iterator[dict[str, Any]]:
     """First ranks of which the last one raises, which needs no data; then ranks that train."""
     yield {"backend": "gloo" if setting.device.type == "cpu" else "nccl", "most_ranks": max(counts(setting))}
+    if max(counts(setting)) == 1:
+        yield {"not_tried": "several ranks, and with them DDP: there is one GPU"}
     late = []
     for count in counts(setting):
         ended = finished(start_ranks(count, "-m", RANK, "raise"))

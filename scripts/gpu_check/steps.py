@@ -1,16 +1,17 @@
 """Training steps without a loader: against torchvision, of the RPN alone, compiled, and the largest that fits."""
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from schemas.settings import Precision
 from scripts.bench.step_models import (
@@ -29,10 +30,21 @@ from trainer.loading.batch import Batch
 from trainer.model import Detector
 from trainer.runtime.weights import set_norm_policy
 
+
+def fused_flops(
+    images: Sequence[int], weights: Sequence[int], *_: object, out_shape: Sequence[int], **__: object
+) -> int:
+    """Operations of a convolution that adds and clips its result itself; torch's counter does not know of them."""
+    return conv_flop_count(list(images), list(weights), list(out_shape))
+
+
+FUSED = dict.fromkeys((torch.ops.aten.cudnn_convolution_relu, torch.ops.aten.cudnn_convolution_add_relu), fused_flops)
+
 Figures = Iterator[dict[str, Any]]
 Step = Callable[[], float]
 """Takes one step and returns its seconds."""
 
+STEPS = 3  # one after the other in each measurement, so that the host may run ahead as it does in a training
 COPIED = 2**30  # bytes
 WARM_UP = 3  # steps before any is measured: kernels are chosen, and memory is taken
 
@@ -42,6 +54,9 @@ def machine(setting: Setting) -> Figures:
     device, side = setting.device, setting.sizes.product
     yield {"device": device_name(device), "torch": torch.__version__, "torchvision": torchvision.__version__}
     yield {"python": platform.python_version(), "cuda": torch.version.cuda, "devices": torch.cuda.device_count()}
+    yield {"cores": os.cpu_count(), "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    one = torch.ones(1, device=device)
+    yield {"launch_us": timed(lambda: one.add_(1), device, times=2000) * 1e6}  # of the smallest kernel
     yield {"matrix_tflops": matrix_rate(device, side)}
     if device.type == "cuda":
         source = torch.ones(COPIED, dtype=torch.uint8, device=device)
@@ -53,7 +68,8 @@ def machine(setting: Setting) -> Figures:
 def matrix_rate(device: torch.device, side: int) -> float:
     """TFLOP/s of a product of two random bf16 matrices."""
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    return 2 * side**3 / timed(lambda: a @ b, device) / 1e12
+    timed(lambda: a @ b, device)  # raises the clocks
+    return 2 * side**3 / timed(lambda: a @ b, device, times=50) / 1e12
 
 
 def timed(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
@@ -90,15 +106,17 @@ def compared_steps(backbone: str, state: dict[str, Tensor], batch: Batch, precis
     ours = our_model(backbone, state, side).to(device)
     floats, targets = as_torchvision(batch)
     steps = {
-        "ours": stepper(ours, losses_of(ours, batch), precision),
-        "bare_layers": stepper(ours, partial(bare_losses, ours, batch), precision),
+        "ours": stepper(ours, losses_of(ours, batch), precision, STEPS),
+        "bare_layers": stepper(ours, partial(bare_losses, ours, batch), precision, STEPS),
     }
-    for name, options in {
-        "torchvision": {},
-        "torchvision_same_rois": {"box_batch_size_per_image": ours.settings.proposals},
-    }.items():
-        theirs = their_model(backbone, state, side, **options).to(device)
-        steps[name] = stepper(theirs, partial(theirs, floats, targets), precision)
+    same_rois = {"box_batch_size_per_image": ours.settings.proposals}
+    for name, options, layout in (
+        ("torchvision", {}, torch.contiguous_format),
+        ("torchvision_same_rois", same_rois, torch.contiguous_format),
+        ("torchvision_channels_last", same_rois, torch.channels_last),
+    ):
+        theirs = their_model(backbone, state, side, **options).to(device).to(memory_format=layout)
+        steps[name] = stepper(theirs, partial(theirs, floats, targets), precision, STEPS)
     return steps
 
 
@@ -134,6 +152,7 @@ def compare(name: str, steps: dict[str, Step], rounds: int, chips: int) -> Figur
             seconds[label].append(step())
     for label, taken in seconds.items():
         yield {f"{name}_{label}_chips_per_s": chips / statistics.median(taken)}
+        yield {f"{name}_{label}_slowest_over_fastest": max(taken) / min(taken)}
     ours = seconds.pop("ours", None)
     if ours is None:
         return
@@ -159,9 +178,9 @@ def share_of_products(
 ) -> Figures:
     """Which share of the device's measured rate of matrix products the products and convolutions of our step reach."""
     model = our_model(backbone, state, batch.images.shape[2]).to(batch.images.device)
-    step = stepper(model, losses_of(model, batch), precision)
-    with FlopCounterMode(display=False) as counter:
-        step()
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+        stepper(model, losses_of(model, batch), precision)()
+    step = stepper(model, losses_of(model, batch), precision, STEPS)
     seconds = statistics.median(step() for _ in range(rounds))
     tflop = counter.get_total_flops() / 1e12
     yield {f"{backbone}_tflop_per_step": tflop, f"{backbone}_share_of_matrix_rate": tflop / seconds / rate}
@@ -174,22 +193,27 @@ def default_model(setting: Setting, batch: Batch) -> Detector:
 
 
 def rpn_stage(setting: Setting) -> Figures:
-    """The step of the RPN alone against the full one, proposals per image, and what that makes of COCO's negatives."""
+    """The step of the RPN alone against the full one, proposals per image, and what that makes of COCO's negatives.
+
+    Norms learn, as they do in a training of that many chips a pass.
+    """
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     model = default_model(setting, batch)
+    set_norm_policy(model, "train")
     full = median_step(model, batch, setting) / len(batch)
     model.keep_rpn_only()
     rpn = median_step(model, batch, setting) / len(batch)
     yield {"full_ms_per_chip": full * 1e3, "rpn_ms_per_chip": rpn * 1e3, "rpn_of_full": rpn / full}
     from scripts.gpu_check.data import extraction_seconds  # needs more packages than the lines above
 
-    extraction = extraction_seconds(model, setting)
-    yield {"extraction_ms_per_image": extraction * 1e3, "stage_share": stage_share(full, rpn, extraction, 2)}
+    extraction, waited = extraction_seconds(model, setting)
+    yield {"extraction_ms_per_image": extraction * 1e3, "extraction_data_wait_share": waited}
+    yield {"stage_share": stage_share(full, rpn, extraction, 2)}
 
 
 def median_step(model: Detector, batch: Batch, setting: Setting) -> float:
     """Seconds of a step in the first precision, the median of the rounds."""
-    step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
+    step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0], STEPS)
     for _ in range(WARM_UP):
         step()
     return statistics.median(step() for _ in range(setting.sizes.rounds))
@@ -206,34 +230,40 @@ def largest_batch(setting: Setting) -> Figures:
             batch = plausible_batch(num, setting.device, setting.sizes.side)
             step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
             seconds = [step(), step()][1]
-        except torch.OutOfMemoryError:
-            yield {"too_many_chips": num}
+        except RuntimeError as error:  # memory runs out, or a kernel has too many elements to count
+            yield {"too_many_chips": num, "reason": f"{type(error).__name__}: {str(error)[:200]}"}
             return
         peak = torch.cuda.max_memory_allocated() / 2**30
         yield {"chips": num, "chips_per_s": num / seconds, "peak_gib": peak}
         num += num // 2
 
 
+def searched(setting: Setting) -> Figures:
+    """A step for which cuDNN tries its kernels, to be held against ours in the question `step`.
+
+    It does so in a process of its own, since cuDNN keeps the kernels that it has chosen for a shape without trying.
+    """
+    torch.backends.cudnn.benchmark = True
+    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+    model = default_model(setting, batch)
+    step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0], STEPS)
+    yield from compare("tries", {"kernels": step}, setting.sizes.rounds, len(batch))
+
+
 def ways(setting: Setting) -> Figures:
-    """A step as it is, against one for which cuDNN tries its kernels, one whose norms learn, and a compiled one."""
+    """A step as it is, against one whose norms learn, and a compiled one."""
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     precision = setting.sizes.precisions[0]
 
-    def step_of(*, tries: bool = False, norms_learn: bool = False, is_compiled: bool = False) -> Step:
+    def step_of(*, norms_learn: bool = False, is_compiled: bool = False) -> Step:
         model = default_model(setting, batch)
         if norms_learn:
             set_norm_policy(model, "train")
         if is_compiled:
             model.backbone.compile()
-        take = stepper(model, losses_of(model, batch), precision)
+        return stepper(model, losses_of(model, batch), precision, STEPS)
 
-        def step() -> float:
-            torch.backends.cudnn.benchmark = tries
-            return take()
-
-        return step
-
-    steps = {"ours": step_of(), "tries": step_of(tries=True), "norms_learn": step_of(norms_learn=True)}
+    steps = {"ours": step_of(), "norms_learn": step_of(norms_learn=True)}
     yield from compare("step", steps, setting.sizes.rounds, len(batch))
     compiled = {"ours": step_of(), "compiled": step_of(is_compiled=True)}
     yield from compare("against", compiled, setting.sizes.rounds, len(batch))

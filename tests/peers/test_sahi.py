@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.exchange.views import views
-from schemas.settings import DetectSettings, load_settings
+from schemas.settings import DetectSettings, Settings, load_settings
 from tests.on_views import perfect
 from trainer.evaluation.views import merge_views
 
@@ -28,7 +28,7 @@ def test_sahi__its_results_are_taken_and_ours_are_evaluated(scenes: Path, tmp_pa
         results.append(one.to_coco_prediction(image_id=found["image_id"]).json)
     (tmp_path / "found.json").write_text(json.dumps(results))
     places = (tmp_path / "views", tmp_path / "found.json", tmp_path / "merged.json")
-    merged = merge_views(*places, DetectSettings(merge="hard"), annotations=annotations)
+    merged = merge_views(*places, Settings(detect=DetectSettings(merge="hard")), annotations=annotations)
     assert merged.summary is not None
     assert merged.summary["AP"] == pytest.approx(1.0)
     scores = evaluate(str(annotations), str(tmp_path / "merged.json"), out_dir=str(tmp_path), return_dict=True)

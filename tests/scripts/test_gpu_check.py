@@ -6,13 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.bench.step_models import plausible_batch
 from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement
 from scripts.gpu_check.correctness import LAYERS
 from scripts.gpu_check.graphed import Maps, gradients, use_maps
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import default_model
+from scripts.gpu_check.steps import FUSED, default_model, fused_flops
 from tests.paths import ROOT
 
 HERE = "tests.scripts.gpu_questions"
@@ -61,6 +64,22 @@ def test_check__goes_on_whatever_becomes_of_a_part(tmp_path: Path) -> None:
 def test_check__runs_no_part_when_its_time_is_used_up(tmp_path: Path) -> None:
     (result,) = check((Question("answers", 60, f"{HERE}:answers", ""),), "cpu", tmp_path, budget=0)
     assert (result["status"], result["reason"]) == ("skipped", "the time was used up")
+
+
+def test_check__a_part_that_the_end_of_the_time_cuts_short_has_not_failed(tmp_path: Path) -> None:
+    """One that hangs and wants four times as long as is left; the next one would have too little."""
+    questions = tuple(Question(name, 2, f"{HERE}:{name}", "") for name in ("hangs", "answers"))
+    results = check(questions, "cpu", tmp_path, budget=1)
+    assert [result["status"] for result in results] == ["cut short", "skipped"]
+
+
+def test_fused_flops__are_those_of_the_convolution_alone() -> None:
+    images, weights = torch.randn(2, 4, 9, 9), torch.randn(6, 4, 3, 3)
+    with FlopCounterMode(display=False) as counter:
+        found = F.conv2d(images, weights, padding=1)
+    shapes = [list(tensor.shape) for tensor in (images, weights)]
+    assert fused_flops(*shapes, None, (1, 1), out_shape=list(found.shape)) == counter.get_total_flops()
+    assert all(torch.ops.aten.conv2d != operation for operation in FUSED)
 
 
 def test_questions__exist() -> None:

@@ -12,7 +12,7 @@ from pipeline.coco import Reject, SourceImage
 from pipeline.engines.progress import Progress
 from pipeline.pyramid.agenda import Searched
 from pipeline.pyramid.search import SearchLog, split_spans
-from pipeline.storage import Location, is_folder, location, locked, write_atomic
+from pipeline.storage import Location, is_folder, location, locked, refuse_inputs, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.evaluation.coco_scores import Summary, score
@@ -21,6 +21,7 @@ from trainer.evaluation.results import CocoResults, join_results, of_image, writ
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference, open_detector
 from trainer.inference.predictor import detect_images
+from trainer.runtime.checkpoint import chosen_file
 from trainer.runtime.ranks import Rank, asked_to_stop, breakable, from_first, gather_to_first, joined, stop_together
 
 
@@ -69,14 +70,15 @@ def evaluate(
     Raises:
         DataError: the checkpoint or the annotation file cannot be read, the network knows none of its categories, or
             images were trained on.
-        UsageError: there is no such image folder, `out` is a folder or is being written by another process, or
-            settings were given that contradict the checkpoint.
+        UsageError: there is no such image folder, `out` is a folder, is being written by another process or would
+            replace a file that is read, or settings were given that contradict the checkpoint.
     """
     with joined() as rank:
+        if out is not None:
+            refuse_inputs(outputs(location(out)), [location(annotations), chosen_file(location(checkpoint))])
         state, inference = open_detector(location(checkpoint), settings or Settings(), rank.device)
-        most = max_dets if inference.options.by_area else min(max_dets, inference.options.max_detections)
         places = location(annotations), location(images)
-        truth = open_ground_truth(*places, inference.chips, state.categories, most)
+        truth = open_ground_truth(*places, inference.chips, state.categories, max_dets, inference.options)
         if not allow_seen:
             with breakable():
                 from_first(lambda: refuse_seen(location(checkpoint), truth))
@@ -107,6 +109,11 @@ def score_model(
         return score(objects, truth.source.categories, results, inference.chips.bounds(), max_dets)
 
     return score_source(truth, find, summarise, rank, out)
+
+
+def outputs(out: Location) -> tuple[Location, Location]:
+    """Return the file for what is found, and the one beside it for the scores."""
+    return out, out.with_suffix(".summary.json")
 
 
 def score_source(
@@ -160,7 +167,7 @@ def score_source(
             summary = summarise(truth.objects.take(~np.isin(truth.objects.image_id, unread)), results)
         if out is not None:
             write_results(out, results)
-            write_atomic(out.with_suffix(".summary.json"), json.dumps(summary, indent=1).encode())
+            write_atomic(outputs(out)[1], json.dumps(summary, indent=1).encode())
         searched = reduce(Searched.plus, [part for _, _, part in gathered])
         return Evaluation(summary, results, [*truth.source.rejects, *rejects], truth.notes, searched)
 

@@ -10,11 +10,12 @@ import numpy.typing as npt
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import AsWritten, Source
 from pipeline.images.sources import image_folder, image_place
+from pipeline.pyramid.merging import most_detections
 from pipeline.storage import Location, is_file
 from pipeline.storage.files import ahead
 from schemas.arrays import FloatArray, IntArray
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, DetectSettings
 
 MAX_BAD = 0.001  # share of missing images that a validation set may have, as in `sniper chips`
 LEAST_SHARE, MOST_SHARE = 0.001, 1.01  # of a box that an object's area can be
@@ -68,7 +69,12 @@ class GroundTruth(NamedTuple):
 
 
 def open_ground_truth(
-    annotations: Location, images: Location, chips: ChipSettings, categories: Categories | None, most: int
+    annotations: Location,
+    images: Location,
+    chips: ChipSettings,
+    categories: Categories | None,
+    max_dets: int,
+    options: DetectSettings | None = None,
 ) -> GroundTruth:
     """Read what is to be scored against.
 
@@ -77,7 +83,9 @@ def open_ground_truth(
         images: folder that its file names are relative to.
         chips: an image with more than `max_pixels` is refused, and boxes of `ignore_categories` count as crowd.
         categories: (source id, name) of what the network knows, by label from 1; None where classes do not matter.
-        most: results of an image that can count; a note says how many images have more boxes.
+        max_dets: results that count, of each image and class; of each image where classes do not matter. A note says
+            how many images have more boxes.
+        options: how detections are merged; a note says how many images have more boxes than they keep of them.
 
     Raises:
         DataError: the file cannot be trusted, or has no category that the network knows.
@@ -96,12 +104,32 @@ def open_ground_truth(
     if categories is not None:
         ids, remarks = match_categories(categories, source.categories, annotations)
         notes += remarks
-    if num_crowded := int((np.diff(source.offsets) > most).sum()):
-        notes.append(
-            f"{num_crowded:,} images hold more boxes than the {most} results of an image that can count; see "
-            "--max-dets and, for detections, detect.max_detections"
-        )
+    notes += _crowded_notes(source, chips, max_dets, None if categories is None else options)
     return GroundTruth(images, source, objects, ids, notes)
+
+
+def _crowded_notes(source: Source, chips: ChipSettings, max_dets: int, options: DetectSettings | None) -> list[str]:
+    """Say how many images have more boxes than results can count; see `open_ground_truth`."""
+    counts = np.diff(source.offsets)
+    notes = []
+    if options is None:
+        if crowded := int((counts > max_dets).sum()):
+            notes.append(f"{crowded:,} images hold more boxes than the {max_dets} results that count; see --max-dets")
+        return notes
+    image = np.repeat(np.arange(source.num_images), counts)
+    (of_image, _), of_class = np.unique(np.stack([image, source.label]), axis=1, return_counts=True)
+    if crowded := len(np.unique(of_image[of_class > max_dets])):
+        notes.append(
+            f"{crowded:,} images hold more boxes of one class than the {max_dets} detections of it that count; see "
+            "--max-dets"
+        )
+    sizes = zip(source.width.tolist(), source.height.tolist(), strict=True)
+    kept = [most_detections(width, height, options, chips.size) for width, height in sizes]
+    if crowded := int((counts > np.array(kept, np.int64)).sum()):
+        notes.append(
+            f"{crowded:,} images hold more boxes than the detections that are kept of them; see detect.max_detections"
+        )
+    return notes
 
 
 def match_categories(known: Categories, there: Categories, where: Location) -> tuple[list[int | None], list[str]]:

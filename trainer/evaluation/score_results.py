@@ -53,6 +53,7 @@ def score_results(
     source = read_coco(truth, settings.max_pixels, settings.ignore_categories, as_written=True)
     found = read_results(place)
     notes = [*source.warnings, *source.notes, *foreign(found, source, place, truth)]
+    found = found.take(np.isin(found.image_id, source.image_id))  # a refused image has no boxes to score against
     summary = score(read_objects(source)[0], source.categories, found, settings.bounds(), max_dets)
     return ScoredFile(summary, list(source.rejects), notes)
 

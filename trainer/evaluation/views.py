@@ -1,19 +1,19 @@
 """`sniper merge-views`: detections of any program on views, merged on the images and scored. It needs no torch."""
 
 import json
-from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.coco.read import read_coco
+from pipeline.coco.rejects import describe_rejects
 from pipeline.exchange.merge_views import merge_views as merge_found
 from pipeline.exchange.views import INDEX, LISTING, ViewIndex, read_index
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, is_folder, lies_in, location, locked, probe_writable, write_atomic
+from pipeline.storage import Location, is_folder, location, locked, probe_writable, refuse_inputs, write_atomic
 from schemas.errors import DataError, UsageError
-from schemas.settings import DetectSettings
+from schemas.settings import ChipSettings, Settings
+from schemas.settings.section import contradictions
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import read_objects
 from trainer.evaluation.results import CocoResults, join_results, read_results, write_results
@@ -26,18 +26,20 @@ class Merged(NamedTuple):
         detections: on the images.
         num_on_views: how many there were on the views.
         summary: COCO's scores; None where there were no annotations.
+        notes: what a reader of the scores should know.
     """
 
     detections: CocoResults
     num_on_views: int
     summary: Summary | None
+    notes: list[str]
 
 
 def merge_views(
     views: Location | str,
     results: Location | str,
     out: Location | str,
-    options: DetectSettings | None = None,
+    settings: Settings | None = None,
     *,
     annotations: Location | str | None = None,
     max_dets: int = 100,
@@ -48,51 +50,50 @@ def merge_views(
         views: what `sniper views` wrote.
         results: file of COCO results, whose image ids are those of views.json; SAHI's have the same form.
         out: file for the COCO results on the images. The summary goes beside it.
-        options: how detections are merged, and how many stay.
+        settings: the section `detect` says how detections are merged, and how many stay; boxes of
+            chips.ignore_categories count as crowd.
         annotations: COCO file that the views were made with, to score against.
         max_dets: detections per image and class that every score takes into account.
 
     Raises:
         UsageError: `out` or the summary beside it would replace a file that is read, `out` is a folder, or its folder
-            cannot be made, or another process writes it.
+            cannot be made, another process writes it, or a size or ranges of chips were given that are not those of
+            the views.
         DataError: a file cannot be read, results are of views that there are not, or the annotations are of other
             images.
     """
     folder, place, out = location(views), location(results), location(out)
     truth = None if annotations is None else location(annotations)
     summary_place = out.with_suffix(".summary.json")
-    _refuse_inputs(
-        (out, summary_place), [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])]
-    )
+    refuse_inputs((out, summary_place), [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])])
     if is_folder(out):
         raise UsageError(f"{out}: is a folder; give a file for the detections, such as {out}/merged.json, as --out")
     probe_writable(out.parent)
     with locked(out.parent, "sniper merge-views", f".{out.name}.lock"):
+        settings = settings or Settings()
         index, read = read_index(folder), read_results(place)
+        ranges = [[lo, None if np.isinf(hi) else hi] for lo, hi in index.bounds]
+        if differing := contradictions("chips", settings.chips, {"size": index.size, "ranges": ranges}):
+            raise UsageError(f"{folder}: was made with other settings:\n  " + "\n  ".join(differing))
         assert read.category_id is not None  # a file has them
         found = Detections(read.boxes, read.scores, read.category_id)
         parts = []
-        for image_id, merged in merge_found(index, read.image_id, found, options or DetectSettings(), place):
+        for image_id, merged in merge_found(index, read.image_id, found, settings.detect, place):
             ids = np.full(len(merged.scores), image_id, np.int64)
             parts.append(CocoResults(ids, merged.labels, merged.boxes, merged.scores))
         detections = join_results(parts)
-        summary = None if truth is None else _score(index, detections, truth, max_dets)
+        summary, notes = (None, []) if truth is None else _score(index, detections, truth, settings.chips, max_dets)
         write_results(out, detections)
         if summary is not None:
             write_atomic(summary_place, json.dumps(summary, indent=1).encode())
-        return Merged(detections, len(read.scores), summary)
+        return Merged(detections, len(read.scores), summary, notes)
 
 
-def _refuse_inputs(written: Sequence[Location], read: Sequence[Location]) -> None:
-    """Refuse to write over a file that is read."""
-    for place, other in product(written, read):
-        if lies_in(place, other):
-            raise UsageError(f"{place}: would be written over, but is read as {other}; choose another --out")
-
-
-def _score(index: ViewIndex, detections: CocoResults, annotations: Location, max_dets: int) -> Summary:
-    """Score against the boxes of the images that there are views of."""
-    source = read_coco(annotations, as_written=True)
+def _score(
+    index: ViewIndex, detections: CocoResults, annotations: Location, chips: ChipSettings, max_dets: int
+) -> tuple[Summary, list[str]]:
+    """Score against the boxes of the images that there are views of, and say what is odd about the annotations."""
+    source = read_coco(annotations, ignore_categories=chips.ignore_categories, as_written=True)
     searched = set(zip(index.table["image_id"].to_pylist(), index.table["image_file"].to_pylist(), strict=True))
     there = set(zip(source.image_id.tolist(), source.file_name.to_pylist(), strict=True))
     if other := searched - there:
@@ -103,4 +104,5 @@ def _score(index: ViewIndex, detections: CocoResults, annotations: Location, max
         )
     objects, _ = read_objects(source)
     scored = objects.take(np.isin(objects.image_id, [id_ for id_, _ in searched]))
-    return score(scored, source.categories, detections, index.bounds, max_dets)
+    notes = [*source.warnings, *source.notes, *describe_rejects(source.rejects)]
+    return score(scored, source.categories, detections, index.bounds, max_dets), notes

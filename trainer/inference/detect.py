@@ -201,9 +201,10 @@ def _in_rounds(results: Iterator[Result], spans: Sequence[range], rank: "Rank") 
 
 
 def _listed(images: Location | str | Sequence[Location | str], out: Location | None) -> list[Path]:
-    """List the images that are to be searched."""
+    """List the images that are to be searched, each once."""
     wanted = [images] if isinstance(images, str | Path | UPath) else images
-    return [file for path in wanted for file in _files(location(path), out)]
+    listed = {file.resolve(): file for path in wanted for file in _files(location(path), out)}
+    return list(listed.values())
 
 
 def _search(predictor: Predictor, files: Sequence[Path], *, focus_map: bool = False) -> Iterator[Result]:

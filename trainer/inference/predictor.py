@@ -29,7 +29,8 @@ Network = Callable[[ViewBatch], list[Output]]
 class Predictor:
     """Detects objects on images, with a network that is loaded once.
 
-    It holds nothing that a call changes, so that several threads may call it at a time.
+    It holds nothing that a call changes, so that several threads may call it at a time. A file is turned as its EXIF
+    says; an image of Pillow is taken as it stands.
 
         predictor = Predictor("run/")
         found = predictor("photo.jpg")  # or an array, an image of Pillow, or a list of these

@@ -20,6 +20,7 @@ class PaddedBoxes:
         status: uint8 [B, G], schemas.codes.Status.
         visible: float32 [B, G], share of the whole box that the chip shows.
         real: bool [B, G]; False where a slot holds no box, and then the others mean nothing.
+        max_crowds: the most crowds of one chip; with 0 nothing is compared with them.
     """
 
     boxes: Tensor
@@ -27,6 +28,7 @@ class PaddedBoxes:
     status: Tensor
     visible: Tensor
     real: Tensor
+    max_crowds: int
 
     def having(self, *statuses: Status) -> Tensor:
         """Tell which slots hold a box with one of these statuses, bool [B, G]."""
@@ -41,7 +43,8 @@ def pad_boxes(batch: Batch) -> PaddedBoxes:
     slots = torch.arange(batch.max_boxes, device=batch.boxes.device)
     real = slots < batch.offsets.diff()[:, None]
     rows = torch.where(real, batch.offsets[:-1, None] + slots, 0)
-    return PaddedBoxes(batch.boxes[rows], batch.labels[rows], batch.status[rows], batch.visible[rows], real)
+    columns = (batch.boxes[rows], batch.labels[rows], batch.status[rows], batch.visible[rows])
+    return PaddedBoxes(*columns, real, batch.max_crowds)
 
 
 def key_states(keys: list[str], seed: int, epoch: int, device: torch.device, what: str = "") -> Tensor:

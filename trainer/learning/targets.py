@@ -70,9 +70,10 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
     best = anchors.new_zeros(allowed.shape)
     match = torch.zeros_like(allowed, dtype=torch.int64)
     forced, vetoed = torch.zeros_like(allowed), ~allowed
-    for columns, iou, share in overlaps(anchors[None], boxes.boxes):
+    for columns, iou, inter in overlaps(anchors[None], boxes.boxes):
         vetoed |= (iou > veto_iou[:, columns, None]).any(1)
-        vetoed |= ((share >= CROWD_SHARE) & crowd[:, columns, None]).any(1)
+        if boxes.max_crowds:
+            vetoed |= _inside(crowd[:, columns], inter, anchors)
         iou *= learns[:, columns, None] & allowed[:, None]
         top = iou.amax(2)
         forced |= (iou >= torch.where(top > 0, top * TIE, torch.inf)[:, :, None]).any(1)
@@ -82,6 +83,18 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
     positive = (best >= POSITIVE_IOU) | forced
     labels = torch.where(vetoed | (best >= NEGATIVE_IOU), -1, 0).masked_fill(positive, 1)
     return labels.to(torch.int8), match
+
+
+def _inside(crowd: Tensor, inter: Tensor, boxes: Tensor) -> Tensor:
+    """Tell of which boxes CROWD_SHARE or more lies inside a crowd, bool [B, N].
+
+    Args:
+        crowd: bool [B, g], which of the boxes that were compared with are crowds.
+        inter: float32 [B, g, N], the areas of the intersections.
+        boxes: float32 [N, 4] or [B, 1, N, 4].
+    """
+    width, height = sides(boxes)
+    return ((inter / (width * height) >= CROWD_SHARE) & crowd[:, :, None]).any(1)
 
 
 def _below(value: float) -> float:
@@ -140,9 +153,10 @@ def label_rois(rois: Tensor, used: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, 
     best = rois.new_zeros(used.shape)
     match = torch.zeros_like(used, dtype=torch.int64)
     vetoed = ~used
-    for columns, iou, share in overlaps(rois, boxes.boxes):
+    for columns, iou, inter in overlaps(rois, boxes.boxes):
         vetoed |= ((iou >= POSITIVE_IOU) & ignore[:, columns, None]).any(1)
-        vetoed |= ((share >= CROWD_SHARE) & crowd[:, columns, None]).any(1)
+        if boxes.max_crowds:
+            vetoed |= _inside(crowd[:, columns], inter, rois[:, None])
         value, column = torch.where(target[:, columns, None], iou, 0).max(1)
         match = torch.where(value > best, column + columns.start, match)
         best = torch.maximum(best, value)

@@ -28,7 +28,7 @@ class Batch:
         offsets: int64 [B + 1]; chip b owns the boxes offsets[b]:offsets[b + 1].
         max_boxes: the most boxes of one chip. Left at -1 it is counted here, which reads tensors; so build batches on
             the CPU, and no step on a GPU waits for a shape.
-        max_rescued: the most rescued boxes of one chip, counted in the same way.
+        max_rescued, max_crowds: the most rescued boxes, and the most crowds, of one chip, counted in the same way.
     """
 
     keys: list[str]
@@ -44,14 +44,21 @@ class Batch:
     offsets: Tensor
     max_boxes: int = -1
     max_rescued: int = -1
+    max_crowds: int = -1
 
     def __post_init__(self) -> None:
         if self.max_boxes < 0:
             object.__setattr__(self, "max_boxes", _longest(self.offsets))
         if self.max_rescued < 0:
-            rescued = torch.zeros(len(self.status) + 1, dtype=torch.int64, device=self.status.device)
-            rescued[1:] = (self.status == Status.RESCUED).cumsum(0)
-            object.__setattr__(self, "max_rescued", _longest(rescued[self.offsets]))
+            object.__setattr__(self, "max_rescued", self._most(Status.RESCUED))
+        if self.max_crowds < 0:
+            object.__setattr__(self, "max_crowds", self._most(Status.CROWD))
+
+    def _most(self, status: Status) -> int:
+        """Count the boxes of a status in the chip that has most of them."""
+        before = torch.zeros(len(self.status) + 1, dtype=torch.int64, device=self.status.device)
+        before[1:] = (self.status == status).cumsum(0)
+        return _longest(before[self.offsets])
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -25,6 +25,9 @@ CHUNK = 2**24
 NMS_ROUNDS = 8
 """Rounds of NMS on a GPU before the host asks whether they were enough; chips need about seven."""
 
+NMS_BLOCK = 256
+"""Better boxes that NMS on a GPU compares at a time with all that are worse, and not with those before them."""
+
 MOST_COMPARED = 4096
 """Boxes of a chip or view of which NMS may compare all with all: memory and time grow with the square."""
 
@@ -73,8 +76,8 @@ def overlaps(candidates: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor,
         boxes: float32 [B, G, 4], in the candidates' frame.
 
     Yields:
-        The slice of G at hand, of length g; the IoU, float32 [B, g, N]; the intersection over the candidate's area,
-        float32 [B, g, N].
+        The slice of G at hand, of length g; the IoU, float32 [B, g, N]; the area of the intersection, float32
+        [B, g, N].
     """
     num_chips, num_boxes = boxes.shape[:2]
     step = max(1, CHUNK // max(1, num_chips * candidates.shape[1]))
@@ -87,7 +90,7 @@ def overlaps(candidates: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor,
         inter = (torch.minimum(cx2, bx2) - torch.maximum(cx1, bx1)).clamp_(min=0)
         inter *= (torch.minimum(cy2, by2) - torch.maximum(cy1, by1)).clamp_(min=0)
         union = (area + (bx2 - bx1) * (by2 - by1)).sub_(inter)
-        yield columns, inter / union, inter / area
+        yield columns, inter / union, inter
 
 
 def encode(boxes: Tensor, refs: Tensor) -> Tensor:
@@ -189,8 +192,11 @@ def _nms_parallel(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """
     if not valid.numel():
         return valid
-    beats = torch.cat([iou > threshold for _, iou, _ in overlaps(boxes, boxes)], 1)  # [B, better, worse]
-    beats = beats.triu_(diagonal=1).bfloat16()
+    beats = boxes.new_zeros(*valid.shape, valid.shape[1], dtype=torch.bfloat16)  # [B, better, worse]
+    for start in range(0, valid.shape[1], NMS_BLOCK):  # those before a block beat none in it
+        better = slice(start, start + NMS_BLOCK)
+        for rows, iou, _ in overlaps(boxes[:, start:], boxes[:, better]):
+            beats[:, better, start:][:, rows] = (iou > threshold).triu_(diagonal=1 + rows.start).bfloat16()
     keep = valid
     while True:
         for _ in range(NMS_ROUNDS):

@@ -82,7 +82,8 @@ def _refuse_stale(data: Location, folder: Location) -> None:
     checkpoints = find_checkpoints(folder / RUN_FOLDER)
     positives = read_build(data, COMMANDS[POSITIVES])
     if checkpoints and read_checkpoint(checkpoints[-1]).data.get(POSITIVES) not in positives.names:
+        command = shell("sniper", "negatives", "--data", data, "--proposals", folder)
         raise UsageError(
             f"{folder / RUN_FOLDER}: the RPN was trained on positives that have changed since. Mine what it proposed "
-            f"with `{shell('sniper', 'negatives', '--data', data, '--proposals', folder)}`, or train it anew with --overwrite"
+            f"with `{command}`, or train it anew with --overwrite"
         )

@@ -49,8 +49,8 @@ def open_validation(run: Run, annotations: Location, images: Location, *, allow_
         UsageError: there is no such image folder.
     """
     options = run.settings.detect
-    most = MAX_DETS if options.by_area else min(MAX_DETS, options.max_detections)
-    truth = open_ground_truth(annotations, images, ChipSettings.model_validate(run.chips), run.categories, most)
+    chips = ChipSettings.model_validate(run.chips)
+    truth = open_ground_truth(annotations, images, chips, run.categories, MAX_DETS, options)
     from_first(lambda: check_images(truth))
     if not allow_seen:
         from_first(lambda: refuse_seen(run.out, truth))

@@ -1,13 +1,15 @@
 """From focus maps to windows: nothing that calls for the finer scale is left out, and nothing costs more than all."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import content_size
 from pipeline.pyramid.focus import FocusMap, focus_limits, focus_windows, painted_map
-from pipeline.pyramid.views import View
+from pipeline.pyramid.views import CELLS, View
+from schemas.errors import UsageError
 from schemas.settings import ChipSettings
 
 CHIPS = ChipSettings(size=128)
@@ -27,6 +29,24 @@ def test_focus_limits__are_what_a_scale_leaves_to_finer_ones() -> None:
     )
     assert focus_limits([(0, 80), (32, INFINITE)], given=[7, 50]) == [0, 50]
     assert focus_limits([(0, INFINITE)]) == [0]
+    with pytest.raises(UsageError, match="40 for scale 2, which detects from 75 px on"):
+        focus_limits([(0, 80), (32, 150), (120, INFINITE)], given=[0, 32, 40])
+
+
+def test_focus_windows__fine_cells_give_as_much_margin_as_is_not_searched() -> None:
+    """Detections within a 32nd of a chip of a window's edge are dropped, however fine the map is."""
+    image, chips = SourceImage(0, "", 2000, 2000), ChipSettings()
+    view = View(0, 2, 0.25, image.whole, 500, 500)
+    for cell in (1.0, 2.0, 4.0, 16.0):
+        values = np.zeros((round(500 / cell), round(500 / cell)), np.float32)
+        values[round(300 / cell), round(200 / cell)] = 1
+        [(x1, y1, x2, y2)] = focus_windows([(view, FocusMap(values, (cell, cell)))], 0.5, image, 3.0, chips)
+        margin = chips.size / CELLS / 3.0
+        x, y, side = (cell * round(200 / cell) / 0.25, cell * round(300 / cell) / 0.25, cell / 0.25)
+        assert x1 <= x - margin
+        assert y1 <= y - margin
+        assert x2 >= x + side + margin
+        assert y2 >= y + side + margin
 
 
 @st.composite
@@ -103,6 +123,15 @@ def test_focus_windows__thousands_of_cells_are_joined_in_bounded_time() -> None:
     values = (np.random.default_rng(0).random((750, 1000)) < 0.01).astype(np.float32)
     windows = focus_windows([(view, FocusMap(values, (4, 4)))], 0.5, image, 1.0, CHIPS)
     assert len(windows) > 1000
+
+
+def test_painted_map__boxes_that_begin_outside_the_view_paint_what_they_show() -> None:
+    view = View(0, 1, 1.0, (0, 0, 64, 64), 64, 64)
+    boxes = np.array([[-40, -40, 10, 10], [60, 60, 200, 200], [-50, 0, -20, 10]], np.float32)
+    found = painted_map(view, boxes, np.array([0.5, 0.7, 0.9], np.float32), 1000, 512)
+    assert found.values[0, 0] == 0.5
+    assert found.values[3, 3] == pytest.approx(0.7)
+    assert (found.values > 0).sum() == 2
 
 
 def test_painted_map__a_cell_has_the_best_score_of_the_small_boxes_that_touch_it() -> None:

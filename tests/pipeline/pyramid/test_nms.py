@@ -95,6 +95,13 @@ def test_soft_nms__agrees_with_opencv_on_integer_boxes(seed: int, method: str) -
             assert ours[row] == pytest.approx(value, rel=1e-3)
 
 
+def test_soft_nms__scores_that_are_no_numbers_fall_away() -> None:
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 8], [50, 50, 60, 60]], np.float32)
+    scores = np.array([np.nan, 0.9, 0.8], np.float32)
+    rows, kept = soft_nms(boxes, scores, np.zeros(3, np.int64))
+    assert (rows.tolist(), kept.tolist()) == ([1, 2], [pytest.approx(0.9), pytest.approx(0.8)])
+
+
 def test_soft_nms__limit_and_nothing() -> None:
     boxes = np.array([[i * 10.0, 0, i * 10 + 5, 5] for i in range(50)], np.float32)
     scores = np.linspace(0.1, 0.9, 50, dtype=np.float32)

@@ -1,6 +1,7 @@
 """Any detector on whole images: one that sees everything right scores 1, and what is wrong is said."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -187,7 +189,13 @@ def test_search__objects_of_two_classes_in_one_place_become_one_where_that_is_as
     ("detector", "said"),
     [
         (lambda views: [], "gave 0 results; expected one for each"),
-        (lambda views: [([[0, 0, 9, 9]], [0.5]) for _ in views], "expected boxes"),
+        (lambda views: [([[0, 0, 9, 9]], [0.5]) for _ in views], "a tuple of 2 for a view; expected boxes"),
+        (lambda views: [{"boxes": [], "scores": [], "labels": []} for _ in views], "a dict for a view"),
+        (lambda views: [None for _ in views], "a NoneType for a view"),
+        (lambda views: [([[0, 0, 9, 9]], [0.5], ["cat"]) for _ in views], "labels that are no array of numbers"),
+        (lambda views: [([[0, 0, 9, 9]], [float("nan")], [1]) for _ in views], "not a number"),
+        (lambda views: [([[0, 0, 9, 9]], [0.5], [1.7]) for _ in views], "label 1.7; expected whole"),
+        (lambda views: [(5, 0.5, 1) for _ in views], "of the shapes"),
         (lambda views: [([], [], [], [[1.5]]) for _ in views], "values from 1.5 to 1.5"),
         (lambda views: [([], [], [], [0.5]) for _ in views], r"focus map of shape \[1\]"),
         (lambda views: [([[0, 0, 9, 9]], [0.5, 0.4], [1]) for _ in views], r"\[1, 4\], \[2\], \[1\]"),
@@ -197,6 +205,56 @@ def test_search__objects_of_two_classes_in_one_place_become_one_where_that_is_as
 def test_search__says_what_a_detector_should_have_given(detector: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         list(search([scene(0)[0]], detector))
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, list, torch.tensor, lambda labels: torch.tensor(labels, dtype=torch.int32)]
+)
+def test_search__labels_may_be_any_whole_numbers(kind: Callable[[list[int]], Any]) -> None:
+    """Also below 0, and beyond what a float32 holds."""
+    labels = [-5, -1, -1, 0, 123_456_789]
+    boxes = [[60.0 * i, 0, 60 * i + 50, 50] for i in range(len(labels))]
+
+    def detector(views: list[Pixels]) -> list[Any]:
+        return [(boxes, [0.5] * len(boxes), kind(labels)) for _ in views]
+
+    options = Settings(chips=ChipSettings(scales=[1.0], ranges=[(0, None)]))
+    [found] = search([np.zeros((60, 320, 3), np.uint8)], detector, options)
+    assert sorted(found.labels.tolist()) == labels
+
+
+def test_search__an_image_that_pillow_has_opened_and_not_read_yet_is_read_once(tmp_path: Path) -> None:
+    """Its views are made by several threads, and Pillow reads the file when pixels are first asked for."""
+    pixels, boxes, _ = scene(3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for _ in range(4):
+        with Image.open(tmp_path / "a.png") as opened:
+            options = Settings(detect=DetectSettings(threads=4, focus="off", max_side=256))
+            [found] = search([opened], seeing, options)
+        assert len(found.boxes) >= len(boxes)
+
+
+def test_search__an_image_of_pillow_with_deep_or_damaged_pixels_is_refused(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((20, 20), 40_000, np.uint16))
+    with pytest.raises(DataError, match="more than 8 bits"):
+        list(search([deep], seeing))
+    broken = encoded(Image.fromarray(scene(1)[0]))
+    (tmp_path / "broken.jpg").write_bytes(broken[: len(broken) // 2])
+    with Image.open(tmp_path / "broken.jpg") as opened, pytest.raises(DataError, match="undecodable"):
+        list(search([opened], seeing))
+
+
+@pytest.mark.parametrize("length", [400, 500, 600, 900])
+def test_search__what_is_longer_than_tiles_share_is_found(length: int) -> None:
+    """At a scale without an upper end tiles share half a side. Of what is longer, and cut by all, parts are kept."""
+    options = Settings(
+        chips=ChipSettings(scales=[1.0], ranges=[(0, None)]), detect=DetectSettings(max_side=1024, merge="hard")
+    )
+    for x in range(0, 2000 - length, 150):
+        pixels = np.zeros((200, 2000, 3), np.uint8)
+        pixels[20:180, x : x + length, 1] = 255
+        [found] = search([pixels], seeing, options)
+        assert len(found.boxes)
 
 
 def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:

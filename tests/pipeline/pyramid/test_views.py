@@ -1,10 +1,12 @@
 """Views: they cover every image, and waste little."""
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.coco import SourceImage
 from pipeline.pyramid.merging import widened_ranges
-from pipeline.pyramid.views import compose, plan_views
+from pipeline.pyramid.views import View, compose, plan_views, tile_region
 from schemas.settings import ChipSettings
 
 
@@ -33,6 +35,19 @@ def test_views__cover_every_image_within_the_side_and_waste_little() -> None:
             assert 0 <= view.shape[0] - view.height < 32
             assert 0 <= view.shape[1] - view.width < 32
         assert len(batch) * batch[0].shape[0] * batch[0].shape[1] <= 4_000_000 or len(batch) == 1
+
+
+@settings(deadline=None)
+@given(st.floats(0, 3000), st.floats(600, 3000), st.integers(256, 512), st.floats(0, 900), st.floats(0.2, 2))
+def test_tile_region__ends_where_the_region_ends(
+    start: float, extent: float, max_side: int, overlap: float, scale: float
+) -> None:
+    """To the last bit, since an edge of the image is told from an inner edge by its number."""
+    region = View(0, 0, scale, (start, start, start + extent, start + extent), 0, 0)
+    tiles = [view.window for view in tile_region(region, max_side, overlap)]
+    assert max(x2 for _, _, x2, _ in tiles) == start + extent
+    assert max(y2 for _, _, _, y2 in tiles) == start + extent
+    assert {x1 for x1, _, _, _ in tiles if x1 <= start} == {start}
 
 
 def test_compose__images_are_done_one_after_the_other() -> None:

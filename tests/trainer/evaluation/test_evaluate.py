@@ -1,7 +1,9 @@
 """Evaluation on whole images: perfect detections score 1, ids come back, ranks and odd images change nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pycocotools.coco import COCO
@@ -14,6 +16,7 @@ from tests.trainer.processes import run_ranks
 from tests.trainer.runs import TINY_CHIPS
 from trainer.evaluation.coco_scores import describe_scores
 from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.recall import evaluate_proposals
 from trainer.inference.detect import detect
 from trainer.runtime.checkpoint import read_checkpoint, write_checkpoint
 
@@ -91,7 +94,7 @@ def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoin
     for said in (
         "knows no category 50 (unheard of)",
         "have other names than in training, 1: ",
-        "more boxes than the 1 ",
+        "more boxes than the detections that are kept",
     ):
         assert said in text
     names = [line for line in report.summary if line.startswith("AP[")]
@@ -101,6 +104,18 @@ def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoin
     assert heading.split() == ["AP", "AP50", "F1", "score", "precision", "recall"]
     shown = [row for row in rows if row and not row.startswith(("WARNING", "F1: "))]
     assert len(shown) == len(names)
+
+
+@pytest.mark.parametrize("run", [evaluate, evaluate_proposals])
+def test_evaluate__does_not_write_over_what_it_reads(
+    run: Callable[..., Any], demo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    truth = tmp_path / "val.summary.json"
+    truth.write_bytes((demo / "val.json").read_bytes())
+    for out in (truth, tmp_path / "val.json"):
+        with pytest.raises(UsageError, match="would be written over, but is read as"):
+            run(checkpoint, truth, demo / "val", out=out)
+    assert truth.read_bytes() == (demo / "val.json").read_bytes()
 
 
 def test_evaluate__refuses_other_settings_and_the_rpn_alone(demo: Path, checkpoint: Path, tmp_path: Path) -> None:

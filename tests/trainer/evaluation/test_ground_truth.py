@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.coco.read import read_coco
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, DetectSettings
 from tests.builders import CocoSet
 from trainer.evaluation.ground_truth import (
     Categories,
@@ -96,6 +96,24 @@ def test_open_ground_truth__says_how_many_areas_are_wrong(tmp_path: Path) -> Non
     truth = opened(made)
     assert truth.objects.area.tolist() == [25, 12, 30, 30]
     assert any("area of 2 of 4 boxes" in note for note in truth.notes)
+
+
+def test_open_ground_truth__says_where_more_boxes_are_than_can_count(tmp_path: Path) -> None:
+    """By class for what counts, and by image for what is kept of it, which grows with the image's area."""
+    made = CocoSet(tmp_path)
+    for image_id, count in ((1, 12), (2, 3)):
+        made.add_image(image_id, boxes=[[1, 1, 5, 5]] * count)
+    few = DetectSettings(max_detections=2, by_area=False)
+    categories = [(category["id"], "a") for category in made.categories]
+
+    def notes(max_dets: int, options: DetectSettings | None, known: Categories | None = categories) -> str:
+        path = made.write()
+        return "\n".join(open_ground_truth(path, made.image_root, ChipSettings(), known, max_dets, options).notes)
+
+    assert "1 images hold more boxes of one class than the 9 detections" in notes(9, DetectSettings())
+    assert "2 images hold more boxes than the detections that are kept" in notes(20, few)
+    assert "more boxes" not in notes(12, DetectSettings())
+    assert "2 images hold more boxes than the 2 results" in notes(2, None, None)
 
 
 def test_check_images__one_missing_of_few_is_refused(tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ def test_evaluate__results_of_other_images_or_classes_are_refused(truth: Path, t
     assert any("enter no score" in note for note in scored.notes)
 
 
+def test_score_results__what_is_found_on_a_refused_image_counts_neither_way(truth: Path, tmp_path: Path) -> None:
+    content = json.loads(truth.read_bytes())
+    content["images"][1] |= {"width": 20_000, "height": 15_000}
+    truth.write_text(json.dumps(content))
+    rows = ((1, 3, [10, 10, 40, 40], 0.9), (1, 8, [60, 10, 30, 30], 0.9), (2, 3, [5, 5, 80, 80], 0.95))
+    scored = score_results(found(tmp_path, *rows), truth)
+    assert scored.summary["AP"] == 1
+    assert [reject.kind for reject in scored.rejects][0] == "image"
+
+
 def test_evaluate__says_what_does_not_go_together(sniper: RunSniper, truth: Path, tmp_path: Path) -> None:
     results = found(tmp_path, (1, 3, [10, 10, 40, 40], 0.9))
     both = sniper("evaluate", "--results", results, "--annotations", truth, "--images", tmp_path)

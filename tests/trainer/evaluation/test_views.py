@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from pipeline.exchange.views import views
+from pipeline.exchange.views import read_index, views
 from schemas.errors import DataError, MissingError, UsageError
 from schemas.settings import load_settings
 from tests.conftest import RunSniper
@@ -45,6 +45,21 @@ def test_merge_views__perfect_results_score_one(demo: Path, pyramid: Path, tmp_p
     truth = COCO(str(demo / "val.json"))
     merged = truth.loadRes(str(tmp_path / "merged.json")).dataset["annotations"]
     assert len(merged) == sum(not a["iscrowd"] for a in truth.dataset["annotations"]) < len(found)
+
+
+def test_merge_views__takes_the_settings_that_act_and_refuses_others(
+    demo: Path, pyramid: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "found.json").write_text(json.dumps(perfect(pyramid, demo / "val.json")))
+    places = (pyramid, tmp_path / "found.json", tmp_path / "out.json")
+    [(_, name), *_] = read_index(pyramid).categories
+    ignoring = load_settings(None, (f"chips.ignore_categories=[{name}]",))
+    merged = merge_views(*places, ignoring, annotations=demo / "val.json")
+    assert merged.summary is not None
+    assert merged.summary[f"AP[{name}]"] is None
+    assert merge_views(*places, load_settings(None, SETTINGS)).summary is None
+    with pytest.raises(UsageError, match="chips.size: 512 there, 640 given"):
+        merge_views(*places, load_settings(None, ("chips.size=640",)))
 
 
 def test_merge_views__no_results_at_all_and_none_of_an_image(demo: Path, pyramid: Path, tmp_path: Path) -> None:

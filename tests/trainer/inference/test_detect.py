@@ -28,7 +28,8 @@ def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_p
     huge = Image.new("RGB", (3000, 200), "gray")
     huge.save(tmp_path / "long.png")
     settings = Settings(detect=DetectSettings(max_side=320, min_score=0.01))
-    results = detect(checkpoint, [tmp_path / "in", tmp_path / "long.png"], settings, out=tmp_path / "out")
+    named = [tmp_path / "in", tmp_path / "long.png", tmp_path / "in/0.jpg"]  # one of them twice
+    results = detect(checkpoint, named, settings, out=tmp_path / "out")
     assert [Path(result["file"]).name for result in results] == ["0.jpg", "1.jpg", "bad.jpg", "long.png"]
     assert "error" in results[2]
     assert (results[3]["width"], results[3]["height"]) == (3000, 200)

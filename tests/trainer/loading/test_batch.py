@@ -1,4 +1,5 @@
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ def test_batch__counts_its_boxes_and_survives_moving():
     batch = make_batch([3, 0, 7], seed=1)
     rescued = max(sum(s is Status.RESCUED for *_, s in chip_boxes(batch, chip)) for chip in range(3))
     assert (batch.max_boxes, batch.max_rescued) == (7, rescued)
+    statuses = [batch.status[a:b].tolist() for a, b in pairwise(batch.offsets.tolist())]
+    assert batch.max_crowds == max(of_chip.count(Status.CROWD) for of_chip in statuses)
     moved = batch.to("meta")
     assert (moved.max_boxes, moved.max_rescued, len(moved)) == (7, rescued, 3)
     assert pickle.loads(pickle.dumps(batch)).boxes.equal(batch.boxes)

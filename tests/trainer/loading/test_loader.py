@@ -490,7 +490,7 @@ def test_real_images__pixels_equal_the_reference(tmp_path: Path) -> None:
     assert seen == len(rows)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_pin__the_same_batches_on_the_device(dataset: ChipDataset) -> None:
     device = torch.device("cuda")
     pinned = BatchLoader(dataset, LoaderSettings(), 4, pin=True).epoch(State(0))
