@@ -1,5 +1,7 @@
 """Small pieces of the sentences that commands tell."""
 
+import shlex
+
 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Write a number with its noun, in the singular for one; `many` where the plural is not the noun with an s."""
@@ -11,3 +13,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def shell(*words: object) -> str:
+    """Write a command as a shell reads it, whatever stands in its words."""
+    return shlex.join(map(str, words))

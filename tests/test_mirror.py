@@ -32,6 +32,7 @@ ELSEWHERE = {
     "pipeline/engines/local.py": "pipeline/engines/test_run.py",
     "pipeline/engines/on_ray.py": "pipeline/engines/test_run.py",
     "pipeline/exchange/merge_views.py": "trainer/evaluation/test_views.py",
+    "pipeline/exchange/records.py": "pipeline/exchange/test_export.py",
     "pipeline/exchange/shard.py": "pipeline/exchange/test_export.py",
     "pipeline/exchange/to_coco.py": "pipeline/exchange/test_export.py",
     "pipeline/exchange/to_hf.py": "pipeline/exchange/test_export.py",

@@ -1,5 +1,6 @@
 """The detector's commands. They are found by the entry-point group `sniper.commands`, and import torch when called."""
 
+import csv
 import os
 import sys
 import time
@@ -8,13 +9,22 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.options import annotations_option, engine_options, given_settings, settings_options, shell, tell_next
+from pipeline.cli.options import (
+    Share,
+    annotations_option,
+    assigned,
+    engine_options,
+    given_settings,
+    refuse_both,
+    settings_options,
+    tell_next,
+)
 from pipeline.engines.extras import needed
 from pipeline.engines.progress import log
 from pipeline.storage import Location, location
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from schemas.wording import counted, duration
+from schemas.wording import counted, duration, shell
 
 allow_seen_option = click.option("--allow-seen", is_flag=True, help="score on images that were trained on, too")
 
@@ -45,6 +55,8 @@ def negatives(
     from pipeline.commands.negatives import negatives as run
     from pipeline.dataset.build_file import read_build, refuse_other_chips
 
+    if random is not None and assigned("negatives"):
+        raise UsageError("negatives: --random mines nothing, so no --set negatives acts; leave out one of them")
     build = read_build(data, "sniper chips")
     refuse_other_chips(data, build.settings["chips"], settings.chips)
     trains = proposals is None and random is None
@@ -112,9 +124,15 @@ def train(
     with needed("train"):
         from trainer.training.train import train as run
     given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        refuse_both(f"--{name.replace('_', '-')}", f"train.{name}")
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
     if (val_annotations is None) != (val_images is None):
         raise UsageError("train: give --val-annotations and --val-images together")
+    if allow_seen and val_images is None:
+        raise UsageError(
+            "train: --allow-seen is for scoring; give --val-annotations and --val-images, or leave it out"
+        )
     validation = (val_annotations, val_images) if val_annotations and val_images else None
     begin: bool | Literal["auto"] = "auto" if resume == "auto" else bool(resume)
     click.echo(run(data, out, settings, resume=begin, validation=validation, allow_seen=allow_seen))
@@ -166,8 +184,11 @@ def evaluate(
             raise UsageError("evaluate: proposals have no classes, so --proposals and --table do not go together")
         check_table(table)
     if results is not None:
-        if checkpoint or images or out or proposals:
-            raise UsageError("evaluate: --results are scored as they are; leave out --checkpoint, --images and --out")
+        if checkpoint or images or out or proposals or allow_seen:
+            raise UsageError(
+                "evaluate: --results are scored as they are; leave out --checkpoint, --images, --out, --proposals and "
+                "--allow-seen"
+            )
         from trainer.evaluation.score_results import score_results
 
         scored = score_results(results, annotations, settings.chips, max_dets=max_dets or 100)
@@ -196,7 +217,8 @@ def evaluate(
         click.echo(f"searched {report.searched.share:.1%} of the pyramid's pixels (detect.focus)")
     if table is not None:
         write_class_table(table, report.summary)
-    tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS"))
+    given = given_settings()
+    tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS", *given))
     if not report.rejects and out is not None and set(report.summary.values()) == {None}:
         click.echo(f"nothing was scored, since {annotations} holds no box; what was found is in {out}")
     elif any(reject.kind == "image" for reject in report.rejects) or set(report.summary.values()) == {None}:
@@ -209,13 +231,18 @@ def evaluate(
 )
 @click.argument("images", type=location, nargs=-1, required=True)
 @click.option("--out", type=location, default=Path("detections"), help="folder for detections.json and the pictures")
-@click.option("--classes", help="names of the classes that are wanted, with commas between them  [default: all]")
+@click.option(
+    "--classes",
+    multiple=True,
+    help="names of the classes that are wanted, with commas between them; repeat it. A name that holds a comma stands "
+    "in quotes: '\"car, parked\",person'  [default: all]",
+)
 @click.option(
     "--min-score",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Share(is_open=True),
     help="leave out what scores less  [default: detect.min_score]",
 )
-@click.option("--min-drawn", type=click.FloatRange(0, 1), default=0.3, help="score from which a box is drawn")
+@click.option("--min-drawn", type=Share(), default=0.3, help="score from which a box is drawn")
 @click.option(
     "--focus-map", is_flag=True, help="also draw where the finer scales were searched and why: NAME.focus.jpg"
 )
@@ -228,7 +255,7 @@ def detect(
     checkpoint: Location,
     images: tuple[Location, ...],
     out: Location,
-    classes: str | None,
+    classes: tuple[str, ...],
     min_score: float | None,
     min_drawn: float,
     focus_map: bool,
@@ -241,9 +268,10 @@ def detect(
         from trainer.inference.detect import detect_into as run
         from trainer.runtime.ranks import stoppable
     if min_score is not None:
+        refuse_both("--min-score", "detect.min_score")
         options = settings.detect.model_copy(update={"min_score": min_score})
         settings = settings.model_copy(update={"detect": options})
-    wanted = [name.strip() for name in classes.split(",")] if classes else []
+    wanted = [name.strip() for names in csv.reader(classes, skipinitialspace=True) for name in names]
     with stoppable(f"To go on, run the same command again: what was found is in {out}"):
         report = run(
             *(out, checkpoint, images, settings),
@@ -296,7 +324,8 @@ def export_model(
             if given is not None:
                 raise UsageError(f"export-model: --slim writes weights, which have no {name}; leave it out")
         slim_checkpoint(checkpoint, out)
-        click.echo(f"{out}: the weights alone; `sniper detect --checkpoint {out}` takes them as it does the whole")
+        command = shell("sniper", "detect", "--checkpoint", out)
+        click.echo(f"{out}: the weights alone; `{command}` takes them as it does the whole")
         return
     worst = run(checkpoint, out, size=size, settings=settings)
     click.echo(f"{out}: finds what the network finds, within {worst:.1g} of scores and of shares of a side")
@@ -343,21 +372,28 @@ def report(
 @click.option("--results", type=location, required=True, help="COCO results on the views, with their ids")
 @click.option("--out", type=location, required=True, help="file for the COCO results on the images")
 @click.option("--annotations", type=location, help="COCO JSON file that the views were made with, to score against")
-@click.option("--max-dets", type=click.IntRange(1), default=100, help="detections per image and class, for every line")
+@click.option(
+    "--max-dets",
+    type=click.IntRange(1),
+    show_default="100",
+    help="with --annotations: detections per image and class, for every line",
+)
 @settings_options
 def merge_views(
     views: Location,
     results: Location,
     out: Location,
     annotations: Location | None,
-    max_dets: int,
+    max_dets: int | None,
     settings: Settings,
 ) -> None:
     """Merge what was found on views. Any program may have found it; with annotations it is scored."""
     from trainer.evaluation.coco_scores import describe_scores
     from trainer.evaluation.views import merge_views as run
 
-    merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets)
+    if max_dets is not None and annotations is None:
+        raise UsageError("merge-views: --max-dets is for scoring; give --annotations, or leave it out")
+    merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets or 100)
     if merged.summary is not None:
         click.echo(describe_scores(merged.summary, merged.notes))
     click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")

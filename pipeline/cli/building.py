@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import (
+    Share,
     annotation_files_option,
     engine_options,
     given_settings,
     settings_options,
-    shell,
     tell_next,
     workers_option,
 )
@@ -18,7 +18,7 @@ from pipeline.engines.tasks import cores
 from pipeline.storage import Location, location
 from schemas.errors import SniperError
 from schemas.settings import Settings
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 
 @click.command()
@@ -89,13 +89,13 @@ def check(
 @click.option("--overwrite", is_flag=True, help="replace a build made with other settings")
 @click.option(
     "--max-bad",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.001,
     help="share of refused images that is still a success",
 )
 @click.option(
     "--max-bad-boxes",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.01,
     help="share of refused boxes that is still a success",
 )

@@ -4,10 +4,10 @@ from typing import Literal
 
 import click
 
-from pipeline.cli.options import shell, tell_next
+from pipeline.cli.options import Share, tell_next
 from pipeline.storage import Location, location
 from schemas.errors import DataError
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 
 @click.command("import")
@@ -16,9 +16,7 @@ from schemas.wording import counted
 @click.option("--images", type=location, required=True, help="folder of the images, which stay there")
 @click.option("--out", type=location, required=True, help="COCO JSON file to write")
 @click.option("--names", type=location, help="of yolo: data.yaml, or a text with a class on each line")
-@click.option(
-    "--max-bad", type=click.FloatRange(0, 1), default=0.01, help="share of refused records that is still a success"
-)
+@click.option("--max-bad", type=Share(), default=0.01, help="share of refused records that is still a success")
 def import_command(
     format: Literal["yolo", "voc", "visdrone", "dota", "csv"],
     annotations: Location,
@@ -51,8 +49,8 @@ def import_command(
 @click.command()
 @click.option("--annotations", type=location, required=True, help="COCO JSON file")
 @click.option("--out", type=location, required=True, help="folder for train.json, val.json and test.json")
-@click.option("--val", type=click.FloatRange(0, 1), default=0.1, help="share of the images")
-@click.option("--test", type=click.FloatRange(0, 1), default=0.0, help="share of the images; 0: no test.json")
+@click.option("--val", type=Share(), default=0.1, help="share of the images")
+@click.option("--test", type=Share(), default=0.0, help="share of the images; 0: no test.json")
 @click.option("--group", help="regular expression; images in whose names it matches the same text stay together")
 @click.option("--images", type=location, help="folder of the images; those of the same content then stay together")
 @click.option("--seed", type=click.IntRange(0), default=0, help="another seed draws other images")

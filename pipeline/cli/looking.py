@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.options import annotation_files_option, settings_options, shell, tell_next
+from pipeline.cli.options import Share, annotation_files_option, settings_options, tell_next
 from pipeline.storage import Location, is_file, location, make_folder, write_atomic
 from schemas.codes import STATUS_NAMES
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 
 @click.command()
@@ -55,7 +55,7 @@ def show(data: Location, out: Location, **options: Any) -> None:
 )
 @click.option(
     "--max-nowhere",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.01,
     help="share of boxes that may be valid in no chip",
 )

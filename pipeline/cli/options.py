@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import functools
-import shlex
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,23 @@ import click
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import cores
 from pipeline.storage import location
+from schemas.errors import UsageError
 from schemas.settings import load_settings
+
+
+class Share(click.FloatRange):
+    """A number from 0 to 1."""
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        """Take 0 and 1 as well, unless `is_open`."""
+        super().__init__(0, 1, min_open=is_open, max_open=is_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse NaN too, which lies beyond no bound."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number from 0 to 1.", param, ctx)
+        return number
 
 
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,9 +57,20 @@ def given_settings() -> list[str]:
     return words
 
 
-def shell(*words: object) -> str:
-    """Return a command as a shell reads it."""
-    return shlex.join(map(str, words))
+def refuse_both(option: str, setting: str) -> None:
+    """Refuse an option beside a --set of the setting that it stands for; over one of --config it wins.
+
+    Raises:
+        UsageError: the command that runs was given both.
+    """
+    if assigned(setting):
+        raise UsageError(f"{option} and --set {setting} give the same setting; leave one of them out")
+
+
+def assigned(name: str) -> bool:
+    """Tell whether --set gives the command that runs a setting, such as train.epochs, or one of a section."""
+    given = [text.partition("=")[0].strip() for text in click.get_current_context().params["assignments"]]
+    return any(one == name or one.startswith(f"{name}.") for one in given)
 
 
 def tell_next(*commands: str) -> None:

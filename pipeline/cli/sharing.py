@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from pipeline.cli.options import settings_options, tell_next, workers_option
+from pipeline.cli.options import given_settings, settings_options, tell_next, workers_option
 from pipeline.storage import Location, location
 from schemas.settings import Settings
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 
 @click.command()
@@ -35,10 +35,11 @@ def export(
 
     report = run(data, out, format=format_, split=split, kind=kind, blank=blank, workers=workers, overwrite=overwrite)
     click.echo(describe(report, out, blank))
+    yolo = "yolo", "detect", "train"
     loaders = {
         "coco": f"any COCO reader: {out}/annotations/instances_{split}.json with the images in {out}/{split}",
-        "yolo": f"yolo detect train data={out}/data.yaml model=yolo11n.pt imgsz={report.chip_size}",
-        "hf": f"python -c \"from datasets import load_dataset; print(load_dataset('{out}'))\"",
+        "yolo": shell(*yolo, f"data={out}/data.yaml", "model=yolo11n.pt", f"imgsz={report.chip_size}"),
+        "hf": shell("python", "-c", f"from datasets import load_dataset; print(load_dataset({str(out)!r}))"),
     }
     tell_next(loaders[format_])
 
@@ -61,7 +62,8 @@ def views(
     for line in describe_rejects(report.rejects):
         click.echo(line)
     click.echo(f"{out}: {counted(report.num_views, 'view')} of {counted(report.num_images, 'image')}")
-    scored = f" --annotations {annotations}" if annotations is not None else ""
-    tell_next(f"sniper merge-views {out} --results FOUND.json --out MERGED.json{scored}")
+    scored = [] if annotations is None else ["--annotations", annotations]
+    given = [*scored, *given_settings()]
+    tell_next(shell("sniper", "merge-views", out, "--results", "FOUND.json", "--out", "MERGED.json", *given))
     if report.rejects:
         sys.exit(1)

@@ -20,7 +20,6 @@ from pipeline.coco.source import Source, no_refused_images, no_rejects
 from pipeline.coco.stream import JsonText, NotJsonError
 from pipeline.coco.text import blocks, encodings, opened
 from pipeline.storage import Location, local_copy
-from schemas.codes import Reason
 from schemas.errors import DataError, MissingError, UsageError
 
 LISTS = ("images", "annotations", "categories")
@@ -83,7 +82,8 @@ def read_coco(
     for file in files:
         for fault in file.images.faults:
             message = f"{file.name}images[{fault.row}]: {fault.message}"
-            rejects.append(Reject("image", fault.id, fault.file_name, Reason(fault.reason), message))
+            refused = fault.refused(file.shift)
+            rejects.append(Reject("image", refused.id, refused.file_name, refused.reason, message))
     tally = Tally()
     boxes = check_boxes(records, files, rejects, tally)
     _refuse_unknown(ignore_categories, categories)

@@ -1,6 +1,8 @@
 """What other rooms know of an annotation file: its images one by one, and what was refused."""
 
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from schemas.codes import Reason
 
@@ -42,3 +44,9 @@ class Reject(NamedTuple):
     def of(cls, kind: str, id_: int | None, file: str | None, reason: str, message: str) -> "Reject":
         """Make a row of plain values."""
         return cls(kind, id_, file, Reason(reason), message)
+
+
+def class_names(categories: Sequence[tuple[Any, str]]) -> list[str]:
+    """Return the names of categories, (id, name), with the id behind each one that is not the only one of its name."""
+    counts = Counter(name for _, name in categories)
+    return [f"{name} #{id_}" if counts[name] > 1 else name for id_, name in categories]

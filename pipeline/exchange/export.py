@@ -1,10 +1,12 @@
 """`sniper export`: the chips as an ordinary data set of another format, for whatever trains on that.
 
-A shard is the unit of work. What is done of it is noted in OUT/.export, so that an interrupted export goes on; the
-file that names all chips (annotations, data.yaml or the card) comes last.
+A shard is the unit of work. What is done of it is noted in OUT/.export, so that an interrupted export goes on; a shard
+of which a file is gone is exported again. The file that names all chips (annotations, data.yaml or the card) comes
+last.
 """
 
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,15 +18,15 @@ from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.exchange import to_coco, to_hf, to_yolo
+from pipeline.exchange.records import NOTES, Record, read_records, write_record
 from pipeline.exchange.shard import ExportJob, Tally, total
 from pipeline.exchange.written import Written, refuse_chips, refuse_others, remove_written
 from pipeline.storage import (
     Location,
-    files_in,
-    is_file,
     location,
     locked,
     make_folder,
+    names_in,
     probe_writable,
     read_bytes,
     remove_folder,
@@ -34,7 +36,6 @@ from pipeline.storage.parquet import read_frame
 from schemas.errors import UsageError
 
 FORMATS: dict[str, ModuleType] = {"coco": to_coco, "yolo": to_yolo, "hf": to_hf}
-NOTES = ".export"
 
 
 class ExportReport(NamedTuple):
@@ -51,16 +52,6 @@ class ExportReport(NamedTuple):
     num_shards: int
     num_made: int
     chip_size: int
-
-
-class _Record(msgspec.Struct, frozen=True):
-    """What an export was made of; one of another kind in its place is refused."""
-
-    format: str
-    kind: str
-    blank: bool
-    builds: dict[str, str]
-    categories: list[tuple[int, str]]
 
 
 def export(
@@ -105,7 +96,7 @@ def export(
     frame = read_frame(data / "categories.parquet").sort("label")
     categories = list(frame.select("id", "name").iter_rows())
     fingerprints = {folder: build.fingerprint for folder, build in builds.items()}
-    record = _Record(format, kind, blank, fingerprints, categories)
+    record = Record(format, kind, blank, fingerprints, categories)
     chips = builds[POSITIVES].settings["chips"]
     jpeg = chips["quality"], chips["subsampling"]
     _refuse_others(out, split, writer, format)
@@ -119,10 +110,7 @@ def export(
             for index, manifest in enumerate(manifests)
         ]
         writer.prepare(out, split)
-        tallies: dict[int, Tally] = {}
-        for job in jobs:
-            if (tally := _read_note(notes / _name(job))) is not None:
-                tallies[job.number] = tally
+        tallies = _standing(notes, jobs, writer)
         todo = [Task(job.manifest.stem, job) for job in jobs if job.number not in tallies]
         with Progress("export", len(todo), "shards") as progress:
             for index, tally in run_tasks(writer.write_shard, todo, Engine(workers=workers), progress):
@@ -146,38 +134,45 @@ def _check(format: str, split: str, kind: str, blank: bool) -> None:
 def _refuse_others(out: Location, split: str, writer: ModuleType, format: str) -> None:
     """Refuse a split, and a file that names all splits, which no export wrote."""
     refuse_chips(out)
-    formats = {path.stem: _read_record(path).format for path in files_in(out / NOTES, "*.json")}
+    formats = {name: record.format for name, record in read_records(out).items()}
     refuse_others(writer.written(out, split), "sniper export", recorded=formats.get(split) == format)
     if writer.CARD is not None:
         card = Written(out, re.escape(writer.CARD), alone=False)
         refuse_others([card], "sniper export", recorded=format in formats.values())
 
 
-def _claim(out: Location, split: str, record: _Record, overwrite: bool) -> None:
+def _claim(out: Location, split: str, record: Record, overwrite: bool) -> None:
     """Note what is exported, and refuse or remove what another export has left under the split."""
-    path = out / NOTES / f"{split}.json"
-    for other in files_in(out / NOTES, "*.json"):
-        found = _read_record(other)
-        if other != path and found.format == record.format and found.categories != record.categories:
+    records = read_records(out)
+    for other, found in records.items():
+        if other != split and found.format == record.format and found.categories != record.categories:
             raise UsageError(
-                f"{out}: the split {other.stem!r} in it has other categories than these chips; choose another --out"
+                f"{out}: the split {other!r} in it has other categories than these chips; choose another --out"
             )
-    if is_file(path):
-        if read_bytes(path) == msgspec.json.encode(record) and not overwrite:
-            return
+    there = records.get(split)
+    if there == record and not overwrite:
+        return
+    if there is not None:
         if not overwrite:
             raise UsageError(
                 f"{out}: holds an export of other chips or with other options as the split {split!r}; choose another "
                 "--out or --split, or replace it with --overwrite"
             )
-        remove_written(FORMATS[_read_record(path).format].written(out, split))
-        remove_folder(out / NOTES / split)
-    make_folder(out / NOTES)
-    write_atomic(path, msgspec.json.encode(record))
+        remove_folder(out / NOTES / split)  # before the files, so that no note outlives what it is of
+        remove_written(FORMATS[there.format].written(out, split))
+    write_record(out, split, record)
 
 
-def _read_record(path: Location) -> _Record:
-    return msgspec.json.decode(read_bytes(path), type=_Record)
+def _standing(notes: Location, jobs: Sequence[ExportJob], writer: ModuleType) -> dict[int, Tally]:
+    """Return the counts, by position, of the shards that were exported and of which no file is gone."""
+    folders = [written.folder for written in writer.written(jobs[0].out, jobs[0].split)]
+    there = {folder: set(names_in(folder)) for folder in folders}
+    return {
+        job.number: tally
+        for job in jobs
+        if (tally := _read_note(notes / _name(job))) is not None
+        and all(there[folder].issuperset(names) for folder, names in writer.shard_names(job).items())
+    }
 
 
 def _name(job: ExportJob) -> str:

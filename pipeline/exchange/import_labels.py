@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from pipeline.coco import Reject
+from pipeline.coco.checks.values import is_text
 from pipeline.engines.progress import Progress
 from pipeline.exchange.formats.dota import read_dota
 from pipeline.exchange.formats.labels import Images, Labelled, Notes
@@ -15,7 +16,8 @@ from pipeline.exchange.formats.visdrone import CATEGORIES, read_visdrone
 from pipeline.exchange.formats.voc import read_voc
 from pipeline.exchange.formats.yolo import read_names, read_yolo
 from pipeline.images.sources import image_folder
-from pipeline.storage import Location, is_file, location, read_bytes, write_atomic
+from pipeline.storage import Location, location, read_bytes, refuse_foreign, write_atomic
+from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 
 DESCRIPTION = "written by sniper import"
@@ -65,17 +67,13 @@ def import_labels(
 
     Raises:
         DataError: there are no images or no label files, a table lacks columns, or the output cannot be written.
-        UsageError: `out` is a file of another origin, there is no such image folder, or `names` is missing for yolo or
-            given for another format.
+        UsageError: `out` is a folder or a file of another origin, or its bucket cannot be written to; there is no such
+            image folder; or `names` is missing for yolo or given for another format.
     """
     if (format == "yolo") != (names is not None):
         raise UsageError("import: give --names, the file that names the classes, for yolo and only there")
     place, out, notes = location(annotations), location(out), Notes()
-    if is_file(out) and not _is_ours(read_bytes(out)):
-        raise UsageError(
-            f"{out}: is a file that `sniper import` did not write, or that was changed since; choose another --out, "
-            "or move it away"
-        )
+    refuse_foreign(out, _is_ours, "`sniper import`, or was changed since")
     found = Images(image_folder(location(images)))
     known: list[str] | None = None
     if format == "yolo":
@@ -88,7 +86,7 @@ def import_labels(
     else:
         reader = {"voc": read_voc, "dota": read_dota, "csv": read_table}[format]
         labelled = reader(place, found, notes)
-    content = _coco(_counted(labelled, len(found.names)), known)
+    content = _coco(_nameable(_counted(labelled, len(found.names)), notes), known)
     if not content["images"]:
         first = f"; the first refused: {notes.rejects[0].message}" if notes.rejects else ""
         raise DataError(f"{place}: no image of {found.folder} could be taken{first}")
@@ -109,10 +107,10 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
-def _is_ours(file: bytes) -> bool:
+def _is_ours(file: Location) -> bool:
     """Tell whether a file is as an import has written it, so that nothing of the user's is lost with it."""
     try:
-        content = msgspec.json.decode(file, type=dict[str, Any])
+        content = msgspec.json.decode(read_bytes(file), type=dict[str, Any])
         return bool(content.pop("info")["digest"] == _digest(content))
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
         return False
@@ -124,6 +122,15 @@ def _counted(labelled: Iterator[Labelled], total: int) -> Iterator[Labelled]:
         for image in labelled:
             yield image
             progress.add(1)
+
+
+def _nameable(labelled: Iterator[Labelled], notes: Notes) -> Iterator[Labelled]:
+    """Leave out, and refuse, the images whose names no JSON file can hold."""
+    for image in labelled:
+        if is_text(image.file_name):
+            yield image
+        else:
+            notes.refuse_image(image.file_name, Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
 
 
 def _coco(labelled: Iterator[Labelled], known: list[str] | None) -> dict[str, Any]:

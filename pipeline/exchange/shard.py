@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pipeline.dataset.shards import read_rows
 from pipeline.storage import Location, open_binary
 from schemas.errors import DataError
+from schemas.wording import shell
 
 Row = dict[str, Any]
 """A row of a manifest, by the names of schema MANIFEST."""
@@ -66,17 +67,23 @@ def read_chips(job: ExportJob) -> Iterator[tuple[Row, bytes]]:
     Raises:
         DataError: a chip is not the one that the manifest describes.
     """
-    tar = job.manifest.with_suffix(".tar")
+    tar, command = job.manifest.with_suffix(".tar"), shell("sniper", "verify", job.data)
     try:
         with open_binary(tar) as file:
             for row in read_rows(job.manifest).to_pylist():
                 file.seek(row["offset"])
                 content = file.read(row["size"])
                 if zlib.crc32(content) != row["crc32"]:
-                    raise DataError(f"{tar}: chip {row['key']} is damaged; run `sniper verify {job.data}`")
+                    raise DataError(f"{tar}: chip {row['key']} is damaged; run `{command}`")
                 yield row, content
     except FileNotFoundError as error:
-        raise DataError(f"{tar}: is missing; run `sniper verify {job.data}`") from error
+        raise DataError(f"{tar}: is missing; run `{command}`") from error
+
+
+def read_keys(job: ExportJob) -> list[str]:
+    """Return the keys of the chips of a shard."""
+    keys: list[str] = read_rows(job.manifest)["key"].to_pylist()
+    return keys
 
 
 def split_boxes(row: Row) -> tuple[list[Row], list[Row]]:

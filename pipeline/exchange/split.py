@@ -1,15 +1,22 @@
 """`sniper split`: part an annotation file into train, val and test by image, with each class in each part."""
 
+import posixpath
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
+from pipeline.coco.checks.images import less_common_folder, url_path
+from pipeline.coco.checks.values import ABSENT, Seen, whole
+from pipeline.coco.records import class_names
+from pipeline.coco.text import blocks, encodings, opened
 from pipeline.images.contents import hash_images
 from pipeline.images.sources import image_folder
-from pipeline.storage import Location, is_file, location, make_folder, read_bytes, write_atomic
+from pipeline.storage import Location, is_file, local_copy, location, make_folder, write_atomic
 from schemas.arrays import IntArray
 from schemas.errors import DataError, MissingError, UsageError
 
@@ -20,7 +27,7 @@ class SplitReport(NamedTuple):
     Attributes:
         files: written, by part.
         images: number of images, by part.
-        boxes: number of boxes of each category, by part and name.
+        boxes: number of boxes of each category, by part and name, as `class_names` tells equal names apart.
         num_groups: groups of images that had to stay together; images alone count, too.
         num_equal: images that have the same content as another one, and were kept with it.
         without_image: annotations of no image of the file; they are in the training part.
@@ -36,7 +43,8 @@ class SplitReport(NamedTuple):
 
 class _Image(msgspec.Struct):
     id: int | str | float
-    file_name: str
+    file_name: str | None = None
+    coco_url: Any = None
 
 
 class _Annotation(msgspec.Struct):
@@ -44,9 +52,9 @@ class _Annotation(msgspec.Struct):
     category_id: int | str | float | None = None
 
 
-class _Category(msgspec.Struct):
+class _Category(msgspec.Struct, frozen=True):
     id: int | str | float
-    name: str | int
+    name: str | int | float | None = None
 
 
 def split(
@@ -61,10 +69,12 @@ def split(
 ) -> SplitReport:
     """Part a COCO JSON file by image into OUT/train.json, val.json and, if asked for, test.json.
 
-    Records are copied as they are, byte for byte. Each part has all categories.
+    Records are copied as they are, byte for byte; from a file in another encoding than UTF-8 into UTF-8. Each part has
+    all categories. Image records of one id, and those that name one file, stay in one part.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, packed and encoded as `read_coco` takes it; without NaN and Infinity, which are no
+            JSON.
         out: folder for the parts.
         val, test: share of the images.
         group: regular expression that is searched in file names. Images in which it matches the same text, of its
@@ -73,11 +83,11 @@ def split(
         seed: of the draw where several images would do.
 
     Raises:
-        DataError: the file is no COCO file, an image has neither id nor name, or an image cannot be read.
+        DataError: the file is no COCO file or has no images, an image lacks an id or a name, or one cannot be read.
         UsageError: the shares or the pattern cannot be used, or a part is there already.
     """
     shares = {"train": 1 - val - test, "val": val, "test": test}
-    if min(val, test) < 0 or shares["train"] <= 0 or val + test == 0:
+    if not (val >= 0 and test >= 0 and 0 < val + test < 1):  # so that NaN is refused, too
         raise UsageError(f"split: expected --val and --test from 0 on, below 1 together, found {val:g} and {test:g}")
     shares = {part: share for part, share in shares.items() if share > 0}
     place, out = location(annotations), location(out)
@@ -86,14 +96,19 @@ def split(
         raise UsageError(f"{there[0]}: is there already; choose another --out, or remove it")
     content = _read(place)
     records: list[_Image] = _decoded(place, content, "images", _Image)
-    keys = [] if group is None else [_group_keys(group, [image.file_name for image in records])]
-    contents = [] if images is None else _contents(image_folder(location(images)), records)
+    names = _file_names(place, records)
+    ids = [_id(image.id) for image in records]
+    keys: list[list[Any]] = [ids, [posixpath.normpath(name) for name in names]]
+    if group is not None:
+        keys.append(_group_keys(group, names))
+    contents = [] if images is None else _contents(image_folder(location(images)), names)
     groups = _joined(len(records), [*keys, contents] if contents else keys)
 
     marks: list[_Annotation] = _decoded(place, content, "annotations", _Annotation)
-    categories: list[_Category] = _decoded(place, content, "categories", _Category)
-    image_of = _positions([image.id for image in records], [mark.image_id for mark in marks])
-    category_of = _positions([category.id for category in categories], [mark.category_id for mark in marks])
+    categories = [*dict.fromkeys(_decoded(place, content, "categories", _Category))]  # a repeated one once
+    classes = class_names([(category.id, _name(category)) for category in categories])
+    image_of = _positions(ids, [_id(mark.image_id) for mark in marks])
+    category_of = _positions([_id(category.id) for category in categories], [_id(mark.category_id) for mark in marks])
     known = (image_of >= 0) & (category_of >= 0)
     shown = np.unique(np.stack([image_of[known], category_of[known]], axis=1), axis=0)  # once for image and class
     counts = np.zeros((groups.max(initial=-1) + 1, len(categories)), np.int64)
@@ -113,7 +128,7 @@ def split(
         chosen = {name: [content[name][i] for i in np.flatnonzero(rows)] for name, rows in of_part.items()}
         write_atomic(files[part], msgspec.json.encode({**content, **chosen}))
         tally = np.bincount(category_of[known & (part_of_mark == number)], minlength=len(categories)).tolist()
-        boxes[part] = {str(category.name): count for category, count in zip(categories, tally, strict=True)}
+        boxes[part] = dict(zip(classes, tally, strict=True))
     return SplitReport(
         files=files,
         images={part: int((part_of_image == number).sum()) for number, part in enumerate(shares)},
@@ -178,7 +193,7 @@ def stratify(counts: IntArray, sizes: IntArray, shares: Sequence[float], seed: i
 def _read(place: Location) -> dict[str, Any]:
     """Return the members of a COCO file, with the records of its lists undecoded."""
     try:
-        content: dict[str, Any] = msgspec.json.decode(read_bytes(place), type=dict[str, msgspec.Raw])
+        content: dict[str, Any] = msgspec.json.decode(_text(place), type=dict[str, msgspec.Raw])
         for name in ("images", "annotations", "categories"):
             if name in content:
                 content[name] = msgspec.json.decode(content[name], type=list[msgspec.Raw])
@@ -186,11 +201,33 @@ def _read(place: Location) -> dict[str, Any]:
         raise MissingError(f"{place}: no such annotation file") from error
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{place}: is no COCO JSON file: {error}; `sniper check` says more") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{place}: is no COCO JSON file: {error}; expected an object with the lists images, annotations and "
+            "categories, without NaN, Infinity and halves of characters (\\ud800), which are no JSON"
+        ) from error
     if missing := [name for name in ("images", "annotations") if name not in content]:
         raise DataError(f"{place}: has no list `{missing[0]}`; expected a COCO JSON file")
+    if not content["images"]:
+        raise DataError(f"{place}: `images` is empty; expected one record per image file")
     return content
+
+
+def _text(place: Location) -> bytes:
+    """Return the text of an annotation file in UTF-8, whatever it is packed and encoded in.
+
+    Raises:
+        DataError: it is no text, or a damaged archive.
+        OSError: it cannot be read.
+    """
+    try:
+        with local_copy(place) as path, opened(path) as file:
+            for encoding in encodings(file):
+                with suppress(UnicodeDecodeError):
+                    return b"".join(block.encode("utf-8", "surrogatepass") for block in blocks(file, encoding))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+    raise DataError(f"{place}: is no text in UTF-8 or GBK; expected a COCO JSON file")
 
 
 def _decoded(place: Location, content: dict[str, Any], name: str, kind: type[Any]) -> list[Any]:
@@ -199,9 +236,40 @@ def _decoded(place: Location, content: dict[str, Any], name: str, kind: type[Any
     for number, record in enumerate(content.get(name, [])):
         try:
             found.append(msgspec.json.decode(record, type=kind))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{place}: {name}[{number}]: {error}; `sniper check` names all such records") from error
     return found
+
+
+def _file_names(place: Location, images: list[_Image]) -> list[str]:
+    """Return the file name of each image; of one without, the path of its coco_url, as `check_images` takes it.
+
+    Raises:
+        DataError: an image has neither.
+    """
+    names = []
+    for number, image in enumerate(images):
+        name = image.file_name
+        if name is None and isinstance(image.coco_url, str):
+            name = url_path(image.coco_url)
+        if not name:
+            raise DataError(
+                f"{place}: images[{number}]: has no file_name and no coco_url; `sniper check` names all such records"
+            )
+        names.append(name)
+    if all(image.file_name is None for image in images):
+        names = less_common_folder(pa.array(names, pa.large_string())).to_pylist()
+    return names
+
+
+def _id(value: Any) -> Any:
+    """Return an id as a whole number, however it is written; one that is no number as it is."""
+    number = whole(value, "ids", Seen())
+    return value if number == ABSENT else number
+
+
+def _name(category: _Category) -> str:
+    return str(category.id if category.name is None else category.name)
 
 
 def _positions(known: Sequence[Any], wanted: Sequence[Any]) -> IntArray:
@@ -229,23 +297,23 @@ def _group_keys(pattern: str, file_names: list[str]) -> list[str]:
     return keys
 
 
-def _contents(folder: Location, images: list[_Image]) -> list[str]:
+def _contents(folder: Location, names: list[str]) -> list[str]:
     """Return a hash of the content of each image file.
 
     Raises:
         DataError: one cannot be read.
     """
-    found = hash_images(folder, [image.file_name for image in images])
-    missing = [image.file_name for image, digest in zip(images, found, strict=True) if digest is None]
+    found = hash_images(folder, names)
+    missing = [name for name, digest in zip(names, found, strict=True) if digest is None]
     if missing:
         raise DataError(
-            f"{folder}: {len(missing):,} of {len(images):,} images cannot be read, such as {missing[0]}; "
+            f"{folder}: {len(missing):,} of {len(names):,} images cannot be read, such as {missing[0]}; "
             "`sniper check` names all of them"
         )
     return [digest for digest in found if digest is not None]
 
 
-def _joined(count: int, keys: list[list[str]]) -> IntArray:
+def _joined(count: int, keys: list[list[Any]]) -> IntArray:
     """Return the groups of images that have a key in common, directly or through others.
 
     Args:
@@ -263,7 +331,7 @@ def _joined(count: int, keys: list[list[str]]) -> IntArray:
         return i
 
     for column in keys:
-        first: dict[str, int] = {}
+        first: dict[Any, int] = {}
         for i, key in enumerate(column):
             a, b = sorted((root(i), root(first.setdefault(key, i))))
             parent[b] = a

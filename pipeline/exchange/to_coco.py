@@ -6,7 +6,7 @@ from itertools import count
 from typing import IO, Any
 
 from pipeline.dataset.shards import read_rows
-from pipeline.exchange.shard import IGNORED, KEY, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
+from pipeline.exchange.shard import IGNORED, KEY, ExportJob, Row, Tally, read_chips, read_keys, tally_of, total, xywh
 from pipeline.exchange.written import Written
 from pipeline.storage import Location, atomic_file, make_folder, write_together
 
@@ -25,6 +25,11 @@ def written(out: Location, split: str) -> list[Written]:
         Written(out / "annotations", rf"instances_{split}\.json", alone=False),
         Written(out / split, rf"{KEY}\.jpg"),
     ]
+
+
+def shard_names(job: ExportJob) -> dict[Location, list[str]]:
+    """Return the names of the files that `write_shard` writes, by their folder."""
+    return {job.out / job.split: [f"{key}.jpg" for key in read_keys(job)]}
 
 
 def write_shard(job: ExportJob) -> tuple[int, Tally]:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.coco.records import class_names
 from pipeline.exchange.shard import IGNORED, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
 from pipeline.exchange.written import Written
 from pipeline.storage import Location, atomic_file, files_in, make_folder, write_atomic
@@ -49,13 +50,18 @@ def written(out: Location, split: str) -> list[Written]:
     return [Written(out / "data", rf"{split}-\d{{5,}}-of-\d{{5,}}\.parquet", alone=False)]
 
 
+def shard_names(job: ExportJob) -> dict[Location, list[str]]:
+    """Return the name of the file that `write_shard` writes, by its folder."""
+    return {job.out / "data": [f"{job.split}-{job.number:05d}-of-{job.num_shards:05d}.parquet"]}
+
+
 def write_shard(job: ExportJob) -> tuple[int, Tally]:
     """Write the Parquet file of a shard, a few chips at a time; return its position and what it holds."""
-    path = job.out / "data" / f"{job.split}-{job.number:05d}-of-{job.num_shards:05d}.parquet"
-    names = [name for _, name in job.categories]
-    schema = SCHEMA.with_metadata({b"huggingface": json.dumps({"info": {"features": _features(names)}}).encode()})
+    ((folder, (name,)),) = shard_names(job).items()
+    features = _features(class_names(job.categories))
+    schema = SCHEMA.with_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
     tallies: list[Tally] = []
-    with atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+    with atomic_file(folder / name) as file, pq.ParquetWriter(file, schema) as writer:
         for rows in _groups(job):
             tallies += map(tally_of, rows)
             writer.write_table(pa.Table.from_pylist([_record(row) for row in rows], schema))

@@ -8,7 +8,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.exchange.shard import KEY, ExportJob, Row, Tally, read_chips, split_boxes, tally_of, total
+from pipeline.coco.records import class_names
+from pipeline.exchange.records import read_records
+from pipeline.exchange.shard import KEY, ExportJob, Row, Tally, read_chips, read_keys, split_boxes, tally_of, total
 from pipeline.exchange.written import Written
 from pipeline.images.chip import encode_jpeg
 from pipeline.storage import Location, is_folder, make_folder, write_atomic, write_together
@@ -16,7 +18,7 @@ from pipeline.storage import Location, is_folder, make_folder, write_atomic, wri
 LOG = logging.getLogger("sniper")
 CARD = "data.yaml"  # names all splits
 GREY = 114  # of blanked pixels, with which YOLO pads images, too
-SPLITS = ("train", "val", "test")  # those that data.yaml knows
+NEEDED = ("train", "val")  # splits without which YOLO refuses a data.yaml
 
 
 def prepare(out: Location, split: str) -> None:
@@ -28,6 +30,15 @@ def prepare(out: Location, split: str) -> None:
 def written(out: Location, split: str) -> list[Written]:
     """Return what is written for a split."""
     return [Written(out / "images" / split, rf"{KEY}\.jpg"), Written(out / "labels" / split, rf"{KEY}\.txt")]
+
+
+def shard_names(job: ExportJob) -> dict[Location, list[str]]:
+    """Return the names of the files that `write_shard` writes, by their folder."""
+    keys = read_keys(job)
+    return {
+        job.out / "images" / job.split: [f"{key}.jpg" for key in keys],
+        job.out / "labels" / job.split: [f"{key}.txt" for key in keys],
+    }
 
 
 def write_shard(job: ExportJob) -> tuple[int, Tally]:
@@ -52,17 +63,21 @@ def write_shard(job: ExportJob) -> tuple[int, Tally]:
 def finish(jobs: Sequence[ExportJob]) -> None:
     """Write data.yaml with all splits that are there. Its paths are relative to it."""
     out = jobs[0].out
-    there = {split: f"images/{split}" for split in SPLITS if is_folder(out / "images" / split)}
-    if jobs[0].split not in SPLITS:
-        there[jobs[0].split] = f"images/{jobs[0].split}"
-    for needed in ("train", "val"):
-        if needed not in there:  # YOLO refuses a file without
-            instead = "train" if "train" in there else jobs[0].split  # never the test images to choose a model by
-            LOG.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, instead)
-            there[needed] = f"images/{instead}"
-    names = {label: name for label, (_, name) in enumerate(jobs[0].categories)}
-    content = yaml.safe_dump(there | {"names": names}, sort_keys=False, allow_unicode=True)
+    exported = [split for split, record in read_records(out).items() if record.format == "yolo"]
+    splits = sorted((split for split in exported if is_folder(out / "images" / split)), key=_rank)
+    paths = {split: f"images/{split}" for split in splits}
+    for needed in NEEDED:
+        if needed not in splits:
+            LOG.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, splits[0])
+            paths[needed] = f"images/{splits[0]}"
+    names = dict(enumerate(class_names(jobs[0].categories)))
+    content = yaml.safe_dump(paths | {"names": names}, sort_keys=False, allow_unicode=True)
     write_atomic(out / CARD, content.encode())
+
+
+def _rank(split: str) -> int:
+    """Put test last: no model is to be trained on its images, or chosen by them, while there are others."""
+    return {"train": 0, "val": 1, "test": 3}.get(split, 2)
 
 
 def _label(box: Row, width: int, height: int) -> str:

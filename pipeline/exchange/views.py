@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.coco.checks.values import is_text
 from pipeline.coco.read import read_coco
+from pipeline.dataset.standing import find_stamps
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
@@ -41,6 +43,7 @@ from pipeline.storage import (
     write_atomic,
     write_together,
 )
+from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
 from schemas.tables import VIEWS
@@ -85,7 +88,7 @@ def views(
 ) -> ViewsReport:
     """Write the views of whole images at every scale, large ones in tiles, as JPEG files with an index.
 
-    Called again after an interruption it goes on where it was.
+    Called again after an interruption it goes on where it was. Image files are known again by their size and time.
 
     Args:
         images: folder of the images.
@@ -100,7 +103,7 @@ def views(
     Raises:
         UsageError: there is no such image folder, or no image in it; `out` holds other views, or anything that no
             `sniper views` wrote; it is, holds or lies in the image folder.
-        DataError: the annotation file cannot be read.
+        DataError: the annotation file cannot be read, or the store with the images gives no answer.
     """
     root, out = image_folder(location(images)), location(out)
     _refuse_others(out, root)
@@ -113,7 +116,8 @@ def views(
     about = {"size": chips.size, "ranges": chips.model_dump(mode="json")["ranges"], "categories": categories}
     probe_writable(out)
     with locked(out, "sniper views"):
-        made_with = json.dumps([about, chips.quality, chips.subsampling, planned, sources]).encode()
+        stamps = [stamp and stamp[:2] for stamp in find_stamps(root, [source.file_name for source in sources])]
+        made_with = json.dumps([about, chips.quality, chips.subsampling, planned, sources, stamps]).encode()
         _claim(out, hashlib.sha256(made_with).hexdigest().encode(), overwrite)
         make_folder(out / "images")
         there = {path.name for path in files_in(out / "images", "*.jpg")}
@@ -166,6 +170,8 @@ def _sources(
     for image_id, file in enumerate(files, 1):
         name = str(file.relative_to(root))
         try:
+            if not is_text(name):
+                raise ImageRefusedError(Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
             sources.append(SourceImage(image_id, name, *measure_image(file)[0]))
         except ImageRefusedError as refused:
             rejects.append(Reject("image", image_id, name, refused.reason, f"{name}: {refused.message}"))

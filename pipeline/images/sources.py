@@ -79,18 +79,18 @@ def find_images(folder: Path, *, without: Path | None = None) -> Listing:
             folders.clear()
             continue
         seen.add(real)
-        is_litter = any(_is_litter(part) for part in here.relative_to(folder).parts)
+        is_below_litter = any(is_litter(part) for part in here.relative_to(folder).parts)
         images = [here / name for name in files if Path(name).suffix.lower() in SUFFIXES]
-        kept = [] if is_litter else [file for file in images if not _is_litter(file.name)]
+        kept = [] if is_below_litter else [file for file in images if not is_litter(file.name)]
         num_litter += len(images) - len(kept)
         if here != without:
             found += kept
-            names = [] if is_litter else [name for name in files if not _is_litter(name)]
+            names = [] if is_below_litter else [name for name in files if not is_litter(name)]
             others.update(suffix for name in names if (suffix := Path(name).suffix.lower()) not in SUFFIXES)
     return Listing(sorted(found), num_litter, others)
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
     """Tell whether a file or folder of this name is none of the user's."""
     return name.startswith(".") or name.lower() in LITTER
 

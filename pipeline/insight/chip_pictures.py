@@ -13,6 +13,7 @@ from pipeline.images.pictures import STATUS_STROKES, Stroke, draw_box
 from pipeline.storage import Location, read_range
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
+from schemas.wording import shell
 
 PROPOSAL = Stroke(PROPOSAL_COLOR, 1)
 SHOWN = 10  # proposals of a chip, the best: hundreds would hide what the chip shows
@@ -75,7 +76,7 @@ def read_chip(data: Location, chip: Chip) -> Image.Image:
         return Image.open(io.BytesIO(content)).convert("RGB")
     except OSError as error:
         raise DataError(
-            f"{data / chip['shard']}: chip {chip['key']} is damaged; run `sniper verify {data}`"
+            f"{data / chip['shard']}: chip {chip['key']} is damaged; run `{shell('sniper', 'verify', data)}`"
         ) from error
 
 

@@ -16,6 +16,7 @@ from pipeline.storage import Location, location
 from pipeline.storage.parquet import read_frame
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError, UsageError
+from schemas.wording import shell
 
 MOST_CHIPS = 60  # of one kind and scale, on the sheet of one image
 
@@ -54,9 +55,12 @@ def show(
         The number of chips drawn.
 
     Raises:
-        UsageError: there are no such chips, classes or image, or the name of the picture says no format.
+        UsageError: there are no such chips, classes or image, `images` was given without `image`, or the name of the
+            picture says no format.
         DataError: a chip or the image cannot be read.
     """
+    if images is not None and image is None:
+        raise UsageError("show: --images is for --image, the id of one image to draw; leave it out, or give both")
     data, out = location(data), location(out)
     picture_format(out)
     frames = {one: _chips(data, one) for one in _kinds(data, kind, image)}
@@ -77,7 +81,8 @@ def show(
                     add_proposals(data, sample)
                 found.append((_title(sample[0], count), sample))
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{data}: a manifest is damaged: {error}; `sniper verify {data}` names it") from error
+        command = shell("sniper", "verify", data)
+        raise DataError(f"{data}: a manifest is damaged: {error}; `{command}` names it") from error
     chips = [chip for _, sample in found for chip in sample]
     if not chips:
         raise UsageError(_nothing(data, list(frames), image, classes, statuses))
@@ -106,7 +111,7 @@ def _kinds(data: Location, kind: str | None, image: int | None) -> list[str]:
 def _chips(data: Location, kind: str) -> pl.LazyFrame:
     manifests = shard_files(data / f"{kind}s", ".parquet")
     if not manifests:
-        command = f"sniper chips --out {data}" if kind == "positive" else f"sniper negatives --data {data}"
+        command = shell("sniper", *(["chips", "--out"] if kind == "positive" else ["negatives", "--data"]), data)
         raise UsageError(f"{data}: holds no {kind} chips; `{command}` writes them")
     return scan(manifests)
 

@@ -1,6 +1,8 @@
-"""Numbers with their nouns, and lengths of time."""
+"""Numbers with their nouns, lengths of time, and commands."""
 
-from schemas.wording import counted, duration
+from pathlib import Path
+
+from schemas.wording import counted, duration, shell
 
 
 def test_counted__one_is_singular() -> None:
@@ -10,3 +12,7 @@ def test_counted__one_is_singular() -> None:
 
 def test_duration__in_the_unit_that_fits() -> None:
     assert [duration(seconds) for seconds in (7.4, 89, 120, 5000, 7200)] == ["7 s", "89 s", "2 min", "83 min", "2.0 h"]
+
+
+def test_shell__gives_each_word_back() -> None:
+    assert shell("sniper", "verify", Path("my chips")) == "sniper verify 'my chips'"

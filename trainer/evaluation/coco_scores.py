@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import polars as pl
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools.cocoeval import Params
 
+from pipeline.coco.records import class_names
 from pipeline.storage import Location, read_bytes, refuse_foreign, write_atomic
 from schemas.errors import UsageError
 from trainer.evaluation.ground_truth import Categories, Objects
@@ -62,12 +62,6 @@ def score(
         for what, value in zip(POINT, (point.f1, *point), strict=True):
             summary[f"{what}[{name}]"] = None if math.isnan(value) else value
     return summary
-
-
-def class_names(categories: Categories) -> list[str]:
-    """Return the names of classes, with the id behind each one that is not the only one of its name."""
-    counts = Counter(name for _, name in categories)
-    return [f"{name} #{id_}" if counts[name] > 1 else name for id_, name in categories]
 
 
 def describe_scores(summary: Summary, notes: Sequence[str] = ()) -> str:

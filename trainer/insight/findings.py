@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.coco.records import class_names
 from schemas.arrays import FloatArray
-from trainer.evaluation.coco_scores import class_names
 from trainer.evaluation.errors import Errors, Kind, gains, mean_ap, split_errors
 from trainer.evaluation.ground_truth import Categories, Objects
 from trainer.evaluation.matching import NONE, Matching, class_curve, curve, match

@@ -8,7 +8,7 @@ from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
 from pipeline.storage import Location, is_file, location, read_bytes, remove, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
-from schemas.wording import counted, duration
+from schemas.wording import counted, duration, shell
 from trainer.inference.extract import extract_proposals
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from trainer.runtime.ranks import from_first, joined, stoppable
@@ -82,7 +82,8 @@ def _refuse_stale(data: Location, folder: Location) -> None:
     checkpoints = find_checkpoints(folder / RUN_FOLDER)
     positives = read_build(data, COMMANDS[POSITIVES])
     if checkpoints and read_checkpoint(checkpoints[-1]).data.get(POSITIVES) not in positives.names:
+        command = shell("sniper", "negatives", "--data", data, "--proposals", folder)
         raise UsageError(
             f"{folder / RUN_FOLDER}: the RPN was trained on positives that have changed since. Mine what it proposed "
-            f"with `sniper negatives --data {data} --proposals {folder}`, or train it anew with --overwrite"
+            f"with `{command}`, or train it anew with --overwrite"
         )

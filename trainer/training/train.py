@@ -13,7 +13,7 @@ from pipeline.storage import Location, is_file, location, locked, make_folder, p
 from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import ChipSettings, Settings, TrainSettings
-from schemas.wording import counted
+from schemas.wording import counted, shell
 from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
 from trainer.loading.dataset import ChipDataset
@@ -73,7 +73,7 @@ def train(
     """
     data, out, current = location(data), location(out), settings or Settings()
     judged = None if validation is None else (location(validation[0]), location(validation[1]))
-    advice = f"Go on with: sniper train --data {data} --out {out} --resume"
+    advice = f"Go on with: {shell('sniper', 'train', '--data', data, '--out', out, '--resume')}"
     with (
         joined() as rank,
         stoppable(advice),

@@ -134,7 +134,7 @@ def check_images(records: Iterable[Any], max_pixels: int | None, seen: Seen) -> 
         width, height = (whole(record.get(side), "widths and heights", seen) for side in ("width", "height"))
         name: Any = record.get("file_name")
         if name is None and is_text(record.get("coco_url")):
-            name = unquote(urlsplit(str(record["coco_url"])).path).lstrip("/")
+            name = url_path(str(record["coco_url"]))
             num_urls += 1
         found = _fault(record, image_id, name, width, height, max_pixels)
         if found is None:
@@ -150,7 +150,9 @@ def check_images(records: Iterable[Any], max_pixels: int | None, seen: Seen) -> 
                 faults.append(fault)
     file_name = images.take_names()
     if num_urls:
-        file_name = _less_common_folder(file_name, num_urls == num_records, seen, num_urls)
+        if num_urls == num_records:
+            file_name = less_common_folder(file_name)
+        seen.add(FROM_URL, file_name[0].as_py() if len(file_name) else None, num_urls)
     return _sorted(images, file_name, faults, num_records, seen)
 
 
@@ -180,16 +182,22 @@ def _is_safe(file_name: str) -> bool:
     return not (parts[0] == "" or parts[0].endswith(":") or ".." in parts or "\0" in file_name)
 
 
-def _less_common_folder(file_name: pa.Array, all_urls: bool, seen: Seen, count: int) -> pa.Array:
-    """Names that come from URLs, less the folders that all of them share: those are the server's, and --images."""
-    if all_urls and len(file_name):
-        ends = pc.min_max(file_name)  # what the first and the last have in common, all between them have
-        first, last = ends["min"].as_py(), ends["max"].as_py()
-        common = posixpath.commonpath([posixpath.dirname(first), posixpath.dirname(last)])
-        if common:
-            file_name = pc.utf8_slice_codeunits(file_name, len(common) + 1)
-    seen.add(FROM_URL, file_name[0].as_py() if len(file_name) else None, count)
-    return file_name
+def url_path(url: str) -> str:
+    """Return the path of a coco_url, which stands for a file name that is missing; "" of what is no URL."""
+    try:
+        return unquote(urlsplit(url).path).lstrip("/")
+    except ValueError:  # such as http://[
+        return ""
+
+
+def less_common_folder(file_name: pa.Array) -> pa.Array:
+    """Return names that come from URLs, less the folders that all share: those are the server's, and --images."""
+    if not len(file_name):
+        return file_name
+    ends = pc.min_max(file_name)  # what the first and the last have in common, all between them have
+    first, last = ends["min"].as_py(), ends["max"].as_py()
+    common = posixpath.commonpath([posixpath.dirname(first), posixpath.dirname(last)])
+    return pc.utf8_slice_codeunits(file_name, len(common) + 1) if common else file_name
 
 
 def _sorted(images: _Columns, file_name: pa.Array, faults: Rows[ImageFault], num_records: int, seen: Seen) -> Images:

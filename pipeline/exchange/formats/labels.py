@@ -7,13 +7,12 @@ from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from pipeline.coco import Reject
 from pipeline.images.decode import ImageRefusedError, open_image
+from pipeline.images.sources import SUFFIXES, is_litter
 from pipeline.storage import Location, files_in, is_folder, open_binary, read_bytes
 from schemas.codes import Reason
 from schemas.errors import DataError, MissingError
 
 Record = TypeVar("Record")
-
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
 
 class Box(NamedTuple):
@@ -78,20 +77,25 @@ class BadBoxError(Exception):
 
 
 class Images:
-    """The images of a folder, found by name or by stem."""
+    """The images of a folder, found by name or by stem: those that `find_images` takes, of the folder alone."""
 
     def __init__(self, folder: Location) -> None:
         self.folder = folder
-        self.names = sorted(place.name for place in files_in(folder, "*") if place.name.lower().endswith(SUFFIXES))
+        names = [place.name for place in files_in(folder, "*") if place.suffix.lower() in SUFFIXES]
+        self.names = sorted(name for name in names if not is_litter(name))
         self._of_stem: dict[str, list[str]] = {}
         for name in self.names:
             self._of_stem.setdefault(PurePosixPath(name).stem, []).append(name)
         if not self.names:
             raise DataError(f"{folder}: holds no image file; give the folder in which the images lie, as --images")
 
+    def called(self, stem: str) -> list[str]:
+        """Return all images of this name without its suffix."""
+        return self._of_stem.get(stem, [])
+
     def of_stem(self, stem: str, notes: Notes, file: str) -> str | None:
         """Return the one image of this name without its suffix; refuse the file that wants it where there is none."""
-        found = self._of_stem.get(stem, [])
+        found = self.called(stem)
         if len(found) == 1:
             return found[0]
         what = f"{len(found)} images are called {stem}" if found else f"no image is called {stem}"
@@ -109,6 +113,8 @@ class Images:
             notes.refuse_image(name, Reason.MISSING_FILE, f"no such file in {self.folder}")
         except OSError as error:
             notes.refuse_image(name, Reason.UNREADABLE_FILE, error.strerror or str(error))
+        except ValueError as error:  # a name that no file can have, such as one with a zero byte
+            notes.refuse_image(name, Reason.MISSING_FILE, f"no such file in {self.folder}: {error}")
         return None
 
 
@@ -129,17 +135,17 @@ def read_text(place: Location) -> str:
 
 
 def label_files(folder: Location, suffix: str) -> list[Location]:
-    """Return the label files of a folder, in order of their names.
+    """Return the label files of a folder, in order of their names, without what systems and editors leave there.
 
     Raises:
         DataError: there is no such folder, or none in it.
     """
     if not is_folder(folder):
         raise MissingError(f"{folder}: no such folder; give the folder of the label files, as --annotations")
-    found = sorted(files_in(folder, f"*{suffix}"), key=lambda place: place.name)
+    found = [place for place in files_in(folder, f"*{suffix}") if not is_litter(place.name)]
     if not found:
         raise DataError(f"{folder}: holds no {suffix} file; give the folder of the label files, as --annotations")
-    return found
+    return sorted(found, key=lambda place: place.name)
 
 
 def per_image(folder: Location, suffix: str, images: Images, notes: Notes) -> Iterator[tuple[Location, str]]:

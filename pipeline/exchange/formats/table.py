@@ -7,10 +7,11 @@ h`. Without names the columns are `file, x1, y1, x2, y2, class`. A row with a fi
 import csv
 import io
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import PurePosixPath
 
 from pipeline.exchange.formats.labels import BadBoxError, Box, Images, Labelled, Notes, numbers, read_text
-from pipeline.storage import Location
+from pipeline.storage import Location, is_file
 from schemas.codes import Reason
 from schemas.errors import DataError
 
@@ -25,25 +26,23 @@ def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[
 
     Args:
         annotations: the table.
-        images: the images; a name with folders that do not exist is looked up without them.
+        images: the images; where there is no file of a name with folders, it is looked up without them.
         notes: takes what is refused.
 
     Raises:
         DataError: the table cannot be read, or a column is missing.
     """
-    rows = [*csv.reader(io.StringIO(read_text(annotations), newline=""), skipinitialspace=True)]
+    rows = _rows(annotations)
     file, box, category, has_sides, first = _columns(annotations, rows)
     known = set(images.names)
+    name_of = cache(partial(_name_of, images, known))
     boxes: dict[str, list[Box]] = {}
     for number, row in enumerate(rows[first:], first + 1):
-        name = row[file].strip().replace("\\", "/") if len(row) > file else ""
+        name = name_of(row[file].strip()) if len(row) > file else ""
         if not name:
             if any(field.strip() for field in row):
                 notes.refuse_box(annotations.name, f"row {number}", Reason.BAD_RECORD, "names no file")
             continue
-        path = PurePosixPath(name)
-        if name not in known and (path.name in known or path.is_absolute() or ".." in path.parts):
-            name = path.name
         of_image = boxes.setdefault(name, [])
         fields = [row[column].strip() if column < len(row) else "" for column in (*box, category)]
         if not any(fields):
@@ -59,12 +58,41 @@ def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[
             yield Labelled(name, *size, found)
 
 
+def _rows(place: Location) -> list[list[str]]:
+    """Return the fields of all rows; a quote that is never closed would take the rest of the table into one."""
+    reader = csv.reader(io.StringIO(read_text(place), newline=""), skipinitialspace=True, strict=True)
+    try:
+        return [*reader]
+    except csv.Error as error:
+        raise DataError(
+            f"{place}, line {reader.line_num}: is no row of CSV: {error}; is a quote there, or before, not closed?"
+        ) from error
+
+
+def _name_of(images: Images, known: set[str], written: str) -> str:
+    """Return the name of an image relative to the folder, as the table writes it or without its folders."""
+    path = PurePosixPath(written.replace("\\", "/"))
+    if not path.name or str(path) in known:
+        return path.name
+    is_elsewhere = path.is_absolute() or ".." in path.parts
+    if is_elsewhere or (path.name in known and not _is_there(images.folder / path)):
+        return path.name
+    return str(path)
+
+
+def _is_there(place: Location) -> bool:
+    try:
+        return is_file(place)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _columns(place: Location, rows: list[list[str]]) -> tuple[int, list[int], int, bool, int]:
     """Return the columns of the file, the box and the class, whether the box has sides, and the first row of data."""
     if not rows:
         raise DataError(f"{place}: is empty")
     heads = [field.strip().lower() for field in rows[0]]
-    if len(heads) == 6 and not any(name in heads for name in FILE):
+    if len(heads) == 6 and (any(map(_is_number, heads[1:5])) or not any(heads[1:5])):
         return 0, [1, 2, 3, 4], 5, False, 0
     files, classes = ([heads.index(name) for name in names if name in heads] for names in (FILE, CLASS))
     for names, has_sides in [*((names, False) for names in CORNERS), *((names, True) for names in SIDES)]:
@@ -74,6 +102,14 @@ def _columns(place: Location, rows: list[list[str]]) -> tuple[int, list[int], in
         f"{place}: expected columns such as file_name, x1, y1, x2, y2, class, or six columns without names; found "
         f"{', '.join(heads)}"
     )
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 def _box(fields: list[str], has_sides: bool) -> Box:

@@ -44,9 +44,9 @@ def read_voc(annotations: Location, images: Images, notes: Notes) -> Iterator[La
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Return the width and height that the file gives; some tools write none, or zeros."""
+    """Return the width and height that the file gives; None for none, or zeros, as some tools write."""
     sides = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
-    if not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if not all(side.isdecimal() and len(side) < 10 and int(side) > 0 for side in sides):
         return None
     return int(sides[0]), int(sides[1])
 

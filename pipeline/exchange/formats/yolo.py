@@ -53,7 +53,7 @@ def _names_of_yaml(place: Location, text: str) -> list[str]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{place}: is not YAML: {error}") from error
     names: Any = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
+    if isinstance(names, dict) and set(names) == {*range(len(names))}:
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise DataError(f"{place}: expected `names`, a list of classes or one from 0 on, as in YOLO's data.yaml")
@@ -67,22 +67,22 @@ def read_yolo(annotations: Location, images: Images, names: list[str], notes: No
         annotations: folder of the label files.
         images: the images.
         names: of the classes, by number.
-        notes: takes what is refused.
+        notes: takes what is refused, such as images that share their name and so a label file.
     """
-    there = {file.name: file for file in label_files(annotations, ".txt")}
+    there = {file.stem: file for file in label_files(annotations, ".txt")}
     for name in images.names:
+        stem = PurePosixPath(name).stem
+        file, alike = there.get(stem), images.called(stem)
+        if file is not None and len(alike) > 1:
+            notes.refuse_image(name, Reason.REPEATED_FILE, f"{file.name} may be that of any of {', '.join(alike)}")
+            continue
         size = images.size(name, notes)
-        if size is None:
-            continue
-        file = there.pop(f"{PurePosixPath(name).stem}.txt", None)
         lines = [] if file is None else read_lines(file, notes)
-        if lines is None:
-            continue
-        boxes = read_boxes(f"{PurePosixPath(name).stem}.txt", lines, partial(_box, names, size), notes)
-        yield Labelled(name, *size, boxes)
-    for file in there.values():
-        if file.name != "classes.txt":
-            images.of_stem(file.stem, notes, file.name)
+        if size is not None and lines is not None:
+            yield Labelled(name, *size, read_boxes(f"{stem}.txt", lines, partial(_box, names, size), notes))
+    for stem, file in there.items():
+        if file.name != "classes.txt" and not images.called(stem):
+            images.of_stem(stem, notes, file.name)
 
 
 def _box(names: list[str], size: tuple[int, int], line: str) -> Box:
@@ -92,8 +92,8 @@ def _box(names: list[str], size: tuple[int, int], line: str) -> Box:
         raise BadBoxError(
             f"expected `class x y width height`, or a class and the points of an outline, found {len(fields)} fields"
         )
-    if not fields[0].isdecimal() or int(fields[0]) >= len(names):
-        raise BadBoxError(f"class {fields[0]!r} is none of 0 to {len(names) - 1}", Reason.UNKNOWN_CATEGORY)
+    if not fields[0].isdecimal() or len(fields[0]) > 9 or int(fields[0]) >= len(names):
+        raise BadBoxError(f"class {fields[0]!r:.20} is none of 0 to {len(names) - 1}", Reason.UNKNOWN_CATEGORY)
     shares = numbers(fields[1:])
     if max(map(abs, shares)) > LARGEST_SHARE:
         raise BadBoxError(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.coco.records import class_names
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES, finished_builds
 from pipeline.dataset.shards import shard_files
 from pipeline.insight.manifests import SIZE, scan
@@ -16,6 +17,7 @@ from schemas.build import Build
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
+from schemas.wording import shell
 
 EXAMPLES = 3  # of each cause of refusal
 
@@ -35,7 +37,8 @@ def collect_facts(data: Location) -> Facts:
     try:
         return _collect(data, builds)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{data}: a file is damaged or missing: {error}; `sniper verify {data}` names it") from error
+        command = shell("sniper", "verify", data)
+        raise DataError(f"{data}: a file is damaged or missing: {error}; `{command}` names it") from error
 
 
 def _collect(data: Location, builds: dict[str, Build]) -> Facts:
@@ -164,10 +167,9 @@ def _classes(
         )
         .collect(engine="streaming")
     )
+    categories = scan([data / "categories.parquet"]).select("id", "name").collect()
     return (
-        scan([data / "categories.parquet"])
-        .collect()
-        .select("id", "name")
+        categories.with_columns(name=pl.Series(class_names(categories.rows()), dtype=pl.String))
         .join(counted, left_on="id", right_on="category_id", how="left")
         .join(tally.classes.rename({"sum_targets": "targets"}), left_on="id", right_on="category_id", how="left")
         .with_columns(pl.col("boxes", "whole", "comfortable", "crowd", "targets", "chips").fill_null(0))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from schemas.wording import counted
+from schemas.wording import counted, shell
 
 LOST = 0.01  # share of objects whole in no chip
 EMPTY = 0.05  # share of positive chips without a target
@@ -18,7 +18,8 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     Args:
         facts: what collect_facts returned.
     """
-    wrong = [f"The files do not agree, so run `sniper verify {facts['data']}`. {line}" for line in facts["mismatches"]]
+    command = shell("sniper", "verify", facts["data"])
+    wrong = [f"The files do not agree, so run `{command}`. {line}" for line in facts["mismatches"]]
     return [*wrong, *_of_input(facts), *_of_chips(facts), *_of_classes(facts["classes"])]
 
 
@@ -56,7 +57,7 @@ def _of_chips(facts: dict[str, Any]) -> Iterator[str]:
             "training costs more than on whole images"
         )
     if facts["negatives"] is None:
-        yield f"There are no negative chips yet; `sniper negatives --data {facts['data']}` mines them"
+        yield f"There are no negative chips yet; `{shell('sniper', 'negatives', '--data', facts['data'])}` mines them"
 
 
 def _of_classes(classes: list[dict[str, Any]]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from schemas.settings import ChipSettings
 SAMPLE = 4096
 """Images that are planned at most."""
 SPAN = 64
-"""Consecutive images that are taken together; a sample's spans lie evenly over the data set."""
+"""Consecutive images that are taken together."""
 
 
 class Cost(NamedTuple):
@@ -46,10 +46,16 @@ class Cost(NamedTuple):
 
 
 def sample(source: Source) -> list[Source]:
-    """Return the images that are planned, in spans: all of a small data set, or spans evenly over a large one."""
+    """Return the images that are planned, in spans: all of a small data set, or spans evenly over a large one.
+
+    Spans with objects and spans without are taken by their shares, and one with objects at least where there is any.
+    """
     starts = np.arange(0, source.num_images, SPAN)
     if source.num_images > SAMPLE:
-        starts = starts[np.linspace(0, len(starts) - 1, SAMPLE // SPAN).astype(int)]
+        before = np.append(0, np.cumsum(~source.crowd))[source.offsets]  # objects before each image
+        is_empty = before[starts] == before[np.minimum(starts + SPAN, source.num_images)]
+        starts = starts[np.argsort(is_empty, kind="stable")]
+        starts = np.sort(starts[np.linspace(0, len(starts) - 1, SAMPLE // SPAN).astype(int)])
     return [source.span(start, min(start + SPAN, source.num_images)) for start in starts.tolist()]
 
 

@@ -127,6 +127,8 @@ def test_read_coco__coco_url(tmp_path: Path) -> None:
     two = read(content(images=urls("c/val2017/b.jpg", "c/train2017/a.jpg")), tmp_path)
     assert two.file_name.to_pylist() == ["train2017/a.jpg", "val2017/b.jpg"]
     assert "2 images have no file_name but a coco_url" in two.notes[0]
+    odd = content(images=[*urls("c/b.jpg", "c/a.jpg"), {"id": 9, "width": 5, "height": 5, "coco_url": "http://["}])
+    assert [reject.reason for reject in read(odd, tmp_path).rejects] == ["bad_record"]
 
 
 def test_read_coco__rotated_boxes(tmp_path: Path) -> None:
@@ -229,3 +231,12 @@ def test_read_coco__several_files(tmp_path: Path) -> None:
     assert source.category_of_label[source.label].tolist() == [4, 9, 4, 10, 4]
     assert [tuple(box)[:4] for box in source.refused_boxes] == [(4, 12, 177, 4)]
     assert next(iter(source.rejects)).message == f"{second}: annotations[1]: image_id 77 is not among images"
+
+
+def test_read_coco__refused_images_of_several_files_have_the_ids_of_the_ledger(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    first.write_text(json.dumps(content()))
+    second.write_text(json.dumps(content(images=[IMAGES[0], {**IMAGES[1], "width": 0}])))
+    source = read_coco([first, second], folders=["", "more"])
+    ids = [image.id for image in source.refused_images]
+    assert ids == [reject.id for reject in source.rejects if reject.kind == "image"] == [100 + IMAGES[1]["id"]]

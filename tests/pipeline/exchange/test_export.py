@@ -1,6 +1,7 @@
 """Chips as data sets of other formats: the same pixels and the same boxes, and an export that was stopped goes on."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -142,6 +143,73 @@ def test_export__goes_on_where_it_was_stopped_and_ends_the_same(
     assert digest(tmp_path / "part") == digest(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("kind", "lost"), [("coco", "train/*.jpg"), ("yolo", "labels/train/*.txt"), ("hf", "data/*.parquet")]
+)
+def test_export__files_that_are_gone_are_written_again(data: Path, tmp_path: Path, kind: str, lost: str) -> None:
+    whole = export(data, tmp_path, format=kind, workers=1)
+    wanted = digest(tmp_path)
+    assert export(data, tmp_path, format=kind, workers=1).num_made == 0
+    min(tmp_path.glob(lost)).unlink()
+    report = export(data, tmp_path, format=kind, workers=1)
+    assert (report.num_made, report.tally) == (1, whole.tally)
+    for path in tmp_path.glob(lost):
+        path.unlink()
+    assert export(data, tmp_path, format=kind, workers=1).num_made > 3  # all but a shard without chips
+    assert digest(tmp_path) == wanted
+
+
+def test_export__stopped_while_it_deletes_trusts_no_note(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = export(data, tmp_path, workers=1)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.exchange.export.remove_written", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(data, tmp_path, workers=1, overwrite=True)
+    assert export(data, tmp_path, workers=1).num_made == whole.num_shards
+
+
+def test_export__categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    made = CocoSet(
+        tmp_path, categories=[{"id": 3, "name": "cat"}, {"id": 9, "name": "cat"}, {"id": 11, "name": "dog"}]
+    )
+    made.add_image(1)
+    build(made, tmp_path / "chips", workers=1)
+    names = ["cat #3", "cat #9", "dog"]
+    export(tmp_path / "chips", tmp_path / "yolo", format="yolo", workers=1)
+    assert yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())["names"] == dict(enumerate(names))
+    export(tmp_path / "chips", tmp_path / "hf", format="hf", workers=1)
+    (file,) = (tmp_path / "hf/data").iterdir()
+    features = json.loads(pq.read_schema(file).metadata[b"huggingface"])["info"]["features"]
+    assert features["objects"]["category"]["feature"]["names"] == names
+
+
+@pytest.mark.parametrize(
+    ("splits", "wanted"),
+    [
+        (["test"], {"test": "test", "train": "test", "val": "test"}),
+        (["day"], {"day": "day", "train": "day", "val": "day"}),
+        (["val", "test"], {"val": "val", "test": "test", "train": "val"}),
+        (["fold0", "fold1"], {"fold0": "fold0", "fold1": "fold1", "train": "fold0", "val": "fold0"}),
+        (["train", "test", "extra"], {"train": "train", "extra": "extra", "test": "test", "val": "train"}),
+    ],
+)
+def test_export__data_yaml_names_splits_that_are_there(
+    data: Path, tmp_path: Path, splits: list[str], wanted: dict[str, str]
+) -> None:
+    (tmp_path / "images/other").mkdir(parents=True)  # no export
+    for split in splits:
+        export(data, tmp_path, format="yolo", split=split, workers=1)
+    written = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    del written["names"]
+    assert written == {name: f"images/{split}" for name, split in wanted.items()}
+
+
 def test_export__yolo_blanks_what_is_not_to_be_learnt_and_spares_objects(data: Path, tmp_path: Path) -> None:
     export(data, tmp_path / "plain", format="yolo", workers=1)
     report = export(data, tmp_path / "blank", format="yolo", workers=1, blank=True)
@@ -188,6 +256,14 @@ def test_export__splits_share_a_folder_and_others_are_refused(data: Path, tmp_pa
     ):
         with pytest.raises(UsageError, match=said):
             export(data, tmp_path / "wrong", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["yolo", "hf"])
+def test_export__its_hint_is_a_command(data: Path, tmp_path: Path, sniper: RunSniper, kind: str) -> None:
+    out = tmp_path / "it's mine"
+    told = sniper("export", data, "--format", kind, "--out", out)
+    words = shlex.split(told.err.split("next: ")[1])
+    assert f"data={out}/data.yaml" in words if kind == "yolo" else f"load_dataset({str(out)!r})" in words[2]
 
 
 def test_export__a_damaged_chip_is_named(data: Path, tmp_path: Path) -> None:

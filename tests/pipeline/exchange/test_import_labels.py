@@ -1,13 +1,15 @@
 """`sniper import`: what it writes is read, checked and cut as any COCO file."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.coco.read import read_coco
-from pipeline.exchange.import_labels import import_labels
+from pipeline.exchange.import_labels import Format, import_labels
+from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from tests.conftest import RunSniper
 from tests.pipeline.exchange.formats.folders import image_folder, label_folder
@@ -56,6 +58,28 @@ def test_import__tells_what_it_refused_and_goes_on(sniper: RunSniper, tmp_path: 
     assert checked.status == 0
 
 
+@pytest.mark.parametrize("format", ["yolo", "voc", "dota", "visdrone"])
+def test_import_labels__a_name_that_is_no_text_loses_nothing_else(tmp_path: Path, format: Format) -> None:
+    image_folder(tmp_path / "images", "a.jpg", os.fsdecode(b"caf\xe9.jpg"))
+    (tmp_path / "names.txt").write_text("cat")
+    suffix = "xml" if format == "voc" else "txt"
+    text = "<annotation><size><width>200</width><height>100</height></size></annotation>" if format == "voc" else ""
+    label_folder(tmp_path / "labels", **{f"a_{suffix}": text, os.fsdecode(b"caf\xe9_") + suffix: text})
+    names = tmp_path / "names.txt" if format == "yolo" else None
+    report = import_labels(format, tmp_path / "labels", tmp_path / "images", tmp_path / "coco.json", names=names)
+    assert report.num_images == 1
+    assert [(reject.reason, reject.message.split(": ")[1]) for reject in report.rejects] == [
+        (Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
+    ]
+
+
+def test_import_labels__makes_the_folder_before_it_reads(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", "a.jpg")
+    (tmp_path / "labels.csv").write_text("a.jpg,1,2,30,40,cat\n")
+    import_labels("csv", tmp_path / "labels.csv", tmp_path / "images", tmp_path / "new/folder/coco.json")
+    assert (tmp_path / "new/folder/coco.json").exists()
+
+
 def test_import_labels__names_go_with_yolo(tmp_path: Path) -> None:
     image_folder(tmp_path / "images", "a.jpg")
     for format, names in (("yolo", None), ("voc", tmp_path / "data.yaml")):
@@ -79,9 +103,11 @@ def test_import_labels__writes_over_nothing_but_its_own(tmp_path: Path) -> None:
     table.write_text("a.jpg,1,2,30,40,cat\n")
     mine = tmp_path / "mine.json"
     mine.write_text('{"images": []}')
+    with pytest.raises(UsageError, match="was not written by"):
+        import_labels("csv", table, tmp_path / "images", tmp_path)
     for out in (table, mine):
         before = out.read_bytes()
-        with pytest.raises(UsageError, match="`sniper import` did not write"):
+        with pytest.raises(UsageError, match="was not written by `sniper import`"):
             import_labels("csv", table, tmp_path / "images", out)
         assert out.read_bytes() == before
     written = tmp_path / "coco.json"
@@ -90,5 +116,5 @@ def test_import_labels__writes_over_nothing_but_its_own(tmp_path: Path) -> None:
     written.write_text(json.dumps(json.loads(written.read_text()), indent=1))  # the same content
     import_labels("csv", table, tmp_path / "images", written)
     written.write_text(written.read_text().replace('"cat"', '"kitten"'))
-    with pytest.raises(UsageError, match="or that was changed since"):
+    with pytest.raises(UsageError, match="or was changed since"):
         import_labels("csv", table, tmp_path / "images", written)

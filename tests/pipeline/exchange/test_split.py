@@ -1,6 +1,8 @@
 """`sniper split`: every record in one part, groups whole, each class in each part by its share."""
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,60 @@ def test_split__equal_images_stay_together_also_through_groups(tmp_path: Path) -
         split(tmp_path / "all.json", tmp_path / "again", images=tmp_path / "images")
 
 
+def test_split__records_of_one_image_stay_together(tmp_path: Path) -> None:
+    """Ten images; each stands in the file twice as it is, once under another id, and once with another size."""
+    content = write_coco(tmp_path / "all.json", 10)
+    images = content["images"]
+    same = [{**image, "id": 1000 + image["id"], "file_name": f"./{image['file_name']}"} for image in images]
+    content["images"] = [*images, *images, *same, *({**image, "width": 65} for image in images)]
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    report = split(tmp_path / "all.json", tmp_path / "out", val=0.3)
+    assert (report.num_groups, report.images) == (10, {"train": 28, "val": 12})
+    names = [{image["file_name"][-13:] for image in part["images"]} for part in parts_of(tmp_path / "out").values()]
+    assert not set.intersection(*names)
+
+
+def test_split__an_empty_file_with_groups(tmp_path: Path) -> None:
+    (tmp_path / "all.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match="`images` is empty"):
+        split(tmp_path / "all.json", tmp_path / "out", group="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("all.json.gz", lambda text: gzip.compress(text.encode())),
+        ("all.json", lambda text: b"\xef\xbb\xbf" + text.encode()),
+        ("all.json", lambda text: text.encode("utf-16")),
+    ],
+    ids=["gzip", "mark", "utf-16"],
+)
+def test_split__takes_the_files_that_check_takes(tmp_path: Path, name: str, pack: Callable[[str], bytes]) -> None:
+    """Packed, in another encoding, with URLs for names, ids as text, and categories without names."""
+    content = write_coco(tmp_path / "plain", 20)
+    for image in content["images"]:
+        image["coco_url"] = f"http://server/set/{image.pop('file_name')}"
+        image["id"] = str(image["id"])
+    content["categories"] = [{"id": 3, "name": "ü"}, {"id": 4}]
+    (tmp_path / name).write_bytes(pack(json.dumps(content, ensure_ascii=False)))
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(content["images"]):
+        (tmp_path / "images" / image["coco_url"].rsplit("/", 1)[1]).write_bytes(bytes([number // 2]))
+    report = split(tmp_path / name, tmp_path / "out", images=tmp_path / "images", group=r"clip\d+-\d+")
+    assert (report.num_groups, report.num_equal, report.without_image) == (10, 10, 0)
+    assert list(report.boxes["train"]) == ["ü", "4"]
+    assert sum(sum(boxes.values()) for boxes in report.boxes.values()) == 27
+    assert parts_of(tmp_path / "out")["val"]["categories"] == content["categories"]
+
+
+def test_split__counts_categories_of_one_name_apart(tmp_path: Path) -> None:
+    content = write_coco(tmp_path / "all.json", 30)
+    content["categories"] = [{"id": 3, "name": "cat"}, {"id": 4, "name": "cat"}, {"id": 3, "name": "cat"}]
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    boxes = split(tmp_path / "all.json", tmp_path / "out").boxes
+    assert {name: boxes["train"][name] + boxes["val"][name] for name in boxes["train"]} == {"cat #3": 30, "cat #4": 10}
+
+
 def test_split__annotations_of_no_image_are_not_lost(tmp_path: Path) -> None:
     content = write_coco(tmp_path / "all.json", 20)
     content["annotations"].append({"id": 999, "image_id": 123456, "category_id": 3, "bbox": [0, 0, 1, 1]})
@@ -110,6 +166,8 @@ def test_split__writes_over_nothing(tmp_path: Path) -> None:
     [
         ({"val": 0.0}, "expected --val and --test"),
         ({"val": 0.6, "test": 0.4}, "expected --val and --test"),
+        ({"val": float("nan")}, "expected --val and --test"),
+        ({"test": float("nan")}, "expected --val and --test"),
         ({"group": "("}, "no regular expression"),
         ({"group": "frame"}, "matches in no file name"),
     ],
@@ -125,8 +183,10 @@ def test_split__says_what_is_wrong_with_its_options(tmp_path: Path, options: dic
     [
         ("{", "no COCO JSON file"),
         ('{"images": []}', "no list `annotations`"),
-        ('{"images": [], "annotations": []}', "too few"),
+        ('{"images": [], "annotations": []}', "`images` is empty; expected one record per image file"),
         ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: .*file_name"),
+        ('{"images": [{"id": 1, "file_name": "a", "x": NaN}], "annotations": []}', "without NaN, Infinity"),
+        ('{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": []}', "no COCO JSON file"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "too few: val would get none"),
     ],
 )

@@ -1,6 +1,9 @@
 """Views as files: their pixels are those that a search sees, and nothing is left half done."""
 
 import json
+import os
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,18 +96,35 @@ def test_views__stopped_and_called_again_end_the_same(
     assert len(list((tmp_path / "part/images").iterdir())) == other.num_views
 
 
+def test_views__of_other_images_of_the_same_names_and_sizes_are_refused(
+    photos: CocoSet, tmp_path: Path, settings: Settings
+) -> None:
+    views(photos.image_root, tmp_path / "out", settings, annotations=photos.path, workers=1)
+    night = shutil.copytree(photos.image_root, tmp_path / "night")
+    views(night, tmp_path / "out", settings, annotations=photos.path, workers=1)  # the same files elsewhere
+    Image.new("RGB", (90, 60)).save(night / "30.jpg")
+    with pytest.raises(UsageError, match="holds views of other images or settings"):
+        views(night, tmp_path / "out", settings, annotations=photos.path, workers=1)
+
+
 def test_views__of_a_folder_number_the_images_and_leave_bad_ones_out(
     photos: CocoSet, tmp_path: Path, sniper: RunSniper
 ) -> None:
     (photos.image_root / "bad.jpg").write_bytes(b"nothing")
+    (photos.image_root / os.fsdecode(b"caf\xe9.jpg")).write_bytes((photos.image_root / "12.jpg").read_bytes())
     broken = (photos.image_root / "7.jpg").read_bytes()
     (photos.image_root / "7.jpg").write_bytes(broken[: len(broken) // 2])
-    arguments = ("views", "--images", photos.image_root, "--out", tmp_path / "out", "--workers", 1)
-    result = sniper(*arguments, *(word for one in SETTINGS for word in ("--set", one)))
+    arguments = ("views", "--images", photos.image_root, "--out", tmp_path / "my views", "--workers", 1)
+    given = [word for one in SETTINGS for word in ("--set", one)]
+    result = sniper(*arguments, *given)
     assert result.status == 1
     assert "not_an_image" in result.out
+    assert "its name is no text in UTF-8; rename the file" in result.out
     assert "undecodable" in result.out
-    rows = pq.read_table(tmp_path / "out" / INDEX).to_pylist()
+    hint = shlex.split(result.err.split("next: ")[1])
+    assert hint[:3] == ["sniper", "merge-views", str(tmp_path / "my views")]
+    assert hint[-len(given) :] == given
+    rows = pq.read_table(tmp_path / "my views" / INDEX).to_pylist()
     assert {(row["image_id"], row["image_file"]) for row in rows} == {(1, "12.jpg"), (2, "30.jpg")}
 
 

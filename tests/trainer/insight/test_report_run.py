@@ -37,7 +37,7 @@ def step(number: int, **values: float) -> dict[str, Any]:
 
 
 def test_read_history__parts_steps_validations_and_classes(tmp_path: Path) -> None:
-    scores = {"AP": 0.4, "AP50": 0.6, "AP[a]": 0.3, "AP50[a]": 0.5, "AP[b [c]]": 0.5}
+    scores = {"AP": 0.4, "AP50": 0.6, "AP[a]": 0.3, "AP50[a]": 0.5, "AP[b [c]]": 0.5, "AP[d\ne]": 0.7}
     records = [step(1), {"step": 1, "epoch": 0, "settings": ["changed"]}, step(2), {"step": 2, "epoch": 0, **scores}]
     history = read_history(write_log(tmp_path, records, torn='{"step": 3, "lo'))
     assert [row["step"] for row in history["steps"]] == [1, 2]
@@ -45,6 +45,7 @@ def test_read_history__parts_steps_validations_and_classes(tmp_path: Path) -> No
     assert history["classes"] == {
         "a": [{"step": 2, "epoch": 0, "AP": 0.3, "AP50": 0.5}],
         "b [c]": [{"step": 2, "epoch": 0, "AP": 0.5}],
+        "d\ne": [{"step": 2, "epoch": 0, "AP": 0.7}],
     }
 
 

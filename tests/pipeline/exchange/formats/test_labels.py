@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.exchange.formats.labels import BadBoxError, Images, Notes, around, numbers, read_lines
+from pipeline.exchange.formats.labels import BadBoxError, Images, Notes, around, label_files, numbers, read_lines
 from schemas.codes import Reason
 from schemas.errors import DataError
 from tests.builders import exif
@@ -31,6 +31,24 @@ def test_images__sizes_are_those_that_viewers_show(tmp_path: Path) -> None:
     assert images.size("broken.jpg", notes) is None
     assert images.size("missing.jpg", notes) is None
     assert [reject.reason for reject in notes.rejects] == [Reason.UNDECODABLE, Reason.MISSING_FILE]
+
+
+def test_images__are_those_of_all_commands_without_litter(tmp_path: Path) -> None:
+    for name in (
+        "a.JPE",
+        "b.mpo",
+        "c.apng",
+        "d.pbm",
+        "e.pnm",
+        "._a.jpg",
+        ".hidden.png",
+        "notes.txt",
+        "._a.txt",
+        "a.txt",
+    ):
+        (tmp_path / name).touch()
+    assert Images(tmp_path).names == ["a.JPE", "b.mpo", "c.apng", "d.pbm", "e.pnm"]
+    assert [file.name for file in label_files(tmp_path, ".txt")] == ["a.txt", "notes.txt"]
 
 
 def test_images__a_folder_without_any_is_refused(tmp_path: Path) -> None:

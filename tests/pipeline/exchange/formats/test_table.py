@@ -33,6 +33,34 @@ def test_read_table__finds_its_columns(tmp_path: Path, text: str) -> None:
     assert (notes.rejects, notes.without_labels) == ([], 1)
 
 
+def test_read_table__folders_that_are_there_count(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images/sub", "a.jpg")
+    found, notes = read(tmp_path, "sub/a.jpg,1,2,3,4,cat\n./a.jpg,1,2,3,4,dog\nnone/b.jpg,1,2,3,4,cow\n")
+    assert [(image.file_name, image.boxes[0].category) for image in found] == [
+        ("sub/a.jpg", "cat"),
+        ("a.jpg", "dog"),
+        ("b.jpg", "cow"),
+    ]
+    assert notes.rejects == []
+
+
+def test_read_table__a_name_that_no_file_can_have_loses_nothing_else(tmp_path: Path) -> None:
+    found, notes = read(tmp_path, f"\0/a.jpg,1,2,3,4,cat\n{'x' * 300}/b.jpg,1,2,3,4,cat\n\0.jpg,1,2,3,4,cat\n")
+    assert [image.file_name for image in found] == ["a.jpg", "b.jpg"]
+    assert [reject.reason for reject in notes.rejects] == [Reason.MISSING_FILE]
+
+
+def test_read_table__a_first_row_with_a_bad_number_is_no_line_of_names(tmp_path: Path) -> None:
+    found, notes = read(tmp_path, "a.jpg,1,2,x,4,cat\na.jpg,1,2,3,4,cat\n")
+    assert (len(found[0].boxes), [reject.reason for reject in notes.rejects]) == (1, [Reason.BAD_NUMBERS])
+
+
+@pytest.mark.parametrize("rest", ["", "b.jpg,1,2,3,4,cat\n" * 10000], ids=["short", "long"])
+def test_read_table__a_quote_that_is_not_closed(tmp_path: Path, rest: str) -> None:
+    with pytest.raises(DataError, match="line .*: is no row of CSV: .*is a quote there, or before, not closed"):
+        read(tmp_path, f'a.jpg,1,2,3,4,cat\na.jpg,1,2,3,4,"cat\n{rest}')
+
+
 def test_read_table__a_bad_row_loses_nothing_else(tmp_path: Path) -> None:
     rows = ["a.jpg,1,2,3,4,cat", "a.jpg,1,2,3,x,cat", "a.jpg,1,2,3,4,", ",1,2,3,4,cat", "gone.jpg,1,2,3,4,cat"]
     found, notes = read(tmp_path, "\n".join(rows))
@@ -45,7 +73,9 @@ def test_read_table__a_bad_row_loses_nothing_else(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "file_name,x1,y1,x2,class\n", "a;b;c\n"])
+@pytest.mark.parametrize(
+    "text", ["", "file_name,x1,y1,x2,class\n", "img,x,y,w,h,class\na.jpg,1,2,3,4,cat\n", "a;b;c\n"]
+)
 def test_read_table__says_which_columns_it_expects(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="empty|expected columns such as"):
         read(tmp_path, text)

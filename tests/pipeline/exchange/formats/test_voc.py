@@ -33,9 +33,10 @@ def test_read_voc__corners_count_from_one_and_belong_to_the_box(tmp_path: Path) 
 def test_read_voc__a_bad_object_or_file_loses_nothing_else(tmp_path: Path) -> None:
     images, notes = image_folder(tmp_path / "images", "a.jpg", "b.jpg"), Notes()
     bad = [("cat", corners("x", 1, 2, 3)), ("cat", ""), ("", corners(1, 2, 3, 4)), ("dog", corners(1, 2, 3, 4))]
-    labels = label_folder(tmp_path / "labels", a_xml=voc(*bad, size=""), b_xml="<annotation><object>")
+    sides = f"<width>{'9' * 5000}</width><height>100</height>"
+    labels = label_folder(tmp_path / "labels", a_xml=voc(*bad, size=sides), b_xml="<annotation><object>")
     (a,) = read_voc(labels, images, notes)
-    assert (a.width, a.height) == (200, 100)  # from the image, since the file does not say
+    assert (a.width, a.height) == (200, 100)  # from the image, since what the file says is none
     assert a.boxes == [Box("dog", 0, 1, 3, 3)]
     assert [reject.reason for reject in notes.rejects] == [
         Reason.BAD_NUMBERS,

@@ -44,6 +44,26 @@ def test_read_yolo__a_bad_line_loses_nothing_else(tmp_path: Path) -> None:
     assert notes.rejects[3].message == "a.txt, line 5: expected shares of the image from 0 to 1, found 90"
 
 
+def test_read_yolo__a_label_file_of_two_images_is_of_neither(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg", "a.png", "b.jpg", "b.png"), Notes()
+    labels = label_folder(tmp_path / "labels", a_txt="0 0.5 0.5 0.2 0.4")
+    assert [(found.file_name, found.boxes) for found in read_yolo(labels, images, ["cat"], notes)] == [
+        ("b.jpg", []),
+        ("b.png", []),
+    ]
+    assert [(reject.file, reject.message.split(": ")[1]) for reject in notes.rejects] == [
+        ("a.jpg", "a.txt may be that of any of a.jpg, a.png"),
+        ("a.png", "a.txt may be that of any of a.jpg, a.png"),
+    ]
+
+
+def test_read_yolo__a_class_of_thousands_of_digits_loses_nothing_else(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg"), Notes()
+    labels = label_folder(tmp_path / "labels", a_txt=f"{'9' * 5000} 0.5 0.5 0.2 0.4\n0 0.5 0.5 0.2 0.4")
+    (a,) = read_yolo(labels, images, ["cat"], notes)
+    assert (len(a.boxes), [reject.reason for reject in notes.rejects]) == (1, [Reason.UNKNOWN_CATEGORY])
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -57,7 +77,9 @@ def test_read_names__by_number(tmp_path: Path, name: str, text: str) -> None:
     assert read_names(tmp_path / name) == ["cat", "dog"]
 
 
-@pytest.mark.parametrize("text", ["nc: 2", "names: {1: cat}", "[1, 2]", "names: []", "a: b: c"])
+@pytest.mark.parametrize(
+    "text", ["nc: 2", "names: {1: cat}", "[1, 2]", "names: []", "names: {0: a, '1': b}", "a: b: c"]
+)
 def test_read_names__says_what_it_expects(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match="names|YAML"):

@@ -18,7 +18,7 @@ from pipeline.insight.report.report import report
 from schemas.errors import MissingError, UsageError
 from schemas.settings import ChipSettings
 from tests.browser import browsing
-from tests.builders import build, sound_set
+from tests.builders import CocoSet, build, sound_set
 from tests.conftest import RunSniper
 from tests.pipeline.conftest import DataSet
 from tests.s3 import S3
@@ -48,6 +48,15 @@ def rows(data: Path, kind: str) -> list[dict[str, Any]]:
 
 def sides(box: dict[str, Any]) -> float:
     return float(((box["x2"] - box["x1"]) * (box["y2"] - box["y1"])) ** 0.5)
+
+
+def test_facts__tell_categories_of_one_name_apart(tmp_path: Path) -> None:
+    made = CocoSet(
+        tmp_path, categories=[{"id": 3, "name": "cat"}, {"id": 9, "name": "cat"}, {"id": 11, "name": "dog"}]
+    )
+    made.add_image(1)
+    build(made, tmp_path / "chips", workers=1)
+    assert sorted(row["name"] for row in collect_facts(tmp_path / "chips")["classes"]) == ["cat #3", "cat #9", "dog"]
 
 
 def test_facts__of_each_scale_are_those_of_the_manifests(facts: dict[str, Any], data: Path) -> None:
@@ -139,13 +148,15 @@ def test_facts__the_number_of_shards_at_a_time_changes_nothing(
 
 
 def test_facts__a_lost_shard_is_a_mismatch(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "my chips"
     build(sound_set(tmp_path / "data"), out)
     assert collect_facts(out)["mismatches"] == []
     (out / "positives/chips-00001.parquet").unlink()
     found = collect_facts(out)
     assert any("positive chips: manifests" in line for line in found["mismatches"])
-    assert "sniper verify" in remarks(found)[0]
+    lines = remarks(found)
+    assert f"run `sniper verify '{out}'`" in lines[0]
+    assert any(f"`sniper negatives --data '{out}'`" in line for line in lines)
 
 
 def test_facts__refused_records_are_grouped_by_cause(tmp_path: Path) -> None:

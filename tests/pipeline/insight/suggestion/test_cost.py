@@ -1,5 +1,7 @@
 """The figures of a proposal are those of the planner."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.dataset.ledger.summary import Summary
@@ -44,3 +46,20 @@ def test_sample__is_the_whole_of_a_small_set_and_reaches_over_a_large_one() -> N
     assert large[0].image_id[0] == 0
     assert large[-1].image_id[-1] == 3 * SAMPLE - 1
     assert max(span.num_images for span in large) == SPAN
+
+
+def test_sample__holds_objects_where_only_a_few_images_do() -> None:
+    """Two spans beside each other have objects, and the last has crowds alone."""
+    source = sized_source(np.full(5 * SAMPLE, 9.0), 64, 64, per_image=1)
+    held = np.zeros(source.num_images, bool)
+    held[1100 : 1100 + SPAN], held[-1] = True, True
+    source = replace(
+        source,
+        offsets=np.append(0, np.cumsum(held)),
+        **{name: getattr(source, name)[held] for name in ("row", "annotation_id", "label", "box")},
+        crowd=np.append(np.zeros(SPAN, bool), True),
+    )
+    spans = sample(source)
+    assert sum(span.num_images for span in spans) == SAMPLE
+    assert plan_cost(spans, ChipSettings()).boxes > 0
+    assert (np.diff([span.image_id[0] for span in spans]) > 0).all()
