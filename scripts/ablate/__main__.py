@@ -86,7 +86,7 @@ def perform(run: Run, work: Path, steps: int, num_train: int, deadline: float) -
     num_val = len(json.loads(data.val.read_text())["images"])
     return {
         **{"data": run.data, "row": row.name, "seed": run.seed, "steps": steps, "num_train": num_train},
-        **{"num_val": num_val, "device": _device(), "batch": settings.train.batch_size},
+        **{"num_val": num_val, "device": _device(), "code": _code(), "batch": settings.train.batch_size},
         **{"found": str(found.relative_to(work)), "AP50_gains": costs(data, results)},
         **{"epoch_chips": num_chips, "epoch_pixels": pixels, "pyramid_pixels": pyramid_pixels(data)},
         **(json.loads((out / "pace.json").read_text()) if (out / "pace.json").exists() else {}),
@@ -101,6 +101,14 @@ def _run_name(run: Run, folders: list[Path], settings: Settings, steps: int) -> 
     of = [run.row.network.__name__, *(folder.name for folder in folders), learnt, str(steps)]
     digest = hashlib.sha256("\n".join(of).encode()).hexdigest()[:8]
     return f"{run.row.cut.__name__}-{digest}-seed{run.seed}"
+
+
+def _code() -> str:
+    """Name the state of what decides the scores, so that lines of different states can be told apart."""
+    root = Path(__file__).resolve().parents[2]
+    rooms = ("pipeline/planning", "pipeline/pyramid", "trainer/model", "trainer/learning", "scripts/ablate")
+    files = sorted(path for room in rooms for path in (root / room).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def _device() -> str:

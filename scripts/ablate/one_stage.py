@@ -170,6 +170,7 @@ def fit(folders: list[Path], out: Path, settings: Settings, steps: int, deadline
 def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, Any]:
     """Score the run in `out` on the whole images of the validation set, through the pyramid for any detector."""
     with joined() as rank:
+        began = time.process_time()
         truth = open_ground_truth(data.val, data.val_images, settings.chips, None, MAX_DETS)
         kept = torch.load(out / KEPT, map_location=rank.device, weights_only=True)
         assert kept["step"] == steps
@@ -177,15 +178,14 @@ def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, An
         network = make_network(settings.model, len(categories)).to(rank.device).eval()
         network.load_state_dict(kept["network"])
         network.detections_per_img = 300  # of a view
-        began = time.process_time()
         ids = [id_ for id_, _ in categories]
         sources = truth.source.images(0, truth.source.num_images)
         files = [data.val_images / source.file_name for source in sources]
         found = search(files, _detector(network, rank.device), settings)
         parts = [of_image(source.image_id, one, ids) for source, one in zip(sources, found, strict=True)]
+        results = join_results(parts)
+        summary = coco_score(truth.objects, categories, results, settings.chips.bounds(), MAX_DETS)
         taken = time.process_time() - began
-    results = join_results(parts)
-    summary = coco_score(truth.objects, categories, results, settings.chips.bounds(), MAX_DETS)
     scores = {name: value for name, value in summary.items() if "[" not in name}
     return {"scores": scores, "found": results, "detect_cpu_s": taken}
 
