@@ -10,13 +10,14 @@ BIN := .venv/bin
 SNIPER := $(BIN)/sniper
 DEMO := demo
 
-ANNOTATIONS ?=
-IMAGES ?=
-OUT ?=
+# Of a user's own data; they are taken from the command line alone, since an environment may have such names.
+ANNOTATIONS :=
+IMAGES :=
+OUT :=
+DATA :=
+RUN :=
+CHECKPOINT :=
 WORKERS ?=
-DATA ?=
-RUN ?=
-CHECKPOINT ?=
 GPUS ?= 1
 PYTHON ?=
 ARGS ?=
@@ -25,6 +26,8 @@ ARGS ?=
 WORKERS_OPTION = $(if $(strip $(WORKERS)),--workers $(WORKERS))
 # One process per GPU; torchrun only where there are several.
 LAUNCH = $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python) $(SNIPER)
+# A target of the demo that another one needs: what was given for that one is not for this one.
+DEMO_MAKE = $(MAKE) --no-print-directory ANNOTATIONS= IMAGES= OUT= DATA= RUN= CHECKPOINT= ARGS=
 # The demo's data are small, so are its chips and its network.
 DEMO_CONFIG := --config scripts/demo.yaml
 
@@ -39,7 +42,7 @@ setup: ## make or update .venv from requirements.lock
 
 chips: setup ## cut the chip data set: ANNOTATIONS=F IMAGES=D OUT=D [WORKERS=N]; generated data without them
 ifeq ($(strip $(ANNOTATIONS)),)
-	@$(MAKE) --no-print-directory demo-data
+	@$(DEMO_MAKE) demo-data
 	$(SNIPER) chips --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train \
 	    --out "$(or $(OUT),$(DEMO)/chips)" $(DEMO_CONFIG) $(WORKERS_OPTION) $(ARGS)
 else
@@ -50,7 +53,7 @@ endif
 
 negatives: setup ## mine negative chips: DATA=<chips> [IMAGES=<folder>] [GPUS=N]; for the demo chips without them
 ifeq ($(strip $(DATA)),)
-	@$(MAKE) --no-print-directory chips ARGS=
+	@$(DEMO_MAKE) chips
 	$(LAUNCH) negatives --data $(DEMO)/chips $(DEMO_CONFIG) $(WORKERS_OPTION) $(ARGS)
 else
 	$(LAUNCH) negatives --data "$(DATA)" $(if $(IMAGES),--images "$(IMAGES)") $(WORKERS_OPTION) $(ARGS)
@@ -58,7 +61,7 @@ endif
 
 train: setup ## train the detector: DATA=<chips> RUN=<folder> [GPUS=N]; on the demo chips without them
 ifeq ($(strip $(DATA)),)
-	@$(MAKE) --no-print-directory chips ARGS=
+	@$(DEMO_MAKE) chips
 	$(LAUNCH) train --data $(DEMO)/chips --out "$(or $(RUN),$(DEMO)/run)" --resume=auto $(DEMO_CONFIG) $(ARGS)
 else
 	@if [ -z "$(RUN)" ]; then echo "make train: DATA needs RUN=<folder> beside it" >&2; exit 2; fi
@@ -67,7 +70,7 @@ endif
 
 evaluate: setup ## score on whole images: CHECKPOINT=F ANNOTATIONS=F IMAGES=D [OUT=F] [GPUS=N]; the demo's without them
 ifeq ($(strip $(CHECKPOINT)),)
-	@$(MAKE) --no-print-directory train ARGS=
+	@$(DEMO_MAKE) train
 	$(LAUNCH) evaluate --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json --images $(DEMO)/data/val \
 	    --out "$(or $(OUT),$(DEMO)/report/detections.json)" --set detect.focus=off $(ARGS)
 else
@@ -79,12 +82,12 @@ endif
 
 demo: setup demo-data ## the whole chain on generated data: chips, negatives, training, AP, pictures (CPU, minutes)
 	$(SNIPER) check --annotations $(DEMO)/data/train.json --images $(DEMO)/data/train
-	@$(MAKE) --no-print-directory chips
-	@$(MAKE) --no-print-directory negatives
+	@$(DEMO_MAKE) chips
+	@$(DEMO_MAKE) negatives
 	$(SNIPER) verify $(DEMO)/chips
 	$(SNIPER) show $(DEMO)/chips --out $(DEMO)/report/chips.png
 	$(SNIPER) show $(DEMO)/chips --kind negative --out $(DEMO)/report/negatives.png
-	@$(MAKE) --no-print-directory evaluate
+	@$(DEMO_MAKE) evaluate
 	$(BIN)/python scripts/plot_losses.py $(DEMO)/run $(DEMO)/report/losses.png
 	$(BIN)/python scripts/compare_focus.py $(DEMO)/run $(DEMO)/data/val.json $(DEMO)/data/val
 	$(SNIPER) detect --checkpoint $(DEMO)/run $(DEMO)/data/val --out $(DEMO)/report/detections --focus-map
@@ -127,7 +130,7 @@ bench: setup peers ## measure every stage, the peers beside them; figures under 
 	$(BIN)/python scripts/bench/bench_score.py --json bench-results/score.json
 	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
 	$(BIN)/python scripts/bench/bench_export.py --json bench-results/export.json
-	@$(MAKE) --no-print-directory train ARGS=
+	@$(DEMO_MAKE) train
 	.venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \
 	    --images $(DEMO)/data/val --json bench-results/sahi.json
 

@@ -72,15 +72,17 @@ done
 [ -n "$python" ] || fail "Python 3.11 or newer is needed; found $(python3 --version 2>/dev/null || echo none). \
 Install one, or name it: PYTHON=/path/to/python3.11 make setup"
 
-if [ -d "$venv" ] && ! "$venv/bin/python" -c "$is_new_enough" >/dev/null 2>&1; then
-    rm -rf "$venv" # left by a Python that is gone
+# The venv stays if its Python runs and it was made here, to its end: its scripts name the folder they were made in.
+if ! "$venv/bin/python" -c "$is_new_enough" >/dev/null 2>&1 || [ "$(cat "$venv/.made-in" 2>/dev/null)" != "$PWD" ]; then
+    rm -rf "$venv"
 fi
 rm -f "$venv"/.lock-*
 mkdir -p "$venv"
 : >"$log"
 log_begun=1
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -e "$venv/.made-in" ]; then
     "$python" -m venv "$venv" >>"$log" 2>&1 || fail "no venv could be made with $python (Debian: apt-get install python3-venv)"
+    echo "$PWD" >"$venv/.made-in"
 fi
 [ "$venv" != .venv ] || echo "setup: installing requirements.lock into $venv with $("$venv/bin/python" --version) (several minutes the first time; log: $log)"
 

@@ -84,5 +84,5 @@ def test_wheel__cuts_chips_without_torch_or_a_home(installed: Path, tmp_path: Pa
 def test_wheel__commands_that_need_torch_say_which_extra_has_it(installed: Path) -> None:
     result = sniper(installed, "train", "--data", "/nowhere", "--out", "/nowhere")
     assert result.returncode == 2
-    assert "sniper-chips[train]" in result.stderr
+    assert "PATH_OF_THE_CLONE[train]" in result.stderr
     assert "Traceback" not in result.stderr

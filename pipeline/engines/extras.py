@@ -15,7 +15,8 @@ def needed(extra: str) -> Iterator[None]:
         if (error.name or "").split(".")[0] in ("pipeline", "trainer", "schemas"):
             raise
         raise UsageError(
-            f"this command needs the package {error.name}: pip install 'sniper-chips[{extra}]' (or `make setup`)"
+            f"this command needs the package {error.name}: run `make setup` in the clone of this project, or, in an "
+            f"environment of your own, pip install 'PATH_OF_THE_CLONE[{extra}]'"
         ) from error
     except RuntimeError as error:  # torchvision built for another torch
         if "torchvision::" not in str(error):

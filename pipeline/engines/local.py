@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -250,8 +251,17 @@ def _work(pipe: Connection) -> None:
             try:
                 answer = "done", function(item)
             except BaseException as error:
-                answer = "raised", (error, traceback.format_exc())
+                answer = "raised", (_sendable(error), traceback.format_exc())
             pipe.send(answer)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Return the error, or one of its text where another process could not make it again."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class raises there
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,9 @@
 """The Ray engine: a loop over Ray core that submits tasks and waits. Where a task runs is Ray's to decide."""
 
 import os
+import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -62,7 +64,7 @@ def run_on_ray(
                 try:
                     result: Result | LostTasksError = ray.get(reference)
                 except exceptions.RayTaskError as error:
-                    raise error.cause from None
+                    raise (error.cause if isinstance(error.cause, BaseException) else error) from None
                 except exceptions.RayError as error:
                     if attempts[task.name] < ATTEMPTS:
                         submit(task)
@@ -118,7 +120,10 @@ def _join(ray: Any, address: str | None) -> None:
         host, separator, port = (wanted or "").removeprefix("ray://").rpartition(":")
         if separator:  # Ray itself would end this process
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        stopping = signal.getsignal(signal.SIGTERM)
         ray.init(address=wanted, log_to_driver=False, logging_level="warning")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stopping)  # Ray puts one of its own in its place, which ends without a word
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--engine ray: no cluster answers at {wanted or 'this machine'}: {error}; start one with `ray start "
@@ -132,5 +137,6 @@ def _cores(ray: Any) -> int:
 
 
 def _largest_node(ray: Any) -> int:
-    """Return the bytes of memory that the roomiest node lends to tasks."""
-    return max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=1 << 62)
+    """Return the bytes of memory that the roomiest node with a core lends to tasks."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return max((int(has.get("memory", 0)) for has in nodes if has.get("CPU", 0) >= 1), default=1 << 62)

@@ -23,7 +23,8 @@ UNLIMITED = 1 << 60  # bytes: version 1 of control groups writes a number of abo
 
 NO_GUARD = (
     "worker processes cannot start: each of them imports the script that asks for them. In a Python script, call "
-    'functions with more than one worker below `if __name__ == "__main__":`'
+    'functions with more than one worker below `if __name__ == "__main__":`, and keep the script in a file, since one '
+    "from standard input cannot be imported; where a traceback stands above, it says more"
 )
 
 

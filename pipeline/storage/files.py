@@ -239,9 +239,10 @@ def is_folder(place: Location) -> bool:
     if isinstance(place, Path):
         return place.is_dir()
     try:
-        return bool(insist(lambda: client(place).info(place.path), place)["type"] == "directory")
+        found = insist(lambda: client(place).info(place.path), place)["type"]
     except FileNotFoundError:
         return False
+    return found == "directory" or bool(_listed(place))
 
 
 def files_in(folder: Location, pattern: str) -> list[Location]:
@@ -262,14 +263,16 @@ def files_in(folder: Location, pattern: str) -> list[Location]:
 
 
 def _listed(folder: UPath) -> dict[str, str]:
-    """List what is directly in a remote folder: path -> "file" or "directory"; nothing if there is none."""
-    if not is_folder(folder):  # s3fs would list what is beside it
-        return {}
+    """List what is directly in a remote folder: path -> "file" or "directory"; nothing if there is none.
+
+    A key may have the name of the folder itself, as some tools make them; it is not in it.
+    """
+    within = f"{folder.path.rstrip('/')}/"
     try:
-        entries = insist(lambda: client(folder).ls(folder.path, detail=True), folder)
+        entries = insist(lambda: client(folder).ls(within, detail=True), folder)
     except FileNotFoundError:
         return {}
-    return {entry["name"]: entry["type"] for entry in entries}
+    return {entry["name"]: entry["type"] for entry in entries if entry["name"].rstrip("/").startswith(within)}
 
 
 def names_in(folder: Location) -> list[str]:

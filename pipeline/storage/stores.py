@@ -83,7 +83,7 @@ def location(text: str | Location) -> Location:
             fsspec.get_filesystem_class(name)  # imports the protocol's package, and connects to nothing yet
         return cast(UPath, UPath(text, **OPTIONS.get(protocol, {})))
     except ImportError as error:
-        extra = "'sniper-chips[s3]'" if protocol in OPTIONS else "the package it names"
+        extra = "'PATH_OF_THE_CLONE[s3]'" if protocol in OPTIONS else "the package it names"
         raise UsageError(f"{text}: {error}; pip install {extra}") from error
     except ValueError as error:
         raise UsageError(f"{text}: expected a path or an fsspec URL such as s3://bucket/folder: {error}") from error

@@ -28,7 +28,7 @@ from pipeline.images.decode import decoders, read_image
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-real"
+SHARED = Path(os.environ.get("SNIPER_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data")) / "coco-real"
 PEER = Path(__file__).resolve().parents[2] / ".venv-peers/bin/python"
 IMAGES_PER_JOB = 64  # half the default, so that two workers end nearly together
 REPEATS = 3  # of the data set, so that a round lasts some seconds

@@ -5,6 +5,7 @@ The network is the demo's slim one, untrained, on real COCO images at the three 
 """
 
 import json
+import os
 import resource
 import statistics
 import time
@@ -29,7 +30,7 @@ from trainer.inference.predictor import detect_images
 from trainer.model import Detector, predict
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT / "../shared/data/coco-real"
+SHARED = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-real"
 LARGE = 4096  # pixels, side of a view
 
 

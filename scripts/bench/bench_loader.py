@@ -37,7 +37,7 @@ from pipeline.storage import download, files_in, location
 from schemas.settings import ChipSettings, LoaderSettings
 
 HERE = Path(__file__).resolve()
-DATA = HERE.parents[2] / "../shared/data/coco-real"
+DATA = Path(os.environ.get("SNIPER_TEST_DATA", HERE.parents[2] / "../shared/data")) / "coco-real"
 PEER_PYTHON = HERE.parents[2] / ".venv-peers/bin/python"
 PEERS = ["webdataset", "litdata", "streaming", "dataloader"]
 PEERS += [f"{name}_our_decoder" for name in PEERS]

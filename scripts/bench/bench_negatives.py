@@ -5,6 +5,7 @@ anywhere, up to 300 per scale with sizes that the scale favours. Then the share 
 """
 
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -29,8 +30,8 @@ from trainer.loading.batch import Batch
 from trainer.model import Detector
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT / "../shared/data/coco-val2017-boxes/val.json"
-IMAGES = ROOT / "../shared/data/coco-real"
+SHARED = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-val2017-boxes/val.json"
+IMAGES = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-real"
 PER_SCALE = 300
 SIZES = ((8, 80), (24, 160), (80, 480))  # source pixels, per scale: those that its anchors fit, more or less
 

@@ -1,6 +1,7 @@
 """Planning speed: milliseconds per image in one thread, and `sniper chips --plan-only` processes with their memory."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from pipeline.dataset.spans import plan_spans
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-val2017-boxes/val.json"
+SHARED = (
+    Path(os.environ.get("SNIPER_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
+    / "coco-val2017-boxes/val.json"
+)
 TRAIN_SIZE = 118_000  # images of COCO train2017, about
 BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale
 BYTES_PER_IMAGE, BYTES_PER_BOX = 200, 60

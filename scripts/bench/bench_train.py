@@ -7,6 +7,7 @@ torchvision gets its images as floats on the device beforehand; ours starts from
 
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
 from trainer.loading.order import State
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/coco-real"
+SHARED = Path(os.environ.get("SNIPER_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data")) / "coco-real"
 NUM_IMAGES = 40
 
 

@@ -102,7 +102,7 @@ def test_export_model__names_the_extra_that_is_missing(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = sniper("export-model", "--checkpoint", checkpoint, "--out", tmp_path / "a.onnx")
     assert result.status == 2
-    assert "sniper-chips[onnx]" in result.err
+    assert "PATH_OF_THE_CLONE[onnx]" in result.err
 
 
 def test_largest_difference__is_of_the_nearest_detection_of_the_class() -> None:
