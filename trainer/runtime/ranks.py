@@ -211,7 +211,7 @@ def asked_to_stop() -> bool:
 
 
 def stop_together(what: str) -> None:
-    """End on all ranks where one of them is asked to. All ranks call this together.
+    """End on all ranks where one of them is asked to. All ranks call this, and wait for the last as long as it takes.
 
     Args:
         what: is kept, for the user.
@@ -219,6 +219,7 @@ def stop_together(what: str) -> None:
     Raises:
         StoppedError: on all ranks.
     """
+    wait_for_all()  # what a rank did before this, such as its share of the images, may take it far longer than others
     if any_rank(asked_to_stop()) and _stop is not None:
         _stop.signal = _stop.signal or signal.SIGTERM
         raise _stop.error(what)

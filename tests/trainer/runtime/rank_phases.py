@@ -10,10 +10,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from schemas.errors import DataError, StoppedError
+from trainer.runtime import ranks
 from trainer.runtime.ranks import (
     Rank,
     any_rank,
@@ -79,6 +82,14 @@ def stopping(rank: Rank) -> None:
                 stop_together("step 0 is kept")
 
 
+def uneven(rank: Rank) -> None:
+    """One rank is done with its images long before the other, for longer than a rank may be late in a step."""
+    assert ranks._groups is not None
+    ranks._groups.prompt = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    time.sleep(3 * rank.index)
+    stop_together("nothing is scored")
+
+
 def ending(rank: Rank) -> None:
     """Both end well."""
     assert sum_over_ranks(torch.ones(1, device=rank.device)).item() == 2
@@ -92,6 +103,7 @@ PHASES: list[Callable[[Rank], None]] = [
     busy,
     leaving,
     stopping,
+    uneven,
     ending,
 ]
 

@@ -19,6 +19,7 @@ ENDS = {  # exit statuses: 3 an error of ours, 4 any other, 1 ended by the watch
     "busy": [{1}, {3}],
     "leaving": [{1, 4}, {3}],
     "stopping": [{143}, {143}],
+    "uneven": [{0}, {0}],
     "ending": [{0}, {0}],
 }
 
