@@ -42,17 +42,18 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     batches: list[Batch] = []
     statistics = run.statistics()
-    for index, micro in enumerate(step.micros):
+    micros = step.micros[: math.ceil(step.num_chips / run.rank.count)]  # in a short step no rank has a chip for more
+    for index, micro in enumerate(micros):
         if any_rank(asked_to_stop()):
             run.undo(statistics)
             return None
         started = time.perf_counter()
         batch = micro.to(device)
         batches.append(batch)
-        sums += _backward(run, batch, names, is_last=index == len(step.micros) - 1)
+        sums += _backward(run, batch, names, is_last=index == len(micros) - 1)
         if device.type == "cpu" and not run.is_timed:  # a CPU may take minutes for each
             left = run.num_steps - run.step
-            run.tell(pass_line(index, len(step.micros), time.perf_counter() - started, left))
+            run.tell(pass_line(index, len(micros), time.perf_counter() - started, left))
     run.scaler.unscale_(run.optimizer)
     run.is_timed = True
     learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
