@@ -1,6 +1,7 @@
 """Checkpoint files: the hash, damage, and what a run goes on from."""
 
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,19 @@ def test_read_checkpoint__every_flipped_bit_is_noticed(run: Path) -> None:
             read_checkpoint(path)
         path.write_bytes(whole)
     assert read_checkpoint(path).model["weight"].equal(make_checkpoint(3).model["weight"])
+
+
+def test_write_checkpoint__a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    """Full amid the numbers, where torch itself says no more than that its position is another one."""
+    checkpoint = make_checkpoint(1)._replace(model={name: torch.randn(2**20) for name in "abc"})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"step-1\.pt: cannot be written: File too large"):
+            write_checkpoint(tmp_path / "step-1.pt", checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_read_checkpoint__is_a_file_that_torch_reads(run: Path) -> None:
