@@ -1,7 +1,6 @@
 """What a run will do, told before its first step: a table, and a warning for each setting that does not fit."""
 
 import copy
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,7 @@ from schemas.wording import counted
 from trainer.learning.schedule import WARMUP_SHARE
 from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
-from trainer.training.run import Run, chips_per_pass
+from trainer.training.run import Run, passes_of_step
 
 PRETRAINED = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
@@ -30,8 +29,7 @@ DEEP = ("resnet50", "resnet101")
 def outline(run: Run, dataset: ChipDataset) -> str:
     """Write down what will be trained, how and for how long, as a table with one line per subject."""
     options, model = run.settings.train, run.settings.model
-    passes = run.loader.accumulation
-    per_pass = math.ceil(options.batch_size / (run.rank.count * passes))
+    passes, _, per_pass = passes_of_step(options, run.rank.count)
     negatives = len(dataset) - dataset.manifest.num_positives
     millions = sum(p.numel() for p in run.model.parameters()) / 1e6
     levels = f"levels {model.levels[0]} to {model.levels[1]}" if model.neck == "fpn" else "one map"
@@ -162,7 +160,7 @@ def _averages(run: Run) -> Iterator[str]:
 def _slow(run: Run) -> Iterator[str]:
     """Yield a line where a CPU would be busy for long with a single forward pass."""
     options, model, side = run.settings.train, run.settings.model, run.chips["size"]
-    per_pass = chips_per_pass(options, run.rank.count)
+    per_pass = passes_of_step(options, run.rank.count).most
     if model.backbone in DEEP and per_pass * side**2 > SLOW_PIXELS:
         yield (
             f"there is no GPU: one forward pass of {model.backbone} over {counted(per_pass, 'chip')} of {side} px "

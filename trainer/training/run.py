@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from trainer.runtime.checkpoint import Checkpoint, Score, best_ap, find_checkpoi
 from trainer.runtime.ranks import Rank, any_rank, from_first, mean_over_ranks
 from trainer.runtime.weights import load_weights, set_norm_policy
 
-NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (docs/method.md, 6.5)
+NORM_CHIPS = 8  # fewer chips in a pass make poor batch statistics (docs/method.md, 6.5)
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -276,7 +276,7 @@ def make_run(
         options.batch_size,
         rank=rank.index,
         ranks=rank.count,
-        accumulation=math.ceil(options.batch_size / (rank.count * chips_per_pass(options, rank.count))),
+        accumulation=passes_of_step(options, rank.count).number,
         pin=rank.device.type == "cuda",
     )
     state = State(options.seed)
@@ -314,15 +314,30 @@ def warn(rank: Rank, text: str) -> None:
         log.warning("WARNING: %s", text)
 
 
-def chips_per_pass(options: TrainSettings, ranks: int) -> int:
-    """Return the most chips that one rank has in one forward pass."""
-    return min(options.chips_per_rank, math.ceil(options.batch_size / ranks))
+class Passes(NamedTuple):
+    """The forward passes of a whole step: how many each rank makes, and the fewest and most chips of one of them."""
+
+    number: int
+    fewest: int
+    most: int
+
+
+def passes_of_step(options: TrainSettings, ranks: int) -> Passes:
+    """Deal the chips of a whole step evenly to the forward passes of so many ranks."""
+    number = math.ceil(options.batch_size / (ranks * options.chips_per_rank))
+    dealt = ranks * number
+    return Passes(number, options.batch_size // dealt, math.ceil(options.batch_size / dealt))
+
+
+def norm_by_chips(options: TrainSettings, ranks: int) -> Norm:
+    """Return what batch norm does in a new run where `train.norm` leaves it open."""
+    enough = passes_of_step(options, ranks).fewest >= NORM_CHIPS
+    return "train" if enough or options.weights is None else "frozen"
 
 
 def _norm(options: TrainSettings, rank: Rank, last: Checkpoint | None) -> Norm:
     """Choose what batch norm does: the setting, else what the run began with, else by the chips per forward pass."""
-    enough = chips_per_pass(options, rank.count) >= NORM_CHIPS or options.weights is None
-    norm: Norm = options.norm or (last.norm if last else "train" if enough else "frozen")
+    norm = options.norm or (last.norm if last else norm_by_chips(options, rank.count))
     if norm == "sync" and rank.device.type != "cuda":
         raise UsageError("train.norm: sync takes the statistics of several GPUs, here is none; use train")
     return norm
