@@ -228,9 +228,10 @@ class Run:
         if last.optimizer:  # a finished run of the RPN keeps none
             self.optimizer.load_state_dict(last.optimizer)
         self.scaler.load_state_dict(last.scaler)
-        if self.ema is not None and last.ema is not None:
-            self.ema.state = {name: value.to(self.rank.device) for name, value in last.ema.items()}
+        if self.ema is not None:  # a finished run of the RPN keeps the average alone, as its weights
+            self.ema.state = {name: value.to(self.rank.device) for name, value in (last.ema or last.model).items()}
         self.state, self.step, self.kept_step = State(*last.loader), last.step, last.step
+        self.epoch_chips = len(self.loader.epoch(self.state).order)  # with repeats, epochs differ in length
         before = TrainSettings.model_validate(last.settings["train"])
         options = self.settings.train
         self.schedule = resumed_schedule(
