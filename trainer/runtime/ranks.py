@@ -32,6 +32,7 @@ PATIENCE = timedelta(hours=12)
 """How long the others may wait while one rank does work of its own, such as scoring a validation set."""
 POLL = 0.5  # seconds between two looks at what became of the other ranks
 GRACE = 5.0  # seconds that a rank has to end by itself after another one has failed
+FINISH = 60.0  # seconds that what this rank is writing then has, to be written whole
 FAILED, STOPPED = "sniper/failed", "sniper/stopped"
 
 
@@ -132,6 +133,10 @@ def _leave_after(error: BaseException, watch: "_Watch") -> None:
         dist.destroy_process_group()
 
 
+unbroken = threading.Lock()
+"""Is held while something is written that this process should not leave half done when another one has failed."""
+
+
 class _Watch(threading.Thread):
     """Ends this process soon after another one has failed, and passes on a signal that came to any of them.
 
@@ -158,7 +163,9 @@ class _Watch(threading.Thread):
             except Exception:  # the store's process is gone
                 found = "the process that holds the ranks together is gone"
             if found:
-                if not self._closed.wait(GRACE):
+                if not self._closed.wait(GRACE) and unbroken.acquire(timeout=FINISH):
+                    unbroken.release()
+                if not self._closed.wait(POLL):
                     print(f"sniper: ended, since {found}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return

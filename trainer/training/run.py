@@ -29,7 +29,7 @@ from trainer.loading.order import State
 from trainer.model import Detector
 from trainer.model.heads import autocast
 from trainer.runtime.checkpoint import Checkpoint, Score, best_ap, find_checkpoints, on_host, save_checkpoint
-from trainer.runtime.ranks import Rank, any_rank, from_first, mean_over_ranks
+from trainer.runtime.ranks import Rank, any_rank, from_first, mean_over_ranks, unbroken
 from trainer.runtime.weights import load_weights, set_norm_policy
 
 NORM_CHIPS = 8  # fewer chips in a pass make poor batch statistics (docs/method.md, 6.5)
@@ -199,7 +199,7 @@ class Run:
             DataError: what was to be written before cannot be; says what is kept.
         """
         self._wait()
-        self.writing = self.writer.submit(write, on_host(self.checkpoint()))
+        self.writing = self.writer.submit(_write_whole, write, on_host(self.checkpoint()))
 
     def settle(self) -> None:
         """Wait on all ranks until the first one has written all that was to be kept.
@@ -242,6 +242,11 @@ class Run:
             same_warmup=before.warmup_steps == options.warmup_steps,
             same_decays=before.decay_epochs == options.decay_epochs,
         )
+
+
+def _write_whole(write: Callable[[Checkpoint], object], checkpoint: Checkpoint) -> None:
+    with unbroken:
+        write(checkpoint)
 
 
 def make_run(

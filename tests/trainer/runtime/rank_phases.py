@@ -30,6 +30,7 @@ from trainer.runtime.ranks import (
     wait_for_all,
 )
 
+WRITTEN = 5  # exit status of a rank that has written all it had to
 HANG = 120.0  # seconds after which a rank counts as hung; only for a fault
 
 
@@ -63,6 +64,16 @@ def busy(rank: Rank) -> None:
     if rank.index == 1:
         raise DataError("a chip cannot be read")
     time.sleep(2 * HANG)
+
+
+def writing(rank: Rank) -> None:
+    """The second rank fails while the first is writing a checkpoint, which takes longer than ends are waited for."""
+    if rank.index == 1:
+        raise DataError("a chip cannot be read")
+    ranks.GRACE = 0.5
+    with ranks.unbroken:
+        time.sleep(4)
+        os._exit(WRITTEN)
 
 
 def leaving(rank: Rank) -> None:
@@ -101,6 +112,7 @@ PHASES: list[Callable[[Rank], None]] = [
     stepping,
     scoring,
     busy,
+    writing,
     leaving,
     stopping,
     uneven,

@@ -9,7 +9,7 @@ from schemas.settings import TrainSettings
 from tests.trainer.runs import tiny_settings
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.order import State, rank_slice
-from trainer.runtime.ranks import Rank
+from trainer.runtime.ranks import Rank, unbroken
 from trainer.training.run import Run, make_run, norm_by_chips, passes_of_step
 
 WEIGHTS = "ResNet18_Weights.IMAGENET1K_V1"
@@ -58,3 +58,11 @@ def test_restore__progress_counts_the_chips_of_the_epoch_at_hand(dataset: ChipDa
     run.restore(run.checkpoint()._replace(loader=(0, epoch, 8)))
     assert run.epoch_chips == chips[epoch] != chips[0]
     assert run.progress == epoch + 8 / chips[epoch]
+
+
+def test_write_later__is_not_to_be_broken_off_when_another_rank_fails(dataset: ChipDataset) -> None:
+    run, seen = run_of(dataset), []
+    run.write_later(lambda _: seen.append(unbroken.locked()))
+    run.settle()
+    assert seen == [True]
+    assert not unbroken.locked()
