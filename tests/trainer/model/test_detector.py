@@ -139,6 +139,14 @@ def test_rpn__at_equals_everywhere_values_and_gradients():
         assert torch.allclose(a, b, atol=1e-4)
 
 
+def test_detector__the_rpn_alone_learns_in_its_own_run():
+    """A parameter that learns and has no loss would make ranks wait for its gradient."""
+    model = slim_detector(settings=SLIM.model_copy(update={"focus": True}))
+    model.keep_rpn_only()
+    sum(losses_of(model, make_batch([2])).values()).backward()
+    gradients(model)
+
+
 def test_backbone__equals_torchvision_whatever_the_norms_do():
     for policy in ("train", "frozen"):
         model = slim_detector(settings=ModelSettings(backbone="resnet50", width=16, head_width=16))
