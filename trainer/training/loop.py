@@ -23,6 +23,9 @@ from trainer.training.journal import Journal, Meter, pass_line, progress_line
 from trainer.training.run import Run
 from trainer.training.validate import is_due, picture, validate
 
+LEAST_SCALE = 1e-3
+"""Of the loss in fp16: it begins at 65,536, and where gradients still overflow at this one, it is not fp16's doing."""
+
 
 def train_step(run: Run, step: Step) -> dict[str, float] | None:
     """Take one optimiser step over all micro-batches of all ranks, or leave everything as it was before.
@@ -35,7 +38,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
         two micro-batches, because some rank is to stop.
 
     Raises:
-        DataError: a loss or the gradient is not finite on some rank.
+        DataError: a loss or the gradient is not finite on some rank; in fp16, the gradient at LEAST_SCALE too.
     """
     device, options = run.rank.device, run.settings.train
     names = loss_terms(run.model)
@@ -62,8 +65,9 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
     *values, norm = torch.cat([sum_over_ranks(sums), size[None].double()]).tolist()
     short = run.loader.batch_size / step.num_chips  # above 1 in an epoch's last, short step: report its mean per chip
     losses_now = {name: value * short for name, value in zip(names, values, strict=True)}
-    # fp16 overflows now and then: its scaler passes over such a step by itself
-    if not all(map(math.isfinite, values)) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+    # fp16 overflows now and then: its scaler passes over such a step by itself, and halves the scale
+    is_sound = math.isfinite(norm) or (run.scaler.is_enabled() and run.scaler.get_scale() >= LEAST_SCALE)
+    if not all(map(math.isfinite, values)) or not is_sound:
         run.undo(statistics)
         _report_non_finite(run, batches, {**losses_now, "gradient_norm": norm})
     if options.clip_gradient is not None:
@@ -121,7 +125,8 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
     meter = Meter(run.num_steps - run.step, rank.device)
     while True:
         if truth and is_due(run):
-            values = validate(run, truth)
+            with meter.paused():
+                values = validate(run, truth)
             if journal:
                 journal.record(run.step, {"epoch": run.state.epoch - 1, **values})
                 journal.put()

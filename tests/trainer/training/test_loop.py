@@ -61,6 +61,22 @@ def test_train_step__leaves_out_the_passes_that_no_rank_has_a_chip_for(chip_fold
     assert passes == [1] * short.num_chips
 
 
+def test_train_step__fp16_that_overflows_at_any_scale_ends_the_run(chip_folder: Path, tmp_path: Path) -> None:
+    settings = tiny_settings("train.precision=fp16")
+    run = make_run(ChipDataset(chip_folder), tmp_path, settings, CPU, last=None, rpn_only=False)
+    step = next(iter(run.loader.epoch(run.state)))
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-9)
+    bias = run.model.rpn.conv.bias
+    assert bias is not None
+    bias.register_hook(lambda gradient: gradient * torch.inf)
+    before = bias.detach().clone()
+    assert train_step(run, step) is not None, "such a step is passed over"
+    assert run.scaler.get_scale() == 2.0**-10
+    with pytest.raises(DataError, match="the gradient is not finite"):
+        train_step(run, step)
+    assert bias.equal(before)
+
+
 @needs_gpu
 def test_train_step__fp16_passes_over_an_overflow(chip_folder: Path, tmp_path: Path) -> None:
     """A loss scale that is far too large costs one step and halves the scale; the next step learns."""
