@@ -120,12 +120,13 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
     run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
     if last is None:
-        tell(rank, anchor_report(dataset, settings))
+        chips = ChipSettings.model_validate(run.chips)
+        remarks = [anchor_report(dataset, chips, settings.model)]
         if settings.model.focus and not rpn_only:
-            chips = ChipSettings.model_validate(run.chips)
             limits = focus_limits(chips.bounds(), settings.model.focus_limits)
-            if warning := focus_report(dataset, chips, limits):
-                tell(rank, warning)
+            remarks.append(focus_report(dataset, chips, limits))
+        for remark in filter(None, remarks):
+            tell(rank, remark)
     else:
         check_resumable(last, out, run.settings_tree(), run.data, run.categories)
         run.restore(last)
