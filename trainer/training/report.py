@@ -42,7 +42,7 @@ def anchor_report(dataset: ChipDataset, chips: ChipSettings, model: ModelSetting
     best = best_anchor_iou(boxes, contents, model)
     lines = []
     scales = torch.tensor(m.scale_indices[chip])
-    for index in scales.unique().tolist():
+    for index in sorted(set(scales.tolist())):
         here = scales == index
         recall = (best[here] >= RECALL_IOU).double().mean().item()  # in float32, 18 of 20 would be below 0.9
         low, high = chips.ranges[index]

@@ -140,7 +140,7 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
                 rank,
                 f"{counted(run.state.epoch, 'epoch')} done: nothing is left to train; --epochs N with more goes on",
             )
-    tell(rank, outline(run, dataset))
+    tell(rank, outline(run))
     for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
         warn(rank, warning)
     from_first(lambda: note_seen(out, data))
