@@ -88,11 +88,14 @@ def _on_host(value: Any) -> Any:
 
 
 def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:
-    """Write folder/step-N.pt, whole or not at all, then delete what `kept_steps` does not keep."""
+    """Write folder/step-N.pt, whole or not at all, then delete what `kept_steps` does not keep.
+
+    Those of later steps go, too: the run was resumed from before them, since they are damaged.
+    """
     path = checkpoint_path(folder, checkpoint.step)
     write_checkpoint(path, checkpoint)
     there = {int(other.stem.removeprefix("step-")): other for other in find_checkpoints(folder)}
-    for step in there.keys() - kept_steps(list(there), keep):
+    for step in there.keys() - kept_steps([step for step in there if step <= checkpoint.step], keep):
         remove(there[step])
     return path
 

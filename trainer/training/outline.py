@@ -160,8 +160,8 @@ def _without_effect(run: Run) -> Iterator[str]:
     model, m = run.settings.model, run.loader.dataset.manifest
     if (pool := len(m.keys) - m.num_positives) and not run.settings.loader.negatives_per_image:
         yield (
-            f"loader.negatives_per_image 0: no epoch holds any of {counted(pool, 'negative chip')} that are there; "
-            f"set loader.negatives_per_image={LoaderSettings().negatives_per_image}"
+            f"loader.negatives_per_image 0: no epoch holds any of the pool's {counted(pool, 'negative chip')}: set "
+            f"loader.negatives_per_image={LoaderSettings().negatives_per_image}"
         )
     if model.neck == "c5" and model.levels != ModelSettings.model_fields["levels"].default:
         yield (
