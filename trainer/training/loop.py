@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import NoReturn
 
 import msgspec
@@ -52,7 +53,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
             return None
         started = time.perf_counter()
         batch = micro.to(device)
-        batches.append(batch)
+        batches.append(replace(batch, images=batch.images.new_empty(0)))  # for a report, which shows no pixels
         sums += _backward(run, batch, names, is_last=index == len(micros) - 1)
         if device.type == "cpu" and not run.is_timed:  # a CPU may take minutes for each
             left = run.num_steps - run.step
@@ -180,7 +181,7 @@ def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
 
 
 def _report_non_finite(run: Run, batches: list[Batch], values: dict[str, float]) -> NoReturn:
-    """Write what the failing step of this rank was made of to a file, and stop."""
+    """Write what the failing step of this rank was made of to a file, and stop; no pixels of the batches are used."""
     path = run.out / f"non-finite-rank{run.rank.index}.json"
     chips = [
         {"key": key, "boxes": batch.boxes[a:b].tolist(), "status": batch.status[a:b].tolist()}

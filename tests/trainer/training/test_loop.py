@@ -1,5 +1,6 @@
 """The training step: what a chip weighs in it."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_train_step__a_chip_weighs_the_same_in_a_short_step(chip_folder: Path, t
     for name, gradient in whole.items():
         summed = torch.stack([step[name] for step in steps]).sum(0) * batch_size / len(dataset)
         torch.testing.assert_close(summed, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item(), msg=name)
+
+
+def test_train_step__holds_the_pixels_of_one_pass_at_a_time(chip_folder: Path, tmp_path: Path) -> None:
+    settings = tiny_settings("train.chips_per_rank=2")
+    run = make_run(ChipDataset(chip_folder), tmp_path, settings, CPU, last=None, rpn_only=False)
+    pixels: list[weakref.ref[Tensor]] = []
+    held: list[int] = []
+    run.objective.register_forward_pre_hook(lambda _, given: pixels.append(weakref.ref(given[0].images)))
+    run.optimizer.register_step_pre_hook(lambda *_: held.append(sum(one() is not None for one in pixels)))
+    train_step(run, next(iter(run.loader.epoch(run.state))))
+    assert len(pixels) == 4
+    assert held == [1]
 
 
 def test_train_step__leaves_out_the_passes_that_no_rank_has_a_chip_for(chip_folder: Path, tmp_path: Path) -> None:
