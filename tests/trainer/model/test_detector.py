@@ -139,6 +139,15 @@ def test_rpn__at_equals_everywhere_values_and_gradients():
         assert torch.allclose(a, b, atol=1e-4)
 
 
+def test_rpn__everywhere_widens_each_map_once(monkeypatch: pytest.MonkeyPatch):
+    model, widened = slim_detector(), []
+    wide = Tensor.float
+    monkeypatch.setattr(Tensor, "float", lambda x: widened.append(x.shape) or wide(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.rpn.everywhere([torch.randn(2, 16, n, n) for n in (6, 3)])
+    assert [shape[2:] for shape in widened] == [(6, 6), (3, 3)]
+
+
 def test_detector__the_rpn_alone_learns_in_its_own_run():
     """A parameter that learns and has no loss would make ranks wait for its gradient."""
     model = slim_detector(settings=SLIM.model_copy(update={"focus": True}))
