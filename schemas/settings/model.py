@@ -62,3 +62,12 @@ class ModelSettings(Section):
         if self.anchor_scales is not None and not self.anchor_scales:
             raise ValueError("anchor_scales is empty; give at least one, or null for the default")
         return self
+
+    @model_validator(mode="after")
+    def _proposals_are_of_those_in_nms(self) -> Self:
+        if self.proposals > self.pre_nms:
+            raise ValueError(
+                f"proposals {self.proposals} is more than pre_nms {self.pre_nms}, of which they are what NMS leaves; "
+                "lower proposals, or raise pre_nms"
+            )
+        return self

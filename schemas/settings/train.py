@@ -25,7 +25,8 @@ class TrainSettings(Section):
         16,
         ge=1,
         description="Chips that a rank takes in one forward pass. Where its share of the step is larger, it takes "
-        "several passes and sums their gradients. Lower it where memory runs out.",
+        "several passes and sums their gradients. Lower it where memory runs out; batch norm, where it learns, has "
+        "the statistics of one pass.",
     )
     learning_rate: float = Field(
         0.12, gt=0, description="The rate for 128 chips in a step. It is scaled in proportion to train.batch_size."
@@ -55,8 +56,8 @@ class TrainSettings(Section):
     norm: Norm | None = Field(
         None,
         description="Whether batch norm learns from the chips of each rank (train) or of all (sync), or keeps "
-        "its statistics (frozen). null means train where the run starts from scratch or a forward pass has 8 chips or "
-        "more, and frozen elsewhere.",
+        "its statistics (frozen). null means train where the run starts from scratch or every forward pass has 8 "
+        "chips or more, and frozen elsewhere.",
     )
     norm_momentum: float = Field(
         0.005,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from schemas.settings import ModelSettings
-from trainer.model.boxes import sides
+from trainer.model.boxes import constant, sides
 
 BORDER = 32
 """An anchor that reaches further than this beyond the content gets no label; chip pixels (docs/method.md, 7.1)."""
@@ -47,7 +47,7 @@ def anchor_layout(settings: ModelSettings) -> AnchorLayout:
     return AnchorLayout(strides, shapes)
 
 
-@lru_cache(maxsize=4)  # views of one size of image at three scales; one of 4096 px has 67 MB
+@lru_cache(maxsize=16)  # views of several shapes of image at three scales; one of 4096 px has 67 MB
 @torch.inference_mode(False)
 def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Lay the anchors over an image; do not write into the result, which is shared by all callers.
@@ -63,8 +63,9 @@ def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device:
         float32 [A, 4], pixels of the image that the maps were made from, ordered by level, row, column, shape.
     """
     levels = []
+    shapes = constant(tuple(side for shape in layout.shapes for side in shape), device).view(-1, 2)  # [k, 2]
     for stride, (height, width) in zip(layout.strides, maps, strict=True):
-        half = torch.tensor(layout.shapes, device=device) * stride / 2  # [k, 2]
+        half = shapes * stride / 2
         cells = (torch.arange(side, device=device) for side in (height, width))
         y, x = torch.meshgrid(*cells, indexing="ij")
         centre = (torch.stack([x, y], -1)[:, :, None] + 0.5) * stride  # [H, W, 1, 2]

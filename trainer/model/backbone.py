@@ -127,11 +127,12 @@ def _conv_norm(
 
     Stored statistics are folded into the convolution's weights, which saves a pass over the map in both directions.
     Where a channel has one value or none, as in an empty batch, it has no statistics of its own, so the stored ones
-    are used, except that synchronised batch norm takes those of the other ranks.
+    are used. Synchronised batch norm takes those of all ranks, of which one at least must have a chip.
     """
     if norm.training:
         out: Tensor = conv(x)
-        if len(out) * out.shape[2] * out.shape[3] > 1 or isinstance(norm, nn.SyncBatchNorm):
+        chips = 1 if isinstance(norm, nn.SyncBatchNorm) else len(out)  # all ranks must decide alike
+        if chips * out.shape[2] * out.shape[3] > 1:
             return _finished(_batch_norm(norm, out), shortcut, relu=relu)
         folded = _fold([norm])
     factor, offset = folded[norm]
@@ -144,9 +145,10 @@ def _conv_norm(
 
 def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Apply a norm with the statistics of the batch; it does not count batches, since its momentum is a constant."""
-    if isinstance(norm, nn.SyncBatchNorm) or norm.momentum is None:
-        out: Tensor = norm(x)
-        return out
+    if (isinstance(norm, nn.SyncBatchNorm) and not x.is_meta) or norm.momentum is None:
+        # without a chip, torch sends the other ranks zeros in the type of x, where they send float32
+        out: Tensor = norm(x if len(x) else x.float())
+        return out.to(x.dtype)
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.momentum, norm.eps)
 
 

@@ -104,6 +104,8 @@ class Detector(nn.Module):
         """Freeze all that lies behind the RPN, for the run that finds negatives (docs/method.md, 5.1)."""
         self.rpn_only = True
         self.head.requires_grad_(False)
+        if self.focus is not None:
+            self.focus.requires_grad_(False)
         if self.settings.neck == "c5":
             self.neck.requires_grad_(False)  # it feeds the head alone
 

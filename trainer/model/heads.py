@@ -55,8 +55,9 @@ class Rpn(nn.Module):
         for level in maps:
             x = F.relu_(F.conv2d(level, self.conv.weight.detach(), self.conv.bias, padding=1))
             with full_precision(x):
-                logits.append(F.conv2d(x.float(), self.logits.weight, self.logits.bias))
-                deltas.append(F.conv2d(x.float(), self.deltas.weight, self.deltas.bias))
+                x = x.float()
+                logits.append(F.conv2d(x, self.logits.weight, self.logits.bias))
+                deltas.append(F.conv2d(x, self.deltas.weight, self.deltas.bias))
         rows = flatten_maps(deltas)  # [B, cells, 4 k]
         return flatten_maps(logits).flatten(1), rows.reshape(rows.shape[0], rows.shape[1] * self.k, 4)
 

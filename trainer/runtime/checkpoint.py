@@ -88,11 +88,14 @@ def _on_host(value: Any) -> Any:
 
 
 def save_checkpoint(folder: Location, checkpoint: Checkpoint, keep: int) -> Location:
-    """Write folder/step-N.pt, whole or not at all, then delete what `kept_steps` does not keep."""
+    """Write folder/step-N.pt, whole or not at all, then delete what `kept_steps` does not keep.
+
+    Those of later steps go, too: the run was resumed from before them, since they are damaged.
+    """
     path = checkpoint_path(folder, checkpoint.step)
     write_checkpoint(path, checkpoint)
     there = {int(other.stem.removeprefix("step-")): other for other in find_checkpoints(folder)}
-    for step in there.keys() - kept_steps(list(there), keep):
+    for step in there.keys() - kept_steps([step for step in there if step <= checkpoint.step], keep):
         remove(there[step])
     return path
 
@@ -120,11 +123,31 @@ def checkpoint_path(folder: Location, step: int) -> Location:
 
 
 def write_checkpoint(path: Location, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint whole or not at all, with the SHA-256 of its bytes behind them."""
+    """Write a checkpoint whole or not at all, with the SHA-256 of its bytes behind them.
+
+    Raises:
+        DataError: the system refuses to write, as on a full disk.
+    """
     with atomic_file(path) as file:
-        hashing = HashingFile(file)
-        torch.save({"format": FORMAT, **checkpoint._asdict()}, cast(IO[bytes], hashing))
+        hashing = _TellingFile(file)
+        try:
+            torch.save({"format": FORMAT, **checkpoint._asdict()}, cast(IO[bytes], hashing))
+        except RuntimeError as error:
+            raise hashing.refused or error from None
         file.write(SEAL + hashing.hexdigest().encode())
+
+
+class _TellingFile(HashingFile):
+    """Remembers why it could not be written: torch goes on and ends with an error of its own, which does not say."""
+
+    refused: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refused = error
+            raise
 
 
 def find_checkpoints(folder: Location) -> list[Location]:

@@ -32,6 +32,7 @@ PATIENCE = timedelta(hours=12)
 """How long the others may wait while one rank does work of its own, such as scoring a validation set."""
 POLL = 0.5  # seconds between two looks at what became of the other ranks
 GRACE = 5.0  # seconds that a rank has to end by itself after another one has failed
+FINISH = 60.0  # seconds that what this rank is writing then has, to be written whole
 FAILED, STOPPED = "sniper/failed", "sniper/stopped"
 
 
@@ -132,6 +133,10 @@ def _leave_after(error: BaseException, watch: "_Watch") -> None:
         dist.destroy_process_group()
 
 
+unbroken = threading.Lock()
+"""Is held while something is written that this process should not leave half done when another one has failed."""
+
+
 class _Watch(threading.Thread):
     """Ends this process soon after another one has failed, and passes on a signal that came to any of them.
 
@@ -158,7 +163,9 @@ class _Watch(threading.Thread):
             except Exception:  # the store's process is gone
                 found = "the process that holds the ranks together is gone"
             if found:
-                if not self._closed.wait(GRACE):
+                if not self._closed.wait(GRACE) and unbroken.acquire(timeout=FINISH):
+                    unbroken.release()
+                if not self._closed.wait(POLL):
                     print(f"sniper: ended, since {found}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return
@@ -211,7 +218,7 @@ def asked_to_stop() -> bool:
 
 
 def stop_together(what: str) -> None:
-    """End on all ranks where one of them is asked to. All ranks call this together.
+    """End on all ranks where one of them is asked to. All ranks call this, and wait for the last as long as it takes.
 
     Args:
         what: is kept, for the user.
@@ -219,6 +226,7 @@ def stop_together(what: str) -> None:
     Raises:
         StoppedError: on all ranks.
     """
+    wait_for_all()  # what a rank did before this, such as its share of the images, may take it far longer than others
     if any_rank(asked_to_stop()) and _stop is not None:
         _stop.signal = _stop.signal or signal.SIGTERM
         raise _stop.error(what)

@@ -138,10 +138,10 @@ def _report(
     """Write down what was taken, as a table with one line per subject."""
     lines = [f"weights from {weights.origin}:"]
     fresh = [name for name in own if name not in taken and "num_batches" not in name]
-    for part in ("backbone", "neck", "rpn", "head"):
+    for part in ("backbone", "neck", "rpn", "head", "focus"):
         names = [name for name in own if name.startswith(f"{part}.") and "num_batches" not in name]
         number = sum(name in taken for name in names)
-        lines.append(f"  {part:<16}{number} of {len(names)} tensors taken")
+        lines += [f"  {part:<16}{number} of {len(names)} tensors taken"] if names else []
     if "head.scores.weight" in taken and weights.classes is not None:
         known = {label for label, _ in _matches(classes, weights.classes)}
         new = [name for label, name in enumerate(classes) if label not in known]

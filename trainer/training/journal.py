@@ -132,12 +132,21 @@ class Meter:
         for name, value in losses.items():
             self._losses[name] = self._losses.get(name, 0.0) + value
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time that a block takes, such as a validation, out of all that is counted."""
+        began = time.perf_counter()
+        yield
+        taken = time.perf_counter() - began
+        self._since += taken
+        self._started += taken
+
     def take(self) -> dict[str, float]:
         """Return the means since the last call, and begin anew.
 
         Returns:
             loss and each of its terms, chips_per_s of all ranks, data_wait as a share of the time, seconds_left to
-            the end of the run, and memory_gb, the peak of this process.
+            the end of the run without validations, and memory_gb, the peak of this process.
         """
         now = time.perf_counter()
         seconds = now - self._since

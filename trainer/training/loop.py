@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import NoReturn
 
 import msgspec
@@ -23,6 +24,9 @@ from trainer.training.journal import Journal, Meter, pass_line, progress_line
 from trainer.training.run import Run
 from trainer.training.validate import is_due, picture, validate
 
+LEAST_SCALE = 1e-3
+"""Of the loss in fp16: it begins at 65,536, and where gradients still overflow at this one, it is not fp16's doing."""
+
 
 def train_step(run: Run, step: Step) -> dict[str, float] | None:
     """Take one optimiser step over all micro-batches of all ranks, or leave everything as it was before.
@@ -35,24 +39,25 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
         two micro-batches, because some rank is to stop.
 
     Raises:
-        DataError: a loss or the gradient is not finite on some rank.
+        DataError: a loss or the gradient is not finite on some rank; in fp16, the gradient at LEAST_SCALE too.
     """
     device, options = run.rank.device, run.settings.train
     names = loss_terms(run.model)
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     batches: list[Batch] = []
     statistics = run.statistics()
-    for index, micro in enumerate(step.micros):
+    micros = step.micros[: math.ceil(step.num_chips / run.rank.count)]  # in a short step no rank has a chip for more
+    for index, micro in enumerate(micros):
         if any_rank(asked_to_stop()):
             run.undo(statistics)
             return None
         started = time.perf_counter()
         batch = micro.to(device)
-        batches.append(batch)
-        sums += _backward(run, batch, names, is_last=index == len(step.micros) - 1)
+        batches.append(replace(batch, images=batch.images.new_empty(0)))  # for a report, which shows no pixels
+        sums += _backward(run, batch, names, is_last=index == len(micros) - 1)
         if device.type == "cpu" and not run.is_timed:  # a CPU may take minutes for each
             left = run.num_steps - run.step
-            run.tell(pass_line(index, len(step.micros), time.perf_counter() - started, left))
+            run.tell(pass_line(index, len(micros), time.perf_counter() - started, left))
     run.scaler.unscale_(run.optimizer)
     run.is_timed = True
     learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -61,8 +66,9 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
     *values, norm = torch.cat([sum_over_ranks(sums), size[None].double()]).tolist()
     short = run.loader.batch_size / step.num_chips  # above 1 in an epoch's last, short step: report its mean per chip
     losses_now = {name: value * short for name, value in zip(names, values, strict=True)}
-    # fp16 overflows now and then: its scaler passes over such a step by itself
-    if not all(map(math.isfinite, values)) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+    # fp16 overflows now and then: its scaler passes over such a step by itself, and halves the scale
+    is_sound = math.isfinite(norm) or (run.scaler.is_enabled() and run.scaler.get_scale() >= LEAST_SCALE)
+    if not all(map(math.isfinite, values)) or not is_sound:
         run.undo(statistics)
         _report_non_finite(run, batches, {**losses_now, "gradient_norm": norm})
     if options.clip_gradient is not None:
@@ -120,7 +126,8 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
     meter = Meter(run.num_steps - run.step, rank.device)
     while True:
         if truth and is_due(run):
-            values = validate(run, truth)
+            with meter.paused():
+                values = validate(run, truth)
             if journal:
                 journal.record(run.step, {"epoch": run.state.epoch - 1, **values})
                 journal.put()
@@ -174,7 +181,7 @@ def _timed(epoch: Epoch) -> Iterator[tuple[Step, float]]:
 
 
 def _report_non_finite(run: Run, batches: list[Batch], values: dict[str, float]) -> NoReturn:
-    """Write what the failing step of this rank was made of to a file, and stop."""
+    """Write what the failing step of this rank was made of to a file, and stop; no pixels of the batches are used."""
     path = run.out / f"non-finite-rank{run.rank.index}.json"
     chips = [
         {"key": key, "boxes": batch.boxes[a:b].tolist(), "status": batch.status[a:b].tolist()}

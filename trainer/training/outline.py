@@ -1,17 +1,17 @@
 """What a run will do, told before its first step: a table, and a warning for each setting that does not fit."""
 
 import copy
-import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
-from schemas.settings import Settings
+from schemas.settings import LoaderSettings, ModelSettings, Settings
 from schemas.wording import counted
 from trainer.learning.schedule import WARMUP_SHARE
-from trainer.loading.dataset import ChipDataset
 from trainer.model import Detector
-from trainer.training.run import Run, chips_per_pass
+from trainer.model.boxes import MOST_COMPARED
+from trainer.training.run import Run, passes_of_step
 
 PRETRAINED = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
@@ -27,13 +27,11 @@ SLOW_PIXELS = 128 * 128 * 16  # of one forward pass; with more, a deep network o
 DEEP = ("resnet50", "resnet101")
 
 
-def outline(run: Run, dataset: ChipDataset) -> str:
+def outline(run: Run) -> str:
     """Write down what will be trained, how and for how long, as a table with one line per subject."""
     options, model = run.settings.train, run.settings.model
-    passes = run.loader.accumulation
-    per_pass = math.ceil(options.batch_size / (run.rank.count * passes))
-    negatives = len(dataset) - dataset.manifest.num_positives
-    millions = sum(p.numel() for p in run.model.parameters()) / 1e6
+    passes, _, per_pass = passes_of_step(options, run.rank.count)
+    millions = _count(run.model) / 1e6
     levels = f"levels {model.levels[0]} to {model.levels[1]}" if model.neck == "fpn" else "one map"
     rows = {
         "network": f"{'the RPN of ' if run.model.rpn_only else ''}{model.backbone}, {model.neck}, {levels}, "
@@ -41,9 +39,8 @@ def outline(run: Run, dataset: ChipDataset) -> str:
         "weights": f"the run's own, of step {run.step:,}"
         if run.step
         else options.weights or "none: it starts from scratch",
-        "chips": f"{len(dataset):,} of {run.chips['size']} px, "
-        + (f"{negatives:,} of them negative" if negatives else "none of them negative (`sniper negatives` mines some)")
-        + f"; {counted(len(run.categories), 'class', 'classes')}",
+        "chips": f"{run.epoch_chips:,} of {run.chips['size']} px in an epoch, {_negatives(run)}; "
+        f"{counted(len(run.categories), 'class', 'classes')}",
         "steps": f"{run.num_steps:,}: {counted(options.epochs, 'epoch')} of {run.epoch_steps:,}, "
         f"{counted(options.batch_size, 'chip')} each{_default(run.settings, 'train')}",
         "chips per rank": f"{per_pass} in a forward pass, {counted(passes, 'pass', 'passes')} per step, "
@@ -55,6 +52,16 @@ def outline(run: Run, dataset: ChipDataset) -> str:
         "memory": f"about {expected_memory(run, per_pass):.1f} GB on each rank",
     }
     return "\n".join(["what will be trained:", *(f"  {name:<16}{text}" for name, text in rows.items())])
+
+
+def _negatives(run: Run) -> str:
+    """Say how many of an epoch's chips are negative, and of how many they are drawn."""
+    m = run.loader.dataset.manifest
+    _, of_image = np.unique(m.image_ids[m.num_positives :], return_counts=True)
+    if not len(of_image):
+        return "none of them negative (`sniper negatives` mines some)"
+    drawn = of_image.clip(max=run.loader.settings.negatives_per_image).sum()
+    return f"{drawn:,} of them negative, drawn from a pool of {of_image.sum():,}"
 
 
 def _default(settings: Settings, section: str) -> str:
@@ -76,16 +83,23 @@ def _rate(run: Run) -> str:
 def expected_memory(run: Run, chips: int) -> float:
     """Estimate the memory that training takes on one rank, in 10^9 bytes.
 
-    Counted are the weights, their gradients and momenta, and what the backbone and the neck keep for the backward
-    pass; a fifth is added for the heads and for what lives for a moment only.
+    Counted are the weights and their average where there is one, gradients and momenta of those that learn, and what
+    the backbone and the neck keep for the backward pass; a fifth of that is added for the heads and for what lives for
+    a moment only.
 
     Args:
         run: before its first step.
         chips: of one forward pass.
     """
-    numbers = sum(p.numel() for p in run.model.parameters()) * (4 if run.ema is None else 5)
+    kept, learning = _count(run.model), _count(run.model, learning=True)
+    numbers = kept * (1 if run.ema is None else 2) + learning * 2
     narrow = 1.0 if run.precision == "fp32" else 0.5
     return (4 * numbers + 1.2 * narrow * chips * _kept_bytes(run.model, run.chips["size"])) / 1e9
+
+
+def _count(model: Detector, *, learning: bool = False) -> int:
+    """Count the numbers of all parameters, or of those that learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not learning)
 
 
 def _kept_bytes(model: Detector, side: int) -> int:
@@ -135,9 +149,30 @@ def mismatches(run: Run) -> Iterator[str]:
             f"train.evaluate_every {options.evaluate_every} is more than the {counted(options.epochs, 'epoch')}: "
             "only the last one is validated"
         )
+    yield from _without_effect(run)
     yield from _averages(run)
     if run.rank.device.type == "cpu":
         yield from _slow(run)
+
+
+def _without_effect(run: Run) -> Iterator[str]:
+    """Yield a line for each setting by which something has no effect, or not where it should."""
+    model, m = run.settings.model, run.loader.dataset.manifest
+    if (pool := len(m.keys) - m.num_positives) and not run.settings.loader.negatives_per_image:
+        yield (
+            f"loader.negatives_per_image 0: no epoch holds any of the pool's {counted(pool, 'negative chip')}: set "
+            f"loader.negatives_per_image={LoaderSettings().negatives_per_image}"
+        )
+    if model.neck == "c5" and model.levels != ModelSettings.model_fields["levels"].default:
+        yield (
+            f"model.levels {list(model.levels)} has no effect with model.neck=c5, which has one map: leave it out, or "
+            "set model.neck=fpn"
+        )
+    if run.rank.device.type == "cuda" and model.pre_nms > MOST_COMPARED:
+        yield (
+            f"model.pre_nms {model.pre_nms} is more than the {MOST_COMPARED} boxes that a GPU compares, so NMS runs "
+            f"on the CPU while the GPU waits: set model.pre_nms={MOST_COMPARED} or less"
+        )
 
 
 def _averages(run: Run) -> Iterator[str]:
@@ -162,7 +197,7 @@ def _averages(run: Run) -> Iterator[str]:
 def _slow(run: Run) -> Iterator[str]:
     """Yield a line where a CPU would be busy for long with a single forward pass."""
     options, model, side = run.settings.train, run.settings.model, run.chips["size"]
-    per_pass = chips_per_pass(options, run.rank.count)
+    per_pass = passes_of_step(options, run.rank.count).most
     if model.backbone in DEEP and per_pass * side**2 > SLOW_PIXELS:
         yield (
             f"there is no GPU: one forward pass of {model.backbone} over {counted(per_pass, 'chip')} of {side} px "

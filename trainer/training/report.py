@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pipeline.planning.scales import box_sizes, scale_factors
+from pipeline.planning.scales import box_sizes, scale_factors, scale_name
 from pipeline.storage.parquet import read_frame
 from schemas.arrays import IntArray
 from schemas.codes import Status
-from schemas.settings import ChipSettings, ModelSettings, Settings
+from schemas.settings import ChipSettings, ModelSettings
 from trainer.loading.dataset import ChipDataset
 from trainer.loading.manifest import Manifest
 from trainer.model.anchors import anchor_layout, best_anchor_iou
@@ -22,28 +22,41 @@ SEEN, MOST_UNSEEN = 3.0, 0.1
 GAIN = 0.01  # that more anchors must bring, since each costs time
 
 
-def anchor_report(dataset: ChipDataset, settings: Settings) -> str:
-    """Say per scale what share of the valid boxes some anchor meets at IoU 0.5, and warn where it is below 0.9."""
+def anchor_report(dataset: ChipDataset, chips: ChipSettings, model: ModelSettings) -> str:
+    """Say per scale what share of the valid boxes some anchor meets at IoU 0.5, and warn where it is below 0.9.
+
+    Args:
+        dataset: the chips.
+        chips: settings that they were made with.
+        model: the network, for its anchors.
+
+    Returns:
+        A line for each scale with valid boxes, and warnings; empty where there is no valid box.
+    """
     m = dataset.manifest
     rows, chip = _valid_boxes(m)
     some = slice(None, None, max(1, len(rows) // RECALL_BOXES))
     rows, chip = rows[some], chip[some]
     boxes = torch.tensor(m.corners[rows])
     contents = torch.tensor(m.contents[chip], dtype=torch.int64)
-    best = best_anchor_iou(boxes, contents, settings.model)
+    best = best_anchor_iou(boxes, contents, model)
     lines = []
-    scales = torch.tensor(m.ranges[chip, 0])  # the range tells scales apart, factors vary
-    for low in sorted(set(scales.tolist())):
-        here = scales == low
+    scales = torch.tensor(m.scale_indices[chip])
+    for index in sorted(set(scales.tolist())):
+        here = scales == index
         recall = (best[here] >= RECALL_IOU).double().mean().item()  # in float32, 18 of 20 would be below 0.9
-        lines.append(f"anchors meet {recall:.1%} of the valid boxes of the scale for sizes from {low:g} px")
+        low, high = chips.ranges[index]
+        sizes = f"from {low:g} px" + ("" if high is None else f" to {high:g} px")
+        lines.append(
+            f"anchors meet {recall:.1%} of the valid boxes at scale {scale_name(chips.scales[index])}, sizes {sizes}"
+        )
         if recall < RECALL_WANTED:
             missed = boxes[here & (best < RECALL_IOU)]
-            sizes = Counter(map(tuple, (missed[:, 2:] - missed[:, :2]).round().int().tolist()))
-            worst = ", ".join(f"{w}x{h}" for (w, h), _ in sizes.most_common(5))
+            pixels = Counter(map(tuple, (missed[:, 2:] - missed[:, :2]).round().int().tolist()))
+            worst = ", ".join(f"{w}x{h}" for (w, h), _ in pixels.most_common(5))
             lines.append(f"  WARNING: below {RECALL_WANTED:.0%}; missed most in chip pixels: {worst}")
     if any("WARNING" in line for line in lines):
-        lines.append(f"  {_better_anchors(boxes, contents, settings.model)}")
+        lines.append(f"  {_better_anchors(boxes, contents, model)}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,10 @@ from trainer.loading.order import State
 from trainer.model import Detector
 from trainer.model.heads import autocast
 from trainer.runtime.checkpoint import Checkpoint, Score, best_ap, find_checkpoints, on_host, save_checkpoint
-from trainer.runtime.ranks import Rank, any_rank, from_first, mean_over_ranks
+from trainer.runtime.ranks import Rank, any_rank, from_first, mean_over_ranks, unbroken
 from trainer.runtime.weights import load_weights, set_norm_policy
 
-NORM_CHIPS = 8  # fewer chips per rank make poor batch statistics (docs/method.md, 6.5)
+NORM_CHIPS = 8  # fewer chips in a pass make poor batch statistics (docs/method.md, 6.5)
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -199,7 +199,7 @@ class Run:
             DataError: what was to be written before cannot be; says what is kept.
         """
         self._wait()
-        self.writing = self.writer.submit(write, on_host(self.checkpoint()))
+        self.writing = self.writer.submit(_write_whole, write, on_host(self.checkpoint()))
 
     def settle(self) -> None:
         """Wait on all ranks until the first one has written all that was to be kept.
@@ -228,9 +228,10 @@ class Run:
         if last.optimizer:  # a finished run of the RPN keeps none
             self.optimizer.load_state_dict(last.optimizer)
         self.scaler.load_state_dict(last.scaler)
-        if self.ema is not None and last.ema is not None:
-            self.ema.state = {name: value.to(self.rank.device) for name, value in last.ema.items()}
+        if self.ema is not None:  # a finished run of the RPN keeps the average alone, as its weights
+            self.ema.state = {name: value.to(self.rank.device) for name, value in (last.ema or last.model).items()}
         self.state, self.step, self.kept_step = State(*last.loader), last.step, last.step
+        self.epoch_chips = len(self.loader.epoch(self.state).order)  # with repeats, epochs differ in length
         before = TrainSettings.model_validate(last.settings["train"])
         options = self.settings.train
         self.schedule = resumed_schedule(
@@ -241,6 +242,11 @@ class Run:
             same_warmup=before.warmup_steps == options.warmup_steps,
             same_decays=before.decay_epochs == options.decay_epochs,
         )
+
+
+def _write_whole(write: Callable[[Checkpoint], object], checkpoint: Checkpoint) -> None:
+    with unbroken:
+        write(checkpoint)
 
 
 def make_run(
@@ -276,7 +282,7 @@ def make_run(
         options.batch_size,
         rank=rank.index,
         ranks=rank.count,
-        accumulation=math.ceil(options.batch_size / (rank.count * chips_per_pass(options, rank.count))),
+        accumulation=passes_of_step(options, rank.count).number,
         pin=rank.device.type == "cuda",
     )
     state = State(options.seed)
@@ -314,15 +320,30 @@ def warn(rank: Rank, text: str) -> None:
         log.warning("WARNING: %s", text)
 
 
-def chips_per_pass(options: TrainSettings, ranks: int) -> int:
-    """Return the most chips that one rank has in one forward pass."""
-    return min(options.chips_per_rank, math.ceil(options.batch_size / ranks))
+class Passes(NamedTuple):
+    """The forward passes of a whole step: how many each rank makes, and the fewest and most chips of one of them."""
+
+    number: int
+    fewest: int
+    most: int
+
+
+def passes_of_step(options: TrainSettings, ranks: int) -> Passes:
+    """Deal the chips of a whole step evenly to the forward passes of so many ranks."""
+    number = math.ceil(options.batch_size / (ranks * options.chips_per_rank))
+    dealt = ranks * number
+    return Passes(number, options.batch_size // dealt, math.ceil(options.batch_size / dealt))
+
+
+def norm_by_chips(options: TrainSettings, ranks: int) -> Norm:
+    """Return what batch norm does in a new run where `train.norm` leaves it open."""
+    enough = passes_of_step(options, ranks).fewest >= NORM_CHIPS
+    return "train" if enough or options.weights is None else "frozen"
 
 
 def _norm(options: TrainSettings, rank: Rank, last: Checkpoint | None) -> Norm:
     """Choose what batch norm does: the setting, else what the run began with, else by the chips per forward pass."""
-    enough = chips_per_pass(options, rank.count) >= NORM_CHIPS or options.weights is None
-    norm: Norm = options.norm or (last.norm if last else "train" if enough else "frozen")
+    norm = options.norm or (last.norm if last else norm_by_chips(options, rank.count))
     if norm == "sync" and rank.device.type != "cuda":
         raise UsageError("train.norm: sync takes the statistics of several GPUs, here is none; use train")
     return norm

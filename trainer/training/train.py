@@ -32,7 +32,7 @@ from trainer.training.loop import run_loop
 from trainer.training.outline import mismatches, outline
 from trainer.training.report import anchor_report, focus_report
 from trainer.training.resuming import changed_settings, check_resumable, resumed_settings
-from trainer.training.run import Run, make_run, tell, warn
+from trainer.training.run import NORM_CHIPS, Run, make_run, norm_by_chips, passes_of_step, tell, warn
 from trainer.training.validate import open_validation
 
 NETWORK = "network.json"
@@ -78,7 +78,7 @@ def train(
         joined() as rank,
         stoppable(advice),
         ExitStack() as held,
-        explained_memory(rank.device, lambda: _memory_remedy(out, current.train)),
+        explained_memory(rank.device, lambda: _memory_remedy(out, current.train, rank.count)),
     ):
         with breakable():
             from_first(lambda: _take(out, resume, held))
@@ -120,12 +120,13 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
     run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
     if last is None:
-        tell(rank, anchor_report(dataset, settings))
+        chips = ChipSettings.model_validate(run.chips)
+        remarks = [anchor_report(dataset, chips, settings.model)]
         if settings.model.focus and not rpn_only:
-            chips = ChipSettings.model_validate(run.chips)
             limits = focus_limits(chips.bounds(), settings.model.focus_limits)
-            if warning := focus_report(dataset, chips, limits):
-                tell(rank, warning)
+            remarks.append(focus_report(dataset, chips, limits))
+        for remark in filter(None, remarks):
+            tell(rank, remark)
     else:
         check_resumable(last, out, run.settings_tree(), run.data, run.categories)
         run.restore(last)
@@ -139,22 +140,31 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
                 rank,
                 f"{counted(run.state.epoch, 'epoch')} done: nothing is left to train; --epochs N with more goes on",
             )
-    tell(rank, outline(run, dataset))
+    tell(rank, outline(run))
     for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
         warn(rank, warning)
     from_first(lambda: note_seen(out, data))
     return run
 
 
-def _memory_remedy(out: Location, options: TrainSettings) -> str:
-    """Tell what to lower when there is no memory for the network or for a step."""
-    chips = min(options.chips_per_rank, options.batch_size)
-    lower = f"try --set train.chips_per_rank={chips // 2}, which changes no step but its time"
-    return (
-        f"a forward pass takes up to train.chips_per_rank = {chips} chips; "
-        + (lower if chips > 1 else "take a smaller network, such as model.backbone=resnet50")
-        + (", with --resume" if find_checkpoints(out) else "")
-    )
+def _memory_remedy(out: Location, options: TrainSettings, ranks: int) -> str:
+    """Tell what to lower when there is no memory for the network or for a step, and what else that changes."""
+    chips, is_begun = passes_of_step(options, ranks).most, bool(find_checkpoints(out))
+    remedy = "take a smaller network, such as model.backbone=resnet50"
+    if chips > 1:
+        fewer = options.model_copy(update={"chips_per_rank": chips // 2})
+        remedy = (
+            f"try --set train.chips_per_rank={chips // 2}{' with --resume' if is_begun else ''}. Steps take longer"
+        )
+        if options.norm is None and not is_begun and norm_by_chips(options, ranks) != norm_by_chips(fewer, ranks):
+            remedy += (
+                f", and batch norm is frozen in passes of fewer than {NORM_CHIPS} chips, unless you add --set "
+                "train.norm=train"
+            )
+        elif options.norm != "frozen":
+            remedy += "; batch norm, where it learns, has the statistics of fewer chips"
+    what = f"a forward pass has up to {counted(chips, 'chip')} (train.chips_per_rank = {options.chips_per_rank})"
+    return f"{what}: {remedy}"
 
 
 def _scores(out: Location) -> list[Score]:

@@ -125,6 +125,14 @@ def test_resize__a_painted_box_stays_under_its_box(batch: Batch, factor: float, 
         assert (pixels[~centres_within(resized.boxes[i], height, width, -far)] == GROUND).all()
 
 
+def test_resize__an_empty_box_is_ignored_whatever_a_target_must_show() -> None:
+    """An object above the window, beside it, and within it."""
+    batch = painted([(SIDE, SIDE)] * 3, [(20, 0, 30, 10), (0, 20, 10, 30), (30, 30, 40, 40)], Status.VALID)
+    resized = resize(batch, torch.tensor([[1.25, 0.999, 0.999]] * 3, dtype=torch.float64), Limits(0.0, 0.0))
+    assert resized.status.tolist()[:2] == [Status.IGNORE] * 2
+    assert resized.status.tolist()[2] != Status.IGNORE
+
+
 def centres_within(box: Tensor, height: int, width: int, margin: float) -> Tensor:
     """Which pixels, bool [height, width], have their centres in a box, farther than the margin from its edges."""
     x1, y1, x2, y2 = box.tolist()

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -138,6 +139,23 @@ def test_rpn__at_equals_everywhere_values_and_gradients():
         assert torch.allclose(a, b, atol=1e-4)
 
 
+def test_rpn__everywhere_widens_each_map_once(monkeypatch: pytest.MonkeyPatch):
+    model, widened = slim_detector(), []
+    wide = Tensor.float
+    monkeypatch.setattr(Tensor, "float", lambda x: widened.append(x.shape) or wide(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.rpn.everywhere([torch.randn(2, 16, n, n) for n in (6, 3)])
+    assert [shape[2:] for shape in widened] == [(6, 6), (3, 3)]
+
+
+def test_detector__the_rpn_alone_learns_in_its_own_run():
+    """A parameter that learns and has no loss would make ranks wait for its gradient."""
+    model = slim_detector(settings=SLIM.model_copy(update={"focus": True}))
+    model.keep_rpn_only()
+    sum(losses_of(model, make_batch([2])).values()).backward()
+    gradients(model)
+
+
 def test_backbone__equals_torchvision_whatever_the_norms_do():
     for policy in ("train", "frozen"):
         model = slim_detector(settings=ModelSettings(backbone="resnet50", width=16, head_width=16))
@@ -168,6 +186,40 @@ def test_backbone__one_value_per_channel_has_no_statistics():
     statistics = {name: value for name, value in model.backbone.body.named_buffers() if "running" in name}
     assert (statistics["layer4.0.bn1.running_mean"] == 2.0).all()  # of one value: stays
     assert (statistics["layer2.0.bn1.running_mean"] != 2.0).any()  # of sixteen values: learns
+
+
+@pytest.fixture
+def synchronised() -> Iterator[Detector]:
+    """A detector with synchronised norms in a process that has joined a group, if one of itself alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    model = slim_detector()
+    set_norm_policy(model, "sync")
+    yield model
+    dist.destroy_process_group()
+
+
+def test_backbone__synchronised_norms_have_an_outline(synchronised: Detector):
+    """Nothing is computed for it, so torch's refusal of what is not on a GPU has no place there."""
+    maps = synchronised.to("meta").backbone(torch.empty(2, 3, 64, 64, device="meta"))
+    assert maps[-1].shape[2:] == (2, 2)
+
+
+def test_backbone__a_rank_without_a_chip_sends_the_type_that_the_others_send(
+    synchronised: Detector, monkeypatch: pytest.MonkeyPatch
+):
+    given: set[tuple[int, torch.dtype]] = set()
+
+    def spy(norm: torch.nn.SyncBatchNorm, x: Tensor) -> Tensor:
+        given.add((len(x), x.dtype))
+        return x * norm.weight[:, None, None]
+
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "forward", spy)
+    for chips in (0, 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = synchronised.backbone(torch.randn(chips, 3, 64, 64))
+        assert all(level.dtype == torch.bfloat16 for level in maps)
+        sum(level.sum() for level in maps).backward()
+    assert given == {(0, torch.float32), (1, torch.bfloat16)}
 
 
 def test_normalise__padding_is_the_mean_colour():

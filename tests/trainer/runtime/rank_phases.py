@@ -10,10 +10,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from schemas.errors import DataError, StoppedError
+from trainer.runtime import ranks
 from trainer.runtime.ranks import (
     Rank,
     any_rank,
@@ -27,6 +30,7 @@ from trainer.runtime.ranks import (
     wait_for_all,
 )
 
+WRITTEN = 5  # exit status of a rank that has written all it had to
 HANG = 120.0  # seconds after which a rank counts as hung; only for a fault
 
 
@@ -62,6 +66,16 @@ def busy(rank: Rank) -> None:
     time.sleep(2 * HANG)
 
 
+def writing(rank: Rank) -> None:
+    """The second rank fails while the first is writing a checkpoint, which takes longer than ends are waited for."""
+    if rank.index == 1:
+        raise DataError("a chip cannot be read")
+    ranks.GRACE = 0.5
+    with ranks.unbroken:
+        time.sleep(4)
+        os._exit(WRITTEN)
+
+
 def leaving(rank: Rank) -> None:
     """The second rank fails after its last step, when the first has nothing to do but leave."""
     if rank.index == 1:
@@ -79,6 +93,14 @@ def stopping(rank: Rank) -> None:
                 stop_together("step 0 is kept")
 
 
+def uneven(rank: Rank) -> None:
+    """One rank is done with its images long before the other, for longer than a rank may be late in a step."""
+    assert ranks._groups is not None
+    ranks._groups.prompt = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    time.sleep(3 * rank.index)
+    stop_together("nothing is scored")
+
+
 def ending(rank: Rank) -> None:
     """Both end well."""
     assert sum_over_ranks(torch.ones(1, device=rank.device)).item() == 2
@@ -90,8 +112,10 @@ PHASES: list[Callable[[Rank], None]] = [
     stepping,
     scoring,
     busy,
+    writing,
     leaving,
     stopping,
+    uneven,
     ending,
 ]
 

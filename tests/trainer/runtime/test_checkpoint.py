@@ -1,11 +1,13 @@
 """Checkpoint files: the hash, damage, and what a run goes on from."""
 
 import random
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.storage import remove
 from schemas.errors import DataError
 from trainer.runtime.checkpoint import (
     FORMAT,
@@ -13,8 +15,10 @@ from trainer.runtime.checkpoint import (
     Checkpoint,
     DamagedError,
     checkpoint_path,
+    find_checkpoints,
     read_checkpoint,
     read_last,
+    save_checkpoint,
     write_checkpoint,
 )
 
@@ -61,6 +65,28 @@ def test_read_checkpoint__every_flipped_bit_is_noticed(run: Path) -> None:
             read_checkpoint(path)
         path.write_bytes(whole)
     assert read_checkpoint(path).model["weight"].equal(make_checkpoint(3).model["weight"])
+
+
+def test_write_checkpoint__a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    """Full amid the numbers, where torch itself says no more than that its position is another one."""
+    checkpoint = make_checkpoint(1)._replace(model={name: torch.randn(2**20) for name in "abc"})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"step-1\.pt: cannot be written: File too large"):
+            write_checkpoint(tmp_path / "step-1.pt", checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("keep", "stay"), [(1, [2]), (2, [1, 2])])
+def test_save_checkpoint__passes_over_damaged_ones_of_later_steps(keep: int, stay: list[int], run: Path) -> None:
+    """A run that was resumed from before them keeps what it writes, and as many sound ones as it should."""
+    remove(checkpoint_path(run, 2))
+    flip_bit(checkpoint_path(run, 3), 8_000)
+    assert save_checkpoint(run, make_checkpoint(2), keep) == checkpoint_path(run, 2)
+    assert find_checkpoints(run) == [checkpoint_path(run, step) for step in stay]
 
 
 def test_read_checkpoint__is_a_file_that_torch_reads(run: Path) -> None:

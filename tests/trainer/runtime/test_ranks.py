@@ -17,8 +17,10 @@ ENDS = {  # exit statuses: 3 an error of ours, 4 any other, 1 ended by the watch
     "stepping": [{1, 4}, {3}],  # gloo notices a lost peer by itself
     "scoring": [{4}, {1, 4}],
     "busy": [{1}, {3}],
+    "writing": [{rank_phases.WRITTEN}, {3}],
     "leaving": [{1, 4}, {3}],
     "stopping": [{143}, {143}],
+    "uneven": [{0}, {0}],
     "ending": [{0}, {0}],
 }
 

@@ -48,6 +48,16 @@ def test_load_weights__from_torchvisions_file(settings: ModelSettings, tmp_path:
         assert value.equal(expected), name
 
 
+def test_load_weights__tells_of_the_focus_head_where_there_is_one(tmp_path: Path):
+    settings = SLIM.model_copy(update={"focus": True})
+    focusing = slim_detector(settings=settings)
+    for number, theirs in enumerate((focusing, slim_detector())):
+        write_checkpoint(tmp_path / f"{number}.pt", checkpoint_of(theirs, CLASSES))
+    assert "  focus           6 of 6 tensors taken" in load_weights(focusing, str(tmp_path / "0.pt"), CLASSES)
+    assert "  focus           0 of 6 tensors taken" in load_weights(focusing, str(tmp_path / "1.pt"), CLASSES)
+    assert "  focus  " not in load_weights(slim_detector(), str(tmp_path / "1.pt"), CLASSES)
+
+
 @pytest.mark.parametrize("class_boxes", [False, True])
 def test_load_weights__rows_of_the_head_follow_the_names_of_classes(class_boxes: bool, tmp_path: Path):
     """As many classes in another order, one of them new: every row is that of its class."""

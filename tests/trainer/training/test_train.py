@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from schemas.errors import DataError, UsageError
-from schemas.settings import NegativeSettings, Settings, load_settings
+from schemas.settings import NegativeSettings, Settings, TrainSettings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.trainer.processes import Child, run_ranks, start
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
@@ -31,7 +31,7 @@ from trainer.runtime.checkpoint import (
 )
 from trainer.runtime.weights import load_weights
 from trainer.training.resuming import changed_settings
-from trainer.training.train import train
+from trainer.training.train import _memory_remedy, train
 
 RUNS = Path(__file__).parents[1] / "runs.py"
 COUNTED = Path(__file__).parents[1] / "counted_ranks.py"
@@ -331,6 +331,27 @@ def test_train__a_resumed_run_keeps_what_it_chose(data: Path, tmp_path: Path) ->
     assert last(tmp_path / "out").norm == "train"
     with pytest.raises(UsageError, match="neither a file, nor a folder"):
         train(data, tmp_path / "anew", tiny_settings(*options))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"chips_per_rank": 8},
+            r"8 chips .*chips_per_rank=4\. Steps take longer, and batch norm is frozen .*norm=train",
+        ),
+        ({"chips_per_rank": 16}, r"16 chips .*chips_per_rank=8\. Steps take longer; batch norm, where it learns, has"),
+        ({"chips_per_rank": 8, "norm": "train"}, r"Steps take longer; batch norm, where it learns, has"),
+        ({"chips_per_rank": 8, "norm": "frozen"}, r"Steps take longer$"),
+        ({"chips_per_rank": 8, "weights": None}, r"Steps take longer; batch norm, where it learns, has"),
+        ({"batch_size": 1}, r"1 chip .*take a smaller network"),
+    ],
+)
+def test_memory_remedy__says_what_fewer_chips_do_to_batch_norm(
+    given: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    options = TrainSettings.model_validate({"batch_size": 16, "weights": "ResNet18_Weights.IMAGENET1K_V1", **given})
+    assert re.search(said, _memory_remedy(tmp_path, options, 1))
 
 
 def test_train__refuses_to_go_on_with_another_pool(data: Path, tmp_path: Path) -> None:

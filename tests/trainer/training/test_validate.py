@@ -163,5 +163,5 @@ def test_train__memory_that_runs_out_names_what_to_lower(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.17 GiB.")
 
     monkeypatch.setattr("torch.nn.functional.conv2d", scarce)
-    with pytest.raises(OutOfMemoryError, match=r"train.chips_per_rank = 8 chips; try --set train.chips_per_rank=4"):
+    with pytest.raises(OutOfMemoryError, match=r"up to 8 chips .*: try --set train\.chips_per_rank=4\. Steps"):
         train(demo / "chips", tmp_path, tiny_settings())
