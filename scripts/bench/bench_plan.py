@@ -21,10 +21,8 @@ from pipeline.dataset.spans import plan_spans
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
-SHARED = (
-    Path(os.environ.get("SNIPER_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
-    / "coco-val2017-boxes/val.json"
-)
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-val2017-boxes/val.json"
 TRAIN_SIZE = 118_000  # images of COCO train2017, about
 BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale
 BYTES_PER_IMAGE, BYTES_PER_BOX = 200, 60

@@ -47,7 +47,7 @@ def anchor_layout(settings: ModelSettings) -> AnchorLayout:
     return AnchorLayout(strides, shapes)
 
 
-@lru_cache(maxsize=16)  # views of several shapes of image at three scales; one of 4096 px has 67 MB
+@lru_cache(maxsize=8)  # views of several shapes of image at three scales; one of 4096 px has 67 MB
 @torch.inference_mode(False)
 def anchor_grid(layout: AnchorLayout, maps: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Lay the anchors over an image; do not write into the result, which is shared by all callers.
