@@ -12,6 +12,7 @@ from pipeline.coco import Reject, SourceImage
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
 from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
+from pipeline.dataset.build import task_memory
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
@@ -85,7 +86,7 @@ def _jobs(source: Source, images: Location, max_pixels: int) -> Iterator[Task[_J
     for start in range(0, source.num_images, BATCH):
         batch = source.images(start, min(start + BATCH, source.num_images))
         job = _Job(images, batch, max_pixels, {})
-        yield Task(f"images from {batch[0].file_name}", job, units=len(batch), refuse=_without)
+        yield Task(f"images from {batch[0].file_name}", job, task_memory(batch), len(batch), _without)
 
 
 def _without(job: _Job, position: int, why: str) -> _Job:

@@ -36,6 +36,7 @@ from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import remove_plan, write_plan_files
 from pipeline.dataset.shards import shard_name
 from pipeline.dataset.spans import PlannedSpan, plan_spans, span_length
+from pipeline.dataset.standing import recorded_length
 from pipeline.engines.progress import Progress, showing
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task, check_engine
@@ -201,7 +202,8 @@ def _refuse_missing(out: Location, image_root: Location, standing: Build) -> Non
 def _build(source: Source, target: Target, standing: Build | None, engine: Engine, limits: Limits) -> Report:
     remove_plan(target.out / "plan")
     settings = _settled(target.settings, standing, source, target.out)
-    prepare(target, "chips")
+    target = target._replace(settings=settings)
+    prepare(target, "chips", standing)
     summary = Summary(source, settings)
     spans: dict[str, PlannedSpan] = {}  # by the shard's name, until it is made
     made: dict[str, tuple[str, Rows[Reject]]] = {}  # of each finished shard: fingerprint and rejects
@@ -258,8 +260,9 @@ def _settled(settings: ChipSettings, standing: Build | None, source: Source, out
     Raises:
         UsageError: the settings ask for another length.
     """
-    if standing is None:
-        return settings
+    if standing is None:  # never finished, or stopped while some shards are made anew
+        length = settings.images_per_shard or recorded_length(out / POSITIVES)
+        return settings.model_copy(update={"images_per_shard": length})
     then, now = standing.settings.get("chips", {}).get("images_per_shard"), settings.images_per_shard
     if now is None:
         return settings.model_copy(update={"images_per_shard": then})

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.commands.mine_shard import MinedShard, MineJob, extents, mine_shard
-from pipeline.dataset.build import clear_pool, prepare, recorded_mining, remove_surplus, task_memory
+from pipeline.dataset.build import (
+    clear_pool,
+    prepare,
+    recorded_mining,
+    refuse_changes,
+    remove_surplus,
+    task_memory,
+)
 from pipeline.dataset.build_file import (
     COMMANDS,
     NAME,
@@ -27,6 +34,7 @@ from pipeline.dataset.job import Target
 from pipeline.dataset.ledger.read import Kept, read_kept
 from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
 from pipeline.dataset.shards import read_record, shard_name
+from pipeline.dataset.standing import differing
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task, check_engine
@@ -100,12 +108,12 @@ def negatives(
     probe_writable(data)
     with locked(data, "sniper negatives"):
         remove_temporary(data)
-        if overwrite:
-            clear_pool(data)
         positives = read_build(data, COMMANDS[POSITIVES])
         root = image_root(positives, images)
         kept = read_kept(data, positives.files)
         found = None if proposals is None else _find(proposals, kept, positives)
+        if overwrite:
+            clear_pool(data)
         chips = ChipSettings.model_validate(positives.settings["chips"])
         recorded = recorded_mining(settings, random)
         target = Target(data, NEGATIVES, data / NEGATIVES / NAME, root, chips, recorded, codec(), decoders())
@@ -147,6 +155,9 @@ def _build(
     prepare(target, NEGATIVES)
     remove_surplus(target, len(names))
     standing = find_build(target.out / NEGATIVES, COMMANDS[NEGATIVES])
+    if standing is not None:  # how its chips are stored stands in no row of them
+        now = {key: getattr(target.settings, key) for key in ("quality", "subsampling")}
+        refuse_changes(target.out / NEGATIVES, "chips", differing(standing.settings.get("chips", now), now))
     mined: dict[str, MinedShard] = {}
     with Progress("negatives", kept.source.num_images, "images") as progress:
         for shard in run_tasks(mine_shard, _tasks(target, names, kept, found, settings), engine, progress):

@@ -13,6 +13,7 @@ from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
 from pipeline.storage import Location, ahead, files_in, make_folder, remove, remove_files
+from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 
@@ -41,17 +42,20 @@ def recorded_mining(settings: NegativeSettings, random: int | None) -> dict[str,
     return {**settings.model_dump(mode="json", exclude={"rpn_epochs"}), "random": None}
 
 
-def prepare(target: Target, section: str) -> None:
+def prepare(target: Target, section: str, standing: Build | None = None) -> None:
     """Make the target folder ready.
 
     Args:
         target: the build.
         section: the section of the settings in question, for the message.
+        standing: the record of the finished build there, if there is one.
 
     Raises:
         UsageError: the shards there were made with other settings; all that differ are named.
     """
     folder = target.out / target.folder
+    if standing is not None and section in standing.settings:
+        refuse_changes(target.build_file.parent, section, differing(standing.settings[section], target.recorded))
     make_folder(folder)
     for path in shard_files(folder, ".parquet"):
         try:

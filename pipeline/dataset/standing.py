@@ -7,14 +7,13 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import xxhash
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.dataset.job import ShardJob
-from pipeline.dataset.shards import Record, read_record
+from pipeline.dataset.shards import Record, read_record, shard_files
 from pipeline.images.chip import codec
-from pipeline.images.sources import image_place
-from pipeline.storage import Location, Stamp, ahead, read_bytes, size_of, stamp_of, touch
+from pipeline.images.sources import hash_content, image_place
+from pipeline.storage import Location, Stamp, ahead, open_binary, size_of, stamp_of, touch
 from schemas.codes import Reason
 from schemas.errors import AGAIN, DataError
 from schemas.settings import ChipSettings, NegativeSettings
@@ -23,6 +22,8 @@ from schemas.tables import FORMAT_VERSION, PLAN
 LIMITED = {Reason.TOO_MANY_PIXELS, Reason.SIZE_MISMATCH}
 """Refusals that another `chips.max_pixels` could turn into others."""
 
+SHARD_LENGTH = "shard_length"
+"""Key of a shard's record under which chips.images_per_shard stands where it was given; it hashes into nothing."""
 DEFAULTS = ChipSettings().model_dump(mode="json") | NegativeSettings().model_dump(mode="json")
 """What a setting was before the program had it."""
 
@@ -136,6 +137,20 @@ def standing_record(job: ShardJob, stamps: Sequence[Stamp | None], fingerprint: 
     return record if _images_stand(job, stamps, record) else None
 
 
+def recorded_length(folder: Location) -> int | None:
+    """Return the length of shards that a build was given, as its shards record it; None where it was given none.
+
+    Args:
+        folder: of the shards.
+    """
+    for path in shard_files(folder, ".parquet"):
+        try:
+            return read_record(path).settings.get(SHARD_LENGTH)
+        except DataError:
+            continue  # damaged: it is made again
+    return None
+
+
 def is_limited(images: Sequence[SourceImage], rejects: Sequence[Reject], max_pixels: int) -> bool:
     """Tell whether `chips.max_pixels` acts on a shard: on an image that is larger, or on why one is refused."""
     return any(image.width * image.height > max_pixels for image in images) or any(
@@ -188,7 +203,8 @@ def _images_stand(job: ShardJob, stamps: Sequence[Stamp | None], record: Record)
 
 def _file_hash(place: Location) -> str | None:
     try:
-        return xxhash.xxh3_128_hexdigest(read_bytes(place))
+        with open_binary(place) as file:
+            return hash_content(file)
     except OSError as error:
         if isinstance(place, Path):
             return None

@@ -247,7 +247,7 @@ def _is_deep(image: Image.Image) -> bool:
     if isinstance(image, TiffImageFile):
         return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,)))) > 8
     for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
-        if ";16" in str(tile.args):
+        if ";16" in str(tile.args).replace("BGR;16", ""):  # which has 5, 6 and 5 bits
             return True
         maxval = tile.args[-1] if tile.codec_name.startswith("ppm") and isinstance(tile.args, tuple) else 0
         if isinstance(maxval, int) and maxval > 255:

@@ -2,8 +2,10 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -88,37 +90,72 @@ def near_misses(root: Path, missing: Iterable[str]) -> list[str]:
     Returns:
         A line for each kind of difference, with the count and the first example.
     """
-    listing = _Listing()
     missing = (name for name in missing if not _is_link(root / name))  # such a link is told otherwise
+    names = list(islice(missing, LOOKED_AT))
+    alike = _alike_names(root, names)
+    folders = _folders_in(root) if len(alike) < len(names) else []
     counts: dict[str, int] = {}
     first: dict[str, str] = {}
-    for _, name in zip(range(LOOKED_AT), missing, strict=False):
-        kind, found = _near_miss(root, name, listing)
+    for name in names:
+        kind, found = alike.get(name) or _elsewhere(root, name, folders)
         if kind:
             counts[kind] = counts.get(kind, 0) + 1
             first.setdefault(kind, f"{name!r} is missing, {found!r} is there")
     return [f"{count:,} missing files may be there {kind}: {first[kind]}" for kind, count in counts.items()]
 
 
-def _near_miss(root: Path, name: str, listing: _Listing) -> tuple[str, str]:
-    """Tell what differs between a missing name and a file that is there, and that file; empty where there is none."""
-    folder, _, base = name.replace("\\", "/").rpartition("/")
-    entries = listing(root / folder)
-    stem = PurePosixPath(base).stem
-    alike = {
-        "with blanks or line ends taken off": [entry for entry in entries if entry.strip() == base.strip()],
-        "with %-escapes read": [entry for entry in entries if entry == unquote(base)],
-        "in another case": [entry for entry in entries if entry.casefold() == base.casefold()],
-        "with another suffix": [entry for entry in entries if PurePosixPath(entry).stem == stem],
-    }
-    for kind, found in alike.items():
-        if found:
-            return kind, f"{folder}/{found[0]}" if folder else found[0]
-    if folder and base in listing(root):
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]  # noqa: PTH122  ten times as fast
+
+
+ALIKE: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    "with blanks or line ends taken off": (str.strip, str.strip),
+    "with %-escapes read": (str, unquote),
+    "in another case": (str.casefold, str.casefold),
+    "with another suffix": (_stem, _stem),
+}
+"""How names may differ -> what a name that is there, and a name that is missing, have in common then."""
+
+
+def _alike_names(root: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Find missing names that a file of the same folder nearly has: name -> what differs, and that file.
+
+    Every folder is gone through once, whatever the number of names, and nothing is kept of it.
+    """
+    bases: dict[str, dict[str, str]] = {}  # folder -> last part of a name -> the name
+    for name in names:
+        folder, _, base = name.replace("\\", "/").rpartition("/")
+        bases.setdefault(folder, {})[base] = name
+    found: dict[str, tuple[str, str]] = {}
+    for folder, wanted in bases.items():
+        entries = _Listing()(root / folder)
+        for kind, (of_entry, of_base) in ALIKE.items():
+            forms: dict[str, list[str]] = {}
+            for base, name in wanted.items():
+                if name not in found:
+                    forms.setdefault(of_base(base), []).append(name)
+            for entry in entries if forms else ():
+                for name in forms.pop(of_entry(entry), ()):
+                    found[name] = kind, f"{folder}/{entry}" if folder else entry
+    return found
+
+
+def _folders_in(root: Path) -> list[str]:
+    """List the names of the folders in a folder, sorted; one that may not be looked into is one, too."""
+    with suppress(OSError), os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+    return []
+
+
+def _elsewhere(root: Path, name: str, folders: Sequence[str]) -> tuple[str, str]:
+    """Tell in which other folder a missing file is, and the file; empty where there is none."""
+    base = name.replace("\\", "/").rpartition("/")[2]
+    # os.path, since is_file raises where a folder may not be looked into
+    if base != name and os.path.isfile(root / base):  # noqa: PTH113
         return "without the folders in the name", base
-    if (root.parent / name).is_file():
+    if os.path.isfile(root.parent / name):  # noqa: PTH113
         return "one folder higher; give the folder above as --images", str(root.parent / name)
-    for entry in listing(root):
-        if (root / entry / name).is_file():
-            return "one folder deeper; give that folder as --images", f"{entry}/{name}"
+    for folder in folders:
+        if os.path.isfile(root / folder / name):  # noqa: PTH113
+            return "one folder deeper; give that folder as --images", f"{folder}/{name}"
     return "", ""

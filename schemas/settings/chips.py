@@ -48,7 +48,8 @@ class ChipSettings(Section):
     source pixels. null means that there is no upper end."""
 
     stride: int = Field(32, gt=0)
-    """Distance between the windows that may become chips, in chip pixels."""
+    """Distance between the windows that may become chips, in chip pixels: those of negatives always, and those
+    of positives only in an image with so many boxes that not every start at an edge of a box can be tried."""
 
     min_visible: float = Field(0.1, ge=0, le=1)
     """An object of which a chip shows a smaller share is ignored there."""

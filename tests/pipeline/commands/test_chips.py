@@ -153,6 +153,26 @@ def test_chips__changed_settings_are_refused_by_name_and_replaced_on_demand(demo
     assert digests(tmp_path) != before
 
 
+def test_chips__changed_settings_are_refused_where_the_record_of_a_build_stands_without_its_shards(
+    demo_set: DataSet, built: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/positives")
+    with pytest.raises(UsageError, match=r"chips\.quality: 95 there, 80 now"):
+        build(demo_set, tmp_path / "out", ChipSettings(images_per_shard=2, quality=80))
+
+
+def test_chips__a_rerun_that_is_stopped_keeps_the_length_of_the_shards(
+    demo_set: DataSet, built: Path, tmp_path: Path
+) -> None:
+    """Also where that was given once, and the record of the build is gone, as after a kill amid the rerun."""
+    shutil.copytree(built, tmp_path / "out")
+    for name in ("run.json", "positives/chips-00001.tar", "positives/chips-00001.parquet"):
+        (tmp_path / "out" / name).unlink()
+    build(demo_set, tmp_path / "out", ChipSettings())
+    assert digests(tmp_path / "out") == digests(built)
+
+
 def test_chips__changed_annotations_redo_only_their_shards(demo_set: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(demo_set, out)

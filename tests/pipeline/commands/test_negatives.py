@@ -265,6 +265,25 @@ def test_negatives__image_files_must_be_those_of_the_positives(scenes: Path, out
         build(scenes, out, images=tmp_path / "absent")
 
 
+def test_negatives__overwrite_keeps_the_pool_where_there_is_nothing_to_mine(scenes: Path, out: Path) -> None:
+    shutil.copytree(scenes / "pool/negatives", out / "negatives")
+    with pytest.raises((DataError, UsageError)):
+        build(scenes, out, proposals=out / "mistyped.parquet", overwrite=True)
+    assert digests(out / "negatives") == digests(scenes / "pool/negatives")
+
+
+def test_negatives__chips_that_are_stored_otherwise_than_the_positives_are_refused(scenes: Path, out: Path) -> None:
+    """Else their quality alone would tell positives and negatives apart."""
+    shutil.copytree(scenes / "pool/negatives", out / "negatives")
+    shutil.rmtree(out / "positives")
+    for path in (out / "run.json", *out.glob("*.parquet")):
+        path.unlink()
+    chips(scenes / "train.json", scenes / "train", out, OPTIONS.model_copy(update={"quality": 60}))
+    with pytest.raises(UsageError, match=r"chips\.quality: 95 there, 60 now"):
+        build(scenes, out)
+    assert build(scenes, out, overwrite=True).num_made > 0
+
+
 def test_negatives__malformed_proposals_leave_nothing(scenes: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('[{"image_id": 2, "bbox": [0, 0, 9, 9], "score": 1}]')
     with pytest.raises(DataError, match=r"row 0: image_id 2 is not in images\.parquet"):

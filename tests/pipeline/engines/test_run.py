@@ -110,6 +110,28 @@ def test_run__raises_what_the_function_raised(engine: Engine) -> None:
         list(run_tasks(fail_at_three, tasks(20), engine))
 
 
+class FromTwoError(Exception):
+    """Cannot be made again of what it says."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail_with_two(number: int) -> int:
+    raise FromTwoError("this", "that")
+
+
+def test_run__an_error_that_no_other_process_can_make_arrives_as_its_text() -> None:
+    with pytest.raises(RuntimeError, match="FromTwoError: this and that"):
+        list(run_tasks(fail_with_two, tasks(3), Engine("local", 2)))
+
+
+def test_run__ray_leaves_sigterm_to_the_command(ray_cluster: str) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in run_tasks(square, tasks(3), Engine("ray", 2, ray_cluster)):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_run__out_of_memory_in_python_arrives_as_such(engine: Engine) -> None:
     with pytest.raises(MemoryError):
         list(run_tasks(take_too_much, tasks(5), engine))
@@ -314,7 +336,7 @@ def test_run__says_when_no_cluster_answers() -> None:
 
 def test_run__without_ray_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"pip install 'sniper-chips\[ray\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'PATH_OF_THE_CLONE\[ray\]'"):
         list(run_tasks(square, tasks(1), Engine("ray")))
 
 

@@ -383,3 +383,13 @@ def test_read_image_cielab_and_modes_that_pillow_cannot_convert_are_refused() ->
     assert "CIELAB" in refused.message
     with pytest.raises(ImageRefusedError, match="La cannot be converted to RGB"):
         to_rgb(Image.new("La", (2, 2)))
+
+
+def test_read_image__a_bmp_of_5_6_and_5_bits_is_none_of_16() -> None:
+    pixels = struct.pack("<2H", 0xF800, 0x001F)  # red, blue
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    start = 14 + len(header) + len(masks)
+    content = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + masks + pixels
+    found = read_image(content, 2, 1, 1000).convert("RGB")
+    assert [found.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), (0, 0, 255)]

@@ -41,6 +41,14 @@ def test_resolve_names__leaves_what_has_two_meanings(tmp_path: Path) -> None:
     assert resolved(tmp_path, "c/d.jpg", "c\\d.jpg") == ["c/d.jpg", "c\\d.jpg"]
 
 
+def test_near_misses__of_many_files_are_counted_by_kind(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{n}.JPG" for n in range(40)), *(f"deep/{n}.png" for n in range(40, 60)))
+    lines = near_misses(tmp_path, [*(f"{n}.jpg" for n in range(40)), *(f"deep/{n}.jpg" for n in range(40, 60))])
+    assert [line[:2] for line in lines] == ["40", "20"]
+    assert "'0.jpg' is missing, '0.JPG' is there" in lines[0]
+    assert "'deep/40.jpg' is missing, 'deep/40.png' is there" in lines[1]
+
+
 @pytest.mark.parametrize(
     ("there", "written", "kind"),
     [

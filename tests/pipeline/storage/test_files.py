@@ -35,6 +35,7 @@ from pipeline.storage import (
     location,
     locked,
     make_folder,
+    names_in,
     probe_writable,
     read_bytes,
     read_each,
@@ -208,6 +209,17 @@ def test_files_in_matches_names_of_files_alone(folder: Location) -> None:
     assert files_in(folder / "absent", "*") == []
     assert files_in(folder / "other", "*") == []
     assert _names(files_in(folder / "sub.tar", "*")) == ["deep.tar"]
+
+
+def test_a_folder_may_have_the_name_of_a_key(s3: S3) -> None:
+    """Some tools put an empty object in place of a folder."""
+    for key in ("chips", "chips/", "chips/a.tar", "chips/sub/b.tar", "chips-other/c.tar"):
+        s3.put(key, b"")
+    folder = location(f"{s3.url}/chips")
+    assert is_folder(folder)
+    assert not is_folder(folder / "a.tar")
+    assert _names(files_in(folder, "*")) == ["a.tar"]
+    assert names_in(folder) == ["a.tar", "sub"]
 
 
 def test_absent_files(folder: Location) -> None:
