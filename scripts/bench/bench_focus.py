@@ -32,7 +32,7 @@ from pipeline.commands.chips import chips  # noqa: E402
 from pipeline.commands.negatives import negatives  # noqa: E402
 from pipeline.pyramid.merging import Detections  # noqa: E402
 from pipeline.pyramid.search import SearchLog, split_spans  # noqa: E402
-from schemas.settings import ChipSettings, load_settings  # noqa: E402
+from schemas.settings import ChipSettings, DetectSettings, load_settings  # noqa: E402
 from scripts.bench.focus_scenes import HEIGHT, WIDTH, dense_scene, mixed_scene, sparse_scene  # noqa: E402
 from scripts.make_demo_data import make_demo_data  # noqa: E402
 from trainer.evaluation.coco_scores import score  # noqa: E402
@@ -128,12 +128,12 @@ def _boxes(truth: GroundTruth, image_id: int) -> np.ndarray[Any, Any]:
 
 
 def by_sahi(checkpoint: Path, truth: GroundTruth, side: int) -> Found:
-    """SAHI's get_sliced_prediction with the same network, on images that are decoded beforehand."""
+    """SAHI's get_sliced_prediction with the same network and least score; its time includes decoding, as ours does."""
     from scripts.bench import bench_sahi
 
     logging.getLogger("sahi").setLevel(logging.ERROR)  # it says for every image what it does with a low threshold
     predictor = Predictor(checkpoint, load_settings(None, ("detect.focus=off",)))
-    way = bench_sahi.by_sahi(bench_sahi.on_pixels(predictor), side, side, 0.02, batch=8)
+    way = bench_sahi.by_sahi(bench_sahi.on_pixels(predictor), side, side, DetectSettings().min_score, batch=8)
     sources = truth.source.images(0, truth.source.num_images)
     began = time.process_time()
     detections = [
