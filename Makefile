@@ -87,9 +87,10 @@ demo: setup demo-data ## the whole chain on generated data: chips, negatives, tr
 	$(SNIPER) verify $(DEMO)/chips
 	$(SNIPER) show $(DEMO)/chips --out $(DEMO)/report/chips.png
 	$(SNIPER) show $(DEMO)/chips --kind negative --out $(DEMO)/report/negatives.png
-	@$(DEMO_MAKE) evaluate
+	@$(DEMO_MAKE) train
 	$(BIN)/python scripts/plot_losses.py $(DEMO)/run $(DEMO)/report/losses.png
-	$(BIN)/python scripts/compare_focus.py $(DEMO)/run $(DEMO)/data/val.json $(DEMO)/data/val
+	$(BIN)/python scripts/compare_focus.py $(DEMO)/run $(DEMO)/data/val.json $(DEMO)/data/val \
+	    --out $(DEMO)/report/detections.json
 	$(SNIPER) detect --checkpoint $(DEMO)/run $(DEMO)/data/val --out $(DEMO)/report/detections --focus-map
 	@echo
 	@echo "What to look at:  $(DEMO)/report/chips.png        positive chips, boxes coloured by status"
