@@ -70,6 +70,7 @@ def perform(run: Run, work: Path, steps: int, num_train: int, deadline: float) -
         OutOfTimeError: the deadline came first; the same call goes on from there.
     """
     row = run.row
+    base, steps = steps, round(run.row.share * steps)
     settings = load_settings(SETTINGS, row.sets)
     data = DATA[run.data](work, num_train)
     folders = row.cut(data, settings)
@@ -85,7 +86,8 @@ def perform(run: Run, work: Path, steps: int, num_train: int, deadline: float) -
     write_results(found, results)
     num_val = len(json.loads(data.val.read_text())["images"])
     return {
-        **{"data": run.data, "row": row.name, "seed": run.seed, "steps": steps, "num_train": num_train},
+        **{"data": run.data, "row": row.name, "seed": run.seed, "steps": base, "own_steps": steps},
+        **{"num_train": num_train},
         **{"num_val": num_val, "device": _device(), "code": _code(), "batch": settings.train.batch_size},
         **{"found": str(found.relative_to(work)), "AP50_gains": costs(data, results)},
         **{"epoch_chips": num_chips, "epoch_pixels": pixels, "pyramid_pixels": pyramid_pixels(data)},

@@ -133,7 +133,7 @@ def cost_table(lines: list[Line]) -> str:
             body.append([row.name, *[EMPTY] * (len(head) - 1)])
             continue
         last = of_row[-1]
-        passes = last["steps"] * last["batch"] / last["epoch_chips"]
+        passes = last.get("own_steps", last["steps"]) * last["batch"] / last["epoch_chips"]
         clock, cores, speed = (
             statistics.median([line[name] for line in of_row if name in line] or [math.nan])
             for name in ("step_s", "step_cpu_s", "images_per_core_s")
