@@ -44,8 +44,8 @@ from trainer.model.backbone import build_backbone
 from trainer.runtime.ranks import joined
 
 RATE = 0.25
-"""Share of the two-stage rate: 0.01 for 16 chips, what RetinaNet's authors take for 16 images. Four times as much left a
-higher loss on training chips after 160 steps."""
+"""Share of the two-stage rate: 0.01 for 16 chips, what RetinaNet's authors take for 16 images. Four times as much left
+a higher loss on training chips after 160 steps."""
 MAX_DETS = 100
 KEPT = "last.pt"
 
