@@ -99,12 +99,9 @@ def make_network(settings: ModelSettings, num_classes: int) -> ChipRetinaNet:
     assert settings.anchor_scales is not None
     sizes = tuple(tuple(scale * 2**level for scale in settings.anchor_scales) for level in range(finest, coarsest + 1))
     anchors = AnchorGenerator(sizes, (tuple(settings.anchor_ratios),) * len(sizes))
-    norm = partial(
-        nn.GroupNorm, 32
-    )  # as in torchvision's second version; without it 600 steps from scratch are too few
-    head = RetinaNetHead(
-        settings.width, anchors.num_anchors_per_location()[0], num_classes + 1, norm
-    )  # 0 is never used
+    num_anchors = anchors.num_anchors_per_location()[0]
+    # as in torchvision's second version; without these norms 600 steps from scratch are too few. Class 0 is never used
+    head = RetinaNetHead(settings.width, num_anchors, num_classes + 1, partial(nn.GroupNorm, 32))
     network = ChipRetinaNet(
         Maps(settings), num_classes + 1, anchor_generator=anchors, head=head, score_thresh=0.01, nms_thresh=0.7
     )
