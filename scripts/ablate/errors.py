@@ -1,6 +1,6 @@
 """What the rows get wrong: the AP50 that each kind of error costs, and pictures of the errors on the same images.
 
-Run it as: python -m scripts.ablate.errors [docs/evidence/runs.jsonl] --work WORK [--out docs/evidence/errors.png]
+Run it as: python -m scripts.ablate.errors [docs/evidence/runs.jsonl] --work WORK [--out docs/evidence/errors.jpg]
 It draws what `python -m scripts.ablate` found and left in WORK.
 """
 
@@ -114,11 +114,11 @@ def sheet(data: Data, rows: dict[str, Shown], image_ids: Sequence[int]) -> Image
     "runs", type=click.Path(exists=True, path_type=Path), default=Path("docs/evidence/runs.jsonl"), required=False
 )
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-results/ablate"))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/evidence/errors.png"))
-@click.option("--rows", default="full,two scales,without negatives,ranges off", help="Names with commas between them.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/evidence/errors.jpg"))
+@click.option("--rows", default="full,two scales,without negatives (equal passes)", help="Names with commas between them.")
 @click.option("--data", "name", type=click.Choice(list(DATA)), default="scenes", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--images", type=click.IntRange(min=1), default=4, show_default=True, help="Those with most errors.")
+@click.option("--images", type=click.IntRange(min=1), default=4, show_default=True, help="Those with most false ones.")
 def main(runs: Path, work: Path, out: Path, rows: str, name: str, seed: int, images: int) -> None:
     lines = [json.loads(line) for line in runs.read_text().splitlines()]
     errors: dict[str, Shown] = {}
@@ -129,7 +129,7 @@ def main(runs: Path, work: Path, out: Path, rows: str, name: str, seed: int, ima
         data = DATA[name](work, mine[-1]["num_train"])
         errors[row] = shown(objects_of(data), read_results(work / mine[-1]["found"]))
     ids = [image["id"] for image in json.loads(data.val.read_text())["images"]]
-    worst = sorted(ids, key=lambda id_: -sum(sum(one.counts(id_)) for one in errors.values()))
+    worst = sorted(ids, key=lambda id_: -sum(one.counts(id_)[0] for one in errors.values()))
     write_picture(out, sheet(data, errors, worst[:images]))
 
 

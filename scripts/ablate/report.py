@@ -73,7 +73,7 @@ def by_seed(lines: list[Line], data: str, row: str, *keys: str) -> BySeed:
 
 def score_table(lines: list[Line], data: str) -> str:
     """Write the scores of each row on a data set, in points, and the difference in AP on the same seeds."""
-    head = ["row", "seeds", *(name.replace("_", " ") for name in SCORES), "AP less full's"]
+    head = ["row", "seeds", *(name.replace("_", " ") for name in SCORES), "difference in AP from full"]
     body = []
     for row in (row for row in ROWS if data in row.seeds):
         cells = [by_seed(lines, data, row.name, "scores", name) for name in SCORES]
