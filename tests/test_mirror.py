@@ -61,7 +61,6 @@ ELSEWHERE = {
     "schemas/settings/chips.py": "schemas/settings/test_whole.py",
     "schemas/settings/detect.py": "schemas/settings/test_whole.py",
     "schemas/settings/loader.py": "schemas/settings/test_whole.py",
-    "schemas/settings/model.py": "schemas/settings/test_whole.py",
     "schemas/settings/section.py": "schemas/settings/test_listing.py",
     "schemas/settings/train.py": "schemas/settings/test_whole.py",
     "schemas/tables.py": "pipeline/dataset/test_shards.py",
@@ -79,7 +78,6 @@ ELSEWHERE = {
     "trainer/loading/fetch.py": "trainer/loading/test_cache.py",
     "trainer/model/heads.py": "trainer/model/test_detector.py",
     "trainer/training/resuming.py": "trainer/training/test_train.py",
-    "trainer/training/run.py": "trainer/training/test_loop.py",
 }
 
 

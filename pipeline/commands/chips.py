@@ -12,6 +12,7 @@ from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
 from pipeline.commands.shortfall import Limits, find_shortfall
 from pipeline.dataset.build import (
     LEDGERS,
+    LENGTH,
     clear_build,
     prepare,
     recorded_settings,
@@ -36,7 +37,6 @@ from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import remove_plan, write_plan_files
 from pipeline.dataset.shards import shard_name
 from pipeline.dataset.spans import PlannedSpan, plan_spans, span_length
-from pipeline.dataset.standing import recorded_length
 from pipeline.engines.progress import Progress, showing
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task, check_engine
@@ -53,7 +53,10 @@ from pipeline.storage import (
     locked,
     make_folder,
     probe_writable,
+    read_bytes,
+    remove,
     remove_temporary,
+    write_atomic,
 )
 from schemas.build import Build
 from schemas.codes import Reason
@@ -202,8 +205,9 @@ def _refuse_missing(out: Location, image_root: Location, standing: Build) -> Non
 def _build(source: Source, target: Target, standing: Build | None, engine: Engine, limits: Limits) -> Report:
     remove_plan(target.out / "plan")
     settings = _settled(target.settings, standing, source, target.out)
-    target = target._replace(settings=settings)
     prepare(target, "chips", standing)
+    if settings.images_per_shard is not None:
+        write_atomic(target.out / LENGTH, str(settings.images_per_shard).encode())
     summary = Summary(source, settings)
     spans: dict[str, PlannedSpan] = {}  # by the shard's name, until it is made
     made: dict[str, tuple[str, Rows[Reject]]] = {}  # of each finished shard: fingerprint and rejects
@@ -246,6 +250,7 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
         images=str(target.image_root),
     )
     write_build(target.build_file, build)
+    remove(target.out / LENGTH)
     shortfall = find_shortfall(
         source, build.counts, limits, "Everything good was written; rejects.parquet names the others"
     )
@@ -261,8 +266,8 @@ def _settled(settings: ChipSettings, standing: Build | None, source: Source, out
         UsageError: the settings ask for another length.
     """
     if standing is None:  # never finished, or stopped while some shards are made anew
-        length = settings.images_per_shard or recorded_length(out / POSITIVES)
-        return settings.model_copy(update={"images_per_shard": length})
+        noted = int(read_bytes(out / LENGTH)) if is_file(out / LENGTH) else None
+        return settings.model_copy(update={"images_per_shard": settings.images_per_shard or noted})
     then, now = standing.settings.get("chips", {}).get("images_per_shard"), settings.images_per_shard
     if now is None:
         return settings.model_copy(update={"images_per_shard": then})

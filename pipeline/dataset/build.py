@@ -17,6 +17,8 @@ from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 
+LENGTH = ".images-per-shard"
+"""File of a data set that holds chips.images_per_shard while a build is under way, since run.json is gone then."""
 LEDGERS = ("images.parquet", "annotations.parquet", "categories.parquet", "rejects.parquet")
 RPN_FILES = {
     "proposals/rpn/pictures": ("step-*.png",),
@@ -102,7 +104,7 @@ def clear_build(out: Location) -> None:
     clear_pool(out)
     clear_proposals(out)
     _clear_shards(out / POSITIVES)
-    for name in LEDGERS:
+    for name in (*LEDGERS, LENGTH):
         remove(out / name)
     remove_plan(out / "plan")
 

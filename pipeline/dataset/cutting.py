@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.dataset.job import ShardJob
 from pipeline.dataset.shards import ImageHash, Member, Record, TarWriter, chip_json, commit_shard
-from pipeline.dataset.standing import SHARD_LENGTH, image_stamps, is_limited, shard_fingerprint, standing_record
+from pipeline.dataset.standing import image_stamps, is_limited, shard_fingerprint, standing_record
 from pipeline.images.chip import Picture, codec, cut_chip, encode_jpeg
 from pipeline.images.decode import decoders
 from pipeline.images.sources import Findings, open_sources
@@ -92,13 +92,11 @@ def cut_shard(job: ShardJob, fingerprint: str) -> Record:
         sha256 = tar.close()
     max_pixels = target.settings.max_pixels
     limit = {"max_pixels": max_pixels} if is_limited(job.images, findings.rejects, max_pixels) else {}
-    length = target.settings.images_per_shard
-    kept_length = {} if length is None else {SHARD_LENGTH: length}  # so that a rerun keeps it without run.json
     record = Record(
         fingerprint=fingerprint,
         tar_bytes=tar.size,
         tar_sha256=sha256,
-        settings=target.recorded | limit | kept_length,
+        settings=target.recorded | limit,
         images=hashes,
         rejects=findings.rejects,
         decoders=findings.decoders,

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.coco import Reject, SourceImage
 from pipeline.dataset.job import ShardJob
-from pipeline.dataset.shards import Record, read_record, shard_files
+from pipeline.dataset.shards import Record, read_record
 from pipeline.images.chip import codec
 from pipeline.images.sources import hash_content, image_place
 from pipeline.storage import Location, Stamp, ahead, open_binary, size_of, stamp_of, touch
@@ -22,8 +22,6 @@ from schemas.tables import FORMAT_VERSION, PLAN
 LIMITED = {Reason.TOO_MANY_PIXELS, Reason.SIZE_MISMATCH}
 """Refusals that another `chips.max_pixels` could turn into others."""
 
-SHARD_LENGTH = "shard_length"
-"""Key of a shard's record under which chips.images_per_shard stands where it was given; it hashes into nothing."""
 DEFAULTS = ChipSettings().model_dump(mode="json") | NegativeSettings().model_dump(mode="json")
 """What a setting was before the program had it."""
 
@@ -135,20 +133,6 @@ def standing_record(job: ShardJob, stamps: Sequence[Stamp | None], fingerprint: 
     if job.hashes is not None and [image.hash for image in record.images] != job.hashes:
         return None
     return record if _images_stand(job, stamps, record) else None
-
-
-def recorded_length(folder: Location) -> int | None:
-    """Return the length of shards that a build was given, as its shards record it; None where it was given none.
-
-    Args:
-        folder: of the shards.
-    """
-    for path in shard_files(folder, ".parquet"):
-        try:
-            return read_record(path).settings.get(SHARD_LENGTH)
-        except DataError:
-            continue  # damaged: it is made again
-    return None
 
 
 def is_limited(images: Sequence[SourceImage], rejects: Sequence[Reject], max_pixels: int) -> bool:

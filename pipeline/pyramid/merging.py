@@ -51,7 +51,7 @@ class Detections(NamedTuple):
 def merge(
     viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings, chip_size: int
 ) -> Detections:
-    """Keep of each scale what its range admits and no other tile shows better; run soft-NMS over it.
+    """Keep of each scale what its range admits and no other tile is to find; run soft-NMS over it.
 
     Soft-NMS takes each class for itself, or with `options.class_agnostic` all of them as one.
 
@@ -68,7 +68,7 @@ def merge(
     """
     from pipeline.pyramid.nms import soft_nms  # compiled code, which planning views does without
 
-    ranges = widened_ranges(bounds)
+    ranges, overlaps = widened_ranges(bounds), tile_overlaps(bounds)
     parts: list[Detections] = []
     views = sorted(viewed.views, key=lambda item: item[0])
     tiles = _tiles_of_regions([view for view, _ in views])
@@ -76,7 +76,8 @@ def merge(
         found, scores, labels = output[:3]
         in_source = to_source(found, view)
         kept = admitted(in_source, ranges[view.scale_index])
-        kept &= ~_seen_better(in_source, view.window, tiles[view.scale_index, view.region])
+        own_tiles, overlap = tiles[view.scale_index, view.region], overlaps[view.scale_index]
+        kept &= ~_left_to_others(in_source, view.window, own_tiles, overlap)
         if view.region is not None:
             kept &= ~_at_inner_edge(in_source, view.region, image.whole, chip_size / CELLS / view.scale)
         parts.append(Detections(in_source[kept], scores[kept], labels[kept]))
@@ -130,30 +131,37 @@ def _tiles_of_regions(views: Sequence[View]) -> dict[tuple[int, Window | None], 
     return {region: np.array(windows) for region, windows in groups.items()}
 
 
-def _seen_better(boxes: npt.NDArray[np.float32], window: Window, tiles: FloatArray) -> npt.NDArray[np.bool_]:
-    """Say of each detection whether an inner edge of its tile cuts it, and the tile behind that edge shows more of it.
+def _left_to_others(
+    boxes: npt.NDArray[np.float32], window: Window, tiles: FloatArray, overlap: float
+) -> npt.NDArray[np.bool_]:
+    """Say of each detection whether an inner edge of its tile cuts it, and the tile behind that edge is to find it.
 
-    It does if the detection begins clear of that tile's own edge. What is longer than tiles share may be whole in
-    none; then its largest parts stay.
+    It is to where that tile shows more of it, since it begins clear of that tile's own edge, and where it is shorter
+    than tiles are to share. What is longer may be whole in no tile; then its largest parts stay. Where objects may be
+    of any length, none is short.
 
     Args:
         boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
         window: x1 y1 x2 y2 of the tile, source pixels.
         tiles: float64 [n, 4], the same of all tiles that its region was split into.
+        overlap: how much neighbouring tiles are to share, source pixels; infinite where objects may be of any length.
 
     Returns:
         bool [N].
     """
-    better = np.zeros(len(boxes), np.bool_)
+    left = np.zeros(len(boxes), np.bool_)
     for axis in (0, 1):
         low, high = window[axis], window[axis + 2]
         starts, ends = tiles[:, axis], tiles[:, axis + 2]
         following, before = starts[starts > low], ends[ends < high]
+        is_short = (boxes[:, axis + 2] - boxes[:, axis] < overlap) & math.isfinite(overlap)
         if following.size:
-            better |= (boxes[:, axis + 2] > high - EDGE) & (boxes[:, axis] >= following.min() + EDGE)
+            is_seen = is_short | (boxes[:, axis] >= following.min() + EDGE)
+            left |= (boxes[:, axis + 2] > high - EDGE) & is_seen
         if before.size:
-            better |= (boxes[:, axis] < low + EDGE) & (boxes[:, axis + 2] <= before.max() - EDGE)
-    return better
+            is_seen = is_short | (boxes[:, axis + 2] <= before.max() - EDGE)
+            left |= (boxes[:, axis] < low + EDGE) & is_seen
+    return left
 
 
 def _at_inner_edge(

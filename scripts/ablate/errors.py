@@ -115,7 +115,9 @@ def sheet(data: Data, rows: dict[str, Shown], image_ids: Sequence[int]) -> Image
 )
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-results/ablate"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/evidence/errors.jpg"))
-@click.option("--rows", default="full,two scales,without negatives (equal passes)", help="Names with commas between them.")
+@click.option(
+    "--rows", default="full,two scales,without negatives (equal passes)", help="Names with commas between them."
+)
 @click.option("--data", "name", type=click.Choice(list(DATA)), default="scenes", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--images", type=click.IntRange(min=1), default=4, show_default=True, help="Those with most false ones.")

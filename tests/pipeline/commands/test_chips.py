@@ -15,9 +15,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+import pipeline.commands.chips as job_module
 from pipeline.commands.check import check
 from pipeline.commands.chips import Report, chips
 from pipeline.commands.verify import verify
+from pipeline.dataset.job import ShardJob
 from pipeline.images.chip import codec
 from pipeline.storage import Location, files_in, is_file, location, locked
 from schemas.errors import DataError, UsageError
@@ -163,12 +165,25 @@ def test_chips__changed_settings_are_refused_where_the_record_of_a_build_stands_
 
 
 def test_chips__a_rerun_that_is_stopped_keeps_the_length_of_the_shards(
-    demo_set: DataSet, built: Path, tmp_path: Path
+    demo_set: DataSet, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where that was given once, and the record of the build is gone, as after a kill amid the rerun."""
     shutil.copytree(built, tmp_path / "out")
-    for name in ("run.json", "positives/chips-00001.tar", "positives/chips-00001.parquet"):
-        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out/positives/chips-00001.tar").unlink()
+    cut, calls = job_module.make_shard, 0
+
+    def killed(job: ShardJob) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise KeyboardInterrupt
+        return cut(job)
+
+    monkeypatch.setattr(job_module, "make_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(demo_set, tmp_path / "out", ChipSettings())
+    assert not (tmp_path / "out/run.json").exists()
+    monkeypatch.undo()
     build(demo_set, tmp_path / "out", ChipSettings())
     assert digests(tmp_path / "out") == digests(built)
 

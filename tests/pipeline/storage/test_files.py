@@ -467,7 +467,7 @@ def test_a_password_before_the_at_sign_is_one() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
-    with pytest.raises(UsageError, match=r"pip install 'sniper-chips\[s3\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'PATH_OF_THE_CLONE\[s3\]'"):
         location("s3://bucket/folder")
 
 

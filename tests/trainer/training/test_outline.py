@@ -61,7 +61,7 @@ def test_mismatches__none_where_the_settings_fit(dataset: ChipDataset) -> None:
         (["train.ema=0.999"], r"train\.ema 0\.999: .* set train\.ema=0\.\d+"),
         (["train.batch_size=500"], r"train\.batch_size 500 .* set train\.batch_size=\d+ or less"),
         (["model.backbone=resnet101"], r"from scratch.*train\.weights=ResNet101_Weights\.IMAGENET1K_V2"),
-        (["loader.negatives_per_image=0"], r"negatives_per_image 0: .* \d+ negative chips .*negatives_per_image=2$"),
+        (["loader.negatives_per_image=0"], r"negatives_per_image 0: .* \d+ negative chips: .*negatives_per_image=2$"),
         (["model.neck=c5"], r"model\.levels \[3, 5\] has no effect with model\.neck=c5"),
         (["model.backbone=resnet50", "train.batch_size=64", "train.chips_per_rank=64"], "takes a CPU minutes"),
     ],
