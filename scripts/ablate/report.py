@@ -22,7 +22,8 @@ SCORES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 RECALLS = ("AR", "AR50", "AR75", "AR_0-25", "AR_25-50", "AR_50-100", "AR_100-200", "AR_200-300")
 KINDS = ("missed", "background", "class", "place", "duplicate", "both")
 """Of errors, by the names that the lines have."""
-RECALL_ROWS = ("full", "without negatives")
+RECALL_ROWS = ("without negatives", "without negatives (equal passes)")
+"""What the recall of the reference is compared with."""
 EMPTY = "not measured"
 
 T_95 = (
@@ -92,15 +93,19 @@ def points(value: Estimate) -> str:
 
 
 def recall_table(lines: list[Line]) -> str:
-    """Write the recall of the RPN's 300 proposals with and without negatives, by size, and the paired difference."""
+    """Write the recall of the RPN's 300 proposals with and without negatives, by size, and the paired differences."""
     head = ["", *(name.replace("_", " ") for name in RECALLS)]
-    cells = {row: [by_seed(lines, "scenes", row, "recall", name) for name in RECALLS] for row in RECALL_ROWS}
+    cells = {
+        row: [by_seed(lines, "scenes", row, "recall", name) for name in RECALLS] for row in (REFERENCE, *RECALL_ROWS)
+    }
     body = [
         [row, *(f"{100 * statistics.fmean(cell.values()):.1f}" if cell else EMPTY for cell in of_row)]
         for row, of_row in cells.items()
     ]
-    pairs = [paired(one, other) for one, other in zip(*(cells[row] for row in RECALL_ROWS), strict=True)]
-    body.append(["difference", *(EMPTY if pair is None else points(pair) for pair in pairs)])
+    for other in RECALL_ROWS:
+        pairs = [paired(one, two) for one, two in zip(cells[REFERENCE], cells[other], strict=True)]
+        name = f"{REFERENCE} less {other}"
+        body.append([name, *(EMPTY if pair is None else points(pair) for pair in pairs)])
     return markdown(head, body)
 
 
@@ -139,7 +144,7 @@ def cost_table(lines: list[Line]) -> str:
             for name in ("step_s", "step_cpu_s", "images_per_core_s")
         )
         stages = last["prepare_cpu_s"]
-        before = sum(stages.values()) if row.name != "without negatives" else stages["chips"]
+        before = sum(stages.values()) if not row.name.startswith("without negatives") else stages["chips"]
         cells = [f"{last['epoch_chips']:,}", f"{last['epoch_pixels'] / 1e6:.1f}"]
         cells += [f"{last['epoch_pixels'] / last['pyramid_pixels']:.0%}", f"{passes:.1f}"]
         cells += [f"{1000 * clock:.0f}", f"{cores:.2f}", f"{before:.0f}"]
@@ -177,6 +182,7 @@ def draw(lines: list[Line], path: Path) -> None:
     means, halves = [100 * pair.mean for pair in pairs], [100 * pair.half for pair in pairs]
     axes.errorbar(means, names, xerr=halves, fmt="o", capsize=3)
     axes.axvline(0, color="grey", linewidth=1)
+    axes.margins(y=0.2)
     axes.invert_yaxis()
     axes.set(xlabel=f"AP less that of {REFERENCE}, points, with 95 % intervals over seeds")
     axes.grid(axis="x", alpha=0.3)
