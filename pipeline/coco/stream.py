@@ -82,7 +82,8 @@ class JsonText:
             while True:
                 yield self._parsed()
                 # seen twice a record, so that the common case does without a call
-                if self._text.startswith(", ", self._at) and self._at + 3 < len(self._text):
+                at = self._at
+                if self._text.startswith(", ", at) and at + 3 < len(self._text) and self._text[at + 2] > " ":
                     self._at += 2
                 elif self._next() == ",":
                     self._take(",")

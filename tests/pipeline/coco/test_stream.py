@@ -46,6 +46,12 @@ def test_members__are_those_of_the_whole(value: Any, block: int, indent: int | N
     assert members(text, block) == expected(text)
 
 
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_members__any_number_of_blanks_may_stand_between_items(block: int) -> None:
+    text = '{"a": [1,  2,\t 3, \n{"b": 4} ,   []],  "c":   5}'
+    assert members(text, block) == expected(text)
+
+
 @settings(max_examples=300, deadline=None)
 @given(value=values, block=st.integers(1, 40), cut=st.integers(0, 200), put=st.sampled_from(list('{}[],:"\\1 e.x')))
 def test_members__of_damaged_text_are_refused(value: Any, block: int, cut: int, put: str) -> None:
