@@ -61,6 +61,14 @@ def _form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _names_in(folder: Path) -> list[str]:
+    """List the names of what is in a folder, sorted; none where it may not be looked into."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
+
+
 class _Listing:
     """Lists folders, each once."""
 
@@ -69,10 +77,7 @@ class _Listing:
 
     def __call__(self, folder: Path) -> list[str]:
         if folder not in self._found:
-            try:
-                self._found[folder] = sorted(entry.name for entry in folder.iterdir())
-            except OSError:
-                self._found[folder] = []
+            self._found[folder] = _names_in(folder)
         return self._found[folder]
 
 
@@ -128,7 +133,7 @@ def _alike_names(root: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]
         bases.setdefault(folder, {})[base] = name
     found: dict[str, tuple[str, str]] = {}
     for folder, wanted in bases.items():
-        entries = _Listing()(root / folder)
+        entries = _names_in(root / folder)
         for kind, (of_entry, of_base) in ALIKE.items():
             forms: dict[str, list[str]] = {}
             for base, name in wanted.items():

@@ -22,10 +22,9 @@ from scripts.ablate.cuts import SETTINGS
 from scripts.ablate.data import DATA, Data
 from trainer.evaluation.errors import gains
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
-from trainer.evaluation.matching import NONE, curve
-from trainer.evaluation.operating import best_point
+from trainer.evaluation.matching import NONE
 from trainer.evaluation.results import CocoResults, read_results
-from trainer.insight.findings import Findings, find_errors
+from trainer.insight.findings import Findings, best_of_all, find_errors
 
 MAX_DETS = 100
 TILE = 320  # pixels
@@ -66,9 +65,7 @@ def shown(objects: Objects, results: CocoResults) -> Shown:
     """Find the errors at the score with the best F1."""
     found = find_errors(objects, results)
     matching = found.matching
-    num = int((~objects.crowd).sum())
-    of_all = curve(matching.is_true[matching.counts], results.scores[matching.counts], num)
-    is_shown = results.scores >= best_point(of_all, num).score
+    is_shown = results.scores >= best_of_all(found).score
     finder = matching.detection
     is_found = (finder != NONE) & is_shown[finder]
     return Shown(found, matching.is_false & is_shown, ~objects.crowd & ~is_found)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from scripts.ablate.cuts import positives
 from scripts.ablate.rows import MAIN, NUM_TRAIN, ROWS, STEPS
 
 REFERENCE = "full"
@@ -144,7 +145,7 @@ def cost_table(lines: list[Line]) -> str:
             for name in ("step_s", "step_cpu_s", "images_per_core_s")
         )
         stages = last["prepare_cpu_s"]
-        before = sum(stages.values()) if not row.name.startswith("without negatives") else stages["chips"]
+        before = stages["chips"] if row.cut is positives else sum(stages.values())
         cells = [f"{last['epoch_chips']:,}", f"{last['epoch_pixels'] / 1e6:.1f}"]
         cells += [f"{last['epoch_pixels'] / last['pyramid_pixels']:.0%}", f"{passes:.1f}"]
         cells += [f"{1000 * clock:.0f}", f"{cores:.2f}", f"{before:.0f}"]

@@ -30,8 +30,9 @@ from trainer.loading.batch import Batch
 from trainer.model import Detector
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-val2017-boxes/val.json"
-IMAGES = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-real"
+DATA = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data"))
+SHARED = DATA / "coco-val2017-boxes/val.json"
+IMAGES = DATA / "coco-real"
 PER_SCALE = 300
 SIZES = ((8, 80), (24, 160), (80, 480))  # source pixels, per scale: those that its anchors fit, more or less
 

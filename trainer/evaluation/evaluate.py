@@ -17,7 +17,7 @@ from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
-from trainer.evaluation.results import CocoResults, join_results, of_image, write_results
+from trainer.evaluation.results import CocoResults, join_results, of_image, summary_file, write_results
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference, open_detector
 from trainer.inference.predictor import detect_images
@@ -75,7 +75,7 @@ def evaluate(
     """
     with joined() as rank:
         if out is not None:
-            refuse_inputs(outputs(location(out)), [location(annotations), chosen_file(location(checkpoint))])
+            refuse_replacing(location(out), location(annotations), location(checkpoint))
         state, inference = open_detector(location(checkpoint), settings or Settings(), rank.device)
         places = location(annotations), location(images)
         truth = open_ground_truth(*places, inference.chips, state.categories, max_dets, inference.options)
@@ -111,9 +111,13 @@ def score_model(
     return score_source(truth, find, summarise, rank, out)
 
 
-def outputs(out: Location) -> tuple[Location, Location]:
-    """Return the file for what is found, and the one beside it for the scores."""
-    return out, out.with_suffix(".summary.json")
+def refuse_replacing(out: Location, annotations: Location, checkpoint: Location) -> None:
+    """Refuse to write results, or the scores beside them, to a file that the evaluation reads.
+
+    Raises:
+        UsageError: it would be replaced.
+    """
+    refuse_inputs((out, summary_file(out)), [annotations, chosen_file(checkpoint)])
 
 
 def score_source(
@@ -167,7 +171,7 @@ def score_source(
             summary = summarise(truth.objects.take(~np.isin(truth.objects.image_id, unread)), results)
         if out is not None:
             write_results(out, results)
-            write_atomic(outputs(out)[1], json.dumps(summary, indent=1).encode())
+            write_atomic(summary_file(out), json.dumps(summary, indent=1).encode())
         searched = reduce(Searched.plus, [part for _, _, part in gathered])
         return Evaluation(summary, results, [*truth.source.rejects, *rejects], truth.notes, searched)
 

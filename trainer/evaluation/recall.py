@@ -9,16 +9,15 @@ from pipeline.coco import SourceImage
 from pipeline.kernels import writable
 from pipeline.planning.mine import PooledProposals, merge_scales
 from pipeline.pyramid.search import SearchLog
-from pipeline.storage import Location, location, refuse_inputs
+from pipeline.storage import Location, location
 from schemas.settings import NegativeSettings, Settings
 from trainer.evaluation.coco_scores import Summary, area_range, run_coco
-from trainer.evaluation.evaluate import Evaluation, outputs, score_source
+from trainer.evaluation.evaluate import Evaluation, refuse_replacing, score_source
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
-from trainer.runtime.checkpoint import chosen_file
 from trainer.runtime.ranks import breakable, from_first, joined
 
 SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
@@ -58,7 +57,7 @@ def evaluate_proposals(
     """
     with joined() as rank:
         if out is not None:
-            refuse_inputs(outputs(location(out)), [location(annotations), chosen_file(location(checkpoint))])
+            refuse_replacing(location(out), location(annotations), location(checkpoint))
         _, inference = open_inference(location(checkpoint), settings or Settings(), rank.device)
         root = location(images)
 

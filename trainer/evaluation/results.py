@@ -124,6 +124,11 @@ def read_results(path: Location) -> CocoResults:
     )
 
 
+def summary_file(out: Location) -> Location:
+    """Return the file for the scores, beside the one for what was found."""
+    return out.with_suffix(".summary.json")
+
+
 def write_results(path: Location, results: CocoResults) -> None:
     """Write a file of COCO results, whole or not at all."""
     with atomic_file(path) as file:

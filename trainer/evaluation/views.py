@@ -16,7 +16,7 @@ from schemas.settings import ChipSettings, Settings
 from schemas.settings.section import contradictions
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import read_objects
-from trainer.evaluation.results import CocoResults, join_results, read_results, write_results
+from trainer.evaluation.results import CocoResults, join_results, read_results, summary_file, write_results
 
 
 class Merged(NamedTuple):
@@ -64,7 +64,7 @@ def merge_views(
     """
     folder, place, out = location(views), location(results), location(out)
     truth = None if annotations is None else location(annotations)
-    summary_place = out.with_suffix(".summary.json")
+    summary_place = summary_file(out)
     refuse_inputs((out, summary_place), [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])])
     if is_folder(out):
         raise UsageError(f"{out}: is a folder; give a file for the detections, such as {out}/merged.json, as --out")

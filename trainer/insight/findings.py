@@ -10,7 +10,7 @@ from schemas.arrays import FloatArray
 from trainer.evaluation.errors import Errors, Kind, gains, mean_ap, split_errors
 from trainer.evaluation.ground_truth import Categories, Objects
 from trainer.evaluation.matching import NONE, Matching, class_curve, curve, match
-from trainer.evaluation.operating import best_point, class_points, confusion
+from trainer.evaluation.operating import Point, best_point, class_points, confusion
 from trainer.evaluation.results import CocoResults
 
 CURVE_POINTS = 100
@@ -48,6 +48,13 @@ def find_errors(objects: Objects, results: CocoResults) -> Findings:
     return Findings(objects, results, matching, split_errors(objects, results, matching))
 
 
+def best_of_all(found: Findings) -> Point:
+    """Return what a detector does at the score with the best F1 over all classes together (docs/method.md, 11.6)."""
+    matching, num = found.matching, int((~found.objects.crowd).sum())
+    of_all = curve(matching.is_true[matching.counts], found.results.scores[matching.counts], num)
+    return best_point(of_all, num)
+
+
 def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return the findings as names and numbers, as JSON has them.
 
@@ -72,8 +79,7 @@ def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[flo
             curves.append({"class": name, "AP50": whole.average_precision(), "points": rows})
     points = class_points(objects, results, matching, categories)
     names = class_names(categories)
-    num = int((~objects.crowd).sum())
-    chosen = best_point(curve(matching.is_true[matching.counts], results.scores[matching.counts], num), num)
+    chosen = best_of_all(found)
     return {
         "AP50": _finite(mean_ap(objects, results, matching)),
         "objects": int((~objects.crowd).sum()),
