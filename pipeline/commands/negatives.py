@@ -153,11 +153,11 @@ def _build(
 ) -> NegativeReport:
     names = [shard_name(index) for index in range(positives.num_shards)]
     prepare(target, NEGATIVES)
-    remove_surplus(target, len(names))
     standing = find_build(target.out / NEGATIVES, COMMANDS[NEGATIVES])
     if standing is not None:  # how its chips are stored stands in no row of them
         now = {key: getattr(target.settings, key) for key in ("quality", "subsampling")}
         refuse_changes(target.out / NEGATIVES, "chips", differing(standing.settings.get("chips", now), now))
+    remove_surplus(target, len(names))  # after the refusal: it may delete the record that this one compares with
     mined: dict[str, MinedShard] = {}
     with Progress("negatives", kept.source.num_images, "images") as progress:
         for shard in run_tasks(mine_shard, _tasks(target, names, kept, found, settings), engine, progress):

@@ -272,15 +272,23 @@ def test_negatives__overwrite_keeps_the_pool_where_there_is_nothing_to_mine(scen
     assert digests(out / "negatives") == digests(scenes / "pool/negatives")
 
 
-def test_negatives__chips_that_are_stored_otherwise_than_the_positives_are_refused(scenes: Path, out: Path) -> None:
-    """Else their quality alone would tell positives and negatives apart."""
+@pytest.mark.parametrize("per_shard", [3, 16])
+def test_negatives__chips_that_are_stored_otherwise_than_the_positives_are_refused(
+    scenes: Path, out: Path, per_shard: int
+) -> None:
+    """Else their quality alone would tell positives and negatives apart. Where the data set has fewer shards than the
+    pool, the surplus is not deleted before the refusal either."""
     shutil.copytree(scenes / "pool/negatives", out / "negatives")
+    before = digests(out / "negatives")
     shutil.rmtree(out / "positives")
     for path in (out / "run.json", *out.glob("*.parquet")):
         path.unlink()
-    chips(scenes / "train.json", scenes / "train", out, OPTIONS.model_copy(update={"quality": 60}))
-    with pytest.raises(UsageError, match=r"chips\.quality: 95 there, 60 now"):
-        build(scenes, out)
+    settings = OPTIONS.model_copy(update={"quality": 60, "images_per_shard": per_shard})
+    chips(scenes / "train.json", scenes / "train", out, settings)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"chips\.quality: 95 there, 60 now"):
+            build(scenes, out)
+        assert digests(out / "negatives") == before
     assert build(scenes, out, overwrite=True).num_made > 0
 
 
