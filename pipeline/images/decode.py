@@ -296,13 +296,37 @@ def _loaded(image: Image.Image) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            content = _content(image) if image.format == "PNG" and isinstance(image, ImageFile.ImageFile) else b""
             image.load()
+            if content and _ends_at_0(image):
+                from pipeline.images.png import has_all_rows  # loaded with the first PNG
+
+                if not has_all_rows(content):
+                    raise ImageRefusedError(Reason.UNDECODABLE, "cannot be decoded in full: it has too few rows")
             return to_rgb(image)
         except DECODE_ERRORS as error:
             if "decoder libtiff not available" in str(error):
                 message = f"is a compressed TIFF, and Pillow was built without libtiff; {_INSTALL}"
                 raise ImageRefusedError(Reason.NO_DECODER, message) from error
             raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+
+
+def _content(image: ImageFile.ImageFile) -> bytes:
+    """Return the bytes of an opened image's file, which Pillow lets go of when it decodes it; none where it has."""
+    if image.fp is None:
+        return b""
+    here = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(here)
+    return content
+
+
+def _ends_at_0(image: Image.Image) -> bool:
+    """Tell whether one of the last two rows is 0, of which the last pass of an interlaced file brings one."""
+    width, height = image.size
+    rows = (image.crop((0, row, width, row + 1)) for row in range(max(0, height - 2), height))
+    return any(row.getbbox(alpha_only=False) is None for row in rows)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

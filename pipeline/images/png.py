@@ -10,6 +10,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _XMP = b"XML:com.adobe.xmp\0"
 _MOST_XMP = 64 << 20  # bytes that a packed XMP packet is unpacked to at most
+_PIECE = 1 << 20  # bytes that are unpacked at a time
+_BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> values of a pixel
+# of an interlaced file: the first pixel of each pass, and how far apart its pixels are
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 class Png(NamedTuple):
@@ -61,6 +65,32 @@ def split_png(data: bytes) -> Png:
         elif is_sound and kind == b"iTXt" and body[: len(_XMP)] == _XMP:
             xmp = _text(bytes(body))
         start = end
+
+
+def has_all_rows(data: bytes) -> bool:
+    """Tell whether the packed rows of a PNG are as long as its size asks for; Pillow leaves what is missing at 0.
+
+    Args:
+        data: a PNG file that Pillow has decoded.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, len(SIGNATURE) + 8)
+    wanted = 0
+    for x, y, dx, dy in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
+        if columns > 0 and rows > 0:
+            wanted += rows * (1 + -(-columns * depth * _BANDS[colour] // 8))  # one byte names the row's filter
+    unpacking, start = zlib.decompressobj(), len(SIGNATURE)
+    while wanted > 0 and start + 12 <= len(data) and not unpacking.eof:
+        length, kind = struct.unpack_from(">I4s", data, start)
+        packed = data[start + 8 : start + 8 + length] if kind == b"IDAT" else b""
+        start += 12 + length
+        while packed and wanted > 0:
+            try:
+                wanted -= len(unpacking.decompress(packed, _PIECE))
+            except zlib.error:
+                return False
+            packed = unpacking.unconsumed_tail
+    return wanted <= 0
 
 
 def _text(chunk: bytes) -> bytes:

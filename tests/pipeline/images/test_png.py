@@ -1,12 +1,16 @@
 """PNG files whose pixels are sound and whose side chunks are large or damaged."""
 
+import io
 import struct
 import zlib
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
+from PIL import Image
 
-from pipeline.images.decode import ImageRefusedError, read_image
+from pipeline.images.decode import ImageRefusedError, decode_given, read_image
 from pipeline.images.png import split_png
 from schemas.codes import Reason
 from tests.builders import encoded, texture
@@ -72,3 +76,47 @@ def test_read_image__a_damaged_png_says_which_chunk_and_is_no_unknown_file() -> 
 def test_split_png__tells_an_animation() -> None:
     assert not split_png(PLAIN).is_animated
     assert split_png(encoded(PIXELS, "PNG", save_all=True, append_images=[texture(*SIZE, 1)])).is_animated
+
+
+def packed(rows: bytes, width: int, height: int, depth: int, colour: int, *, interlaced: bool) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(range(3, 195))) if colour == 3 else b""
+    stream = zlib.compress(rows)
+    half = len(stream) // 2
+    pixels = chunk(b"IDAT", stream[:half]) + chunk(b"IDAT", stream[half:])
+    return PLAIN[:8] + chunk(b"IHDR", header) + palette + pixels + chunk(b"IEND", b"")
+
+
+def lengths(width: int, height: int, bits: int, *, interlaced: bool) -> list[int]:
+    """Bytes of each row as the file orders them, with the byte of its filter."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    found = []
+    for x, y, dx, dy in passes if interlaced else [(0, 0, 1, 1)]:
+        columns = len(range(x, width, dx))
+        found += [1 + (columns * bits + 7) // 8 for _ in range(y, height, dy)] if columns else []
+    return found
+
+
+@given(
+    width=st.integers(1, 20),
+    height=st.integers(1, 20),
+    kind=st.sampled_from([(1, 0, 1), (2, 3, 2), (8, 3, 8), (8, 0, 8), (8, 2, 24), (8, 4, 16), (8, 6, 32)]),
+    interlaced=st.booleans(),
+    is_black=st.booleans(),
+    data=st.data(),
+)
+def test_read_image__a_png_of_too_few_rows_is_refused(
+    width: int, height: int, kind: tuple[int, int, int], interlaced: bool, is_black: bool, data: st.DataObject
+) -> None:
+    depth, colour, bits = kind
+    rows = lengths(width, height, bits, interlaced=interlaced)
+    filled = [bytes([0, *[0 if is_black else 0b01010101] * (length - 1)]) for length in rows]
+    whole = packed(b"".join(filled), width, height, depth, colour, interlaced=interlaced)
+    assert read_image(whole, width, height, 1_000_000).size == (width, height)
+    held = data.draw(st.integers(0, len(rows) - 1))
+    short = packed(b"".join(filled[:held]), width, height, depth, colour, interlaced=interlaced)
+    with pytest.raises(ImageRefusedError) as refusal:
+        read_image(short, width, height, 1_000_000)
+    assert refusal.value.reason == Reason.UNDECODABLE
+    with pytest.raises(ImageRefusedError):
+        decode_given(Image.open(io.BytesIO(short)))
