@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile, WebPImagePlugin, features
-from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, SAMPLESPERPIXEL, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    STRIPOFFSETS,
+    TILEOFFSETS,
+    TiffImageFile,
+)
 
 from pipeline.images.frames import DECODE_ERRORS, Frames, find_frames
 from schemas.codes import Reason
@@ -296,6 +303,10 @@ def _loaded(image: Image.Image) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if isinstance(image, TiffImageFile) and _has_gaps(image):
+                from pipeline.images.large import decode_sparse  # loaded with the first of them
+
+                return decode_sparse(image)
             content = _content(image) if image.format == "PNG" and isinstance(image, ImageFile.ImageFile) else b""
             image.load()
             if content and _ends_at_0(image):
@@ -309,6 +320,12 @@ def _loaded(image: Image.Image) -> Image.Image:
                 message = f"is a compressed TIFF, and Pillow was built without libtiff; {_INSTALL}"
                 raise ImageRefusedError(Reason.NO_DECODER, message) from error
             raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+
+
+def _has_gaps(image: TiffImageFile) -> bool:
+    """Tell whether some tile or strip of a TIFF that is not loaded yet was never written, so that it has no place."""
+    offsets = image.tag_v2.get(TILEOFFSETS, image.tag_v2.get(STRIPOFFSETS, ()))
+    return image.fp is not None and 0 in offsets
 
 
 def _content(image: ImageFile.ImageFile) -> bytes:

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.images.chip import Large
 from pipeline.images.decode import ImageRefusedError, Opened, check_samples, size_mismatch, to_rgb
-from pipeline.images.frames import DECODE_ERRORS, TURNS
+from pipeline.images.frames import DECODE_ERRORS, TURNS, find_frames
 from schemas.codes import Reason
 
 MOST_BLOCK_PIXELS = 16_000_000  # of one tile or strip; larger ones cannot be read in bounded memory
@@ -31,6 +31,8 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _COPIED = (258, 259, 262, 266, 277, 284, 317, 320, 338, 339, 347, 529, 530, 532)
 _FORMATS = {1: "B", 3: "H", 4: "I", 7: "B", 12: "d"}  # kind of a tag's values -> how struct packs one
 _RATIONAL, _LONG8, _LONG, _SHORT = 5, 16, 4, 3
+
+_WRITE_ANEW = "write all of them, such as with `gdal_translate -co SPARSE_OK=FALSE IN OUT`"
 
 _Tags = dict[int, tuple[int, list[int] | bytes]]  # tag -> kind and values
 
@@ -112,8 +114,41 @@ def open_large(
     return Large(width, height, region)
 
 
+def decode_sparse(image: TiffImageFile) -> Image.Image:
+    """Decode a small TIFF in full of which some tiles or strips were never written; they become black.
+
+    Pillow would take the first bytes of the file for those that are missing.
+
+    Args:
+        image: as Pillow has opened it, not loaded yet.
+
+    Returns:
+        RGB, turned as Pillow turns a TIFF that it loads.
+
+    Raises:
+        ImageRefusedError: it is damaged, its decoder is missing, or its tiles or strips are too large.
+    """
+    file, turn = image.fp, find_frames(image).orientation
+    assert file is not None
+
+    def read(offset: int, size: int) -> bytes:
+        file.seek(offset)
+        return file.read(size)
+
+    blocks = _blocks(image)
+    if blocks is None:
+        message = f"has parts that were never written, in tiles or strips that are too large; {_WRITE_ANEW}"
+        raise ImageRefusedError(Reason.UNDECODABLE, message)
+    whole = _crop(blocks, lambda index: _decode(blocks, read, index), 0, 0, *blocks.size)
+    return whole.transpose(TURNS[turn]) if turn in TURNS else whole
+
+
 def _blocks(image: TiffImageFile) -> _Blocks | None:
-    """Read from the tags of a TIFF how it is parted; None where its blocks are too large."""
+    """Read from the tags of a TIFF how it is parted; None where its blocks are too large.
+
+    Raises:
+        DECODE_ERRORS: the tags are damaged.
+    """
     tags = image.tag_v2
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     is_tiled = _TILE_OFFSETS in tags
@@ -126,6 +161,7 @@ def _blocks(image: TiffImageFile) -> _Blocks | None:
     if min(block) < 1 or block[0] * block[1] > MOST_BLOCK_PIXELS:
         return None
     num_planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR, 1) == 2 else 1
+    lengths = [length if offset else 0 for offset, length in zip(offsets, lengths, strict=False)]  # 0 is no place
     found = _Blocks((width, height), block, is_tiled, tuple(offsets), tuple(lengths), num_planes, _copied(image))
     expected = found.across * found.down * num_planes
     if min(len(found.offsets), len(found.lengths)) < expected:
@@ -159,15 +195,18 @@ def _decode(blocks: _Blocks, read: Callable[[int, int], bytes], index: int) -> I
     """
     per_plane = blocks.across * blocks.down
     planes = [index + plane * per_plane for plane in range(blocks.num_planes)]
-    if not any(blocks.lengths[i] for i in planes):
+    written = [i for i in planes if blocks.lengths[i]]
+    if not written:
         return None
     width, rows = blocks.block
     if not blocks.is_tiled:
         rows = min(rows, blocks.size[1] - index * rows)
-    tags = blocks.tags | {_WIDTH: (_LONG, [width]), _HEIGHT: (_LONG, [rows]), _ROWS_PER_STRIP: (_LONG, [rows])}
-    data = [read(blocks.offsets[i], blocks.lengths[i]) for i in planes]
     place = f"the {'tile' if blocks.is_tiled else 'strip'} at {index % blocks.across * width}"
     place += f",{index // blocks.across * blocks.block[1]}"
+    if written != planes:
+        raise ImageRefusedError(Reason.UNDECODABLE, f"{place} was written for some of its bands only; {_WRITE_ANEW}")
+    tags = blocks.tags | {_WIDTH: (_LONG, [width]), _HEIGHT: (_LONG, [rows]), _ROWS_PER_STRIP: (_LONG, [rows])}
+    data = [read(blocks.offsets[i], blocks.lengths[i]) for i in planes]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -19,6 +19,7 @@ from pipeline.commands.check import check
 from pipeline.commands.chips import chips
 from pipeline.images import chip, sources
 from pipeline.images.chip import Large, cut_chip
+from pipeline.images.decode import ImageRefusedError, decode_given, read_image
 from pipeline.images.frames import TURNS
 from pipeline.images.sources import Findings, open_sources
 from pipeline.storage import Location, location, read_range
@@ -32,8 +33,10 @@ if not features.check("libtiff"):
     pytest.skip("Pillow was built without libtiff", allow_module_level=True)
 
 
-def tiled(image: Image.Image, tile: int = 64, *, planar: bool = False, lost: int | None = None) -> bytes:
-    """A TIFF of deflated tiles; tile number `lost` was never written."""
+def tiled(
+    image: Image.Image, tile: int = 64, *, planar: bool = False, lost: int | None = None, packed: bool = True
+) -> bytes:
+    """A TIFF of deflated tiles, or of plain ones; tile number `lost` was never written."""
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
     down, across = -(-height // tile), -(-width // tile)
@@ -42,17 +45,21 @@ def tiled(image: Image.Image, tile: int = 64, *, planar: bool = False, lost: int
     corners = [(y * tile, x * tile) for y in range(down) for x in range(across)]
     blocks = [padded[y : y + tile, x : x + tile] for y, x in corners]
     parts = [block[..., band] for band in range(3) for block in blocks] if planar else blocks
-    data = [b"" if i == lost else zlib.compress(part.tobytes()) for i, part in enumerate(parts)]
-    return tiff_of(data, width, height, tile, planar=planar)
+    pack = zlib.compress if packed else bytes
+    data = [b"" if i == lost else pack(part.tobytes()) for i, part in enumerate(parts)]
+    return tiff_of(data, width, height, tile, planar=planar, packed=packed)
 
 
-def tiff_of(data: list[bytes], width: int, height: int, tile: int, *, planar: bool = False) -> bytes:
-    """A TIFF whose deflated tiles are these, in RGB; equal ones are written once."""
-    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8] * 3, 259: [8], 262: [2], 277: [3]}
+def tiff_of(
+    data: list[bytes], width: int, height: int, tile: int, *, planar: bool = False, packed: bool = True
+) -> bytes:
+    """A TIFF whose tiles are these, in RGB; equal ones are written once, and empty ones stand nowhere."""
+    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8] * 3, 262: [2], 277: [3]}
+    tags[259] = [8 if packed else 1]
     tags |= {284: [2 if planar else 1], 322: [tile], 323: [tile], 324: [0] * len(data), 325: [len(d) for d in data]}
     start = 8 + 2 + 12 * len(tags) + 4
     end = start + sum(4 * len(values) for values in tags.values() if len(values) > 1)
-    place: dict[bytes, int] = {}
+    place: dict[bytes, int] = {b"": 0}
     for part in data:
         if part not in place:
             place[part] = end
@@ -118,6 +125,39 @@ def test_open_large__a_tile_that_was_never_written_is_black(tmp_path: Path) -> N
     expected = np.asarray(PIXELS).copy()
     expected[:64, 64:128] = 0
     assert (np.asarray(picture.region(0, 0, *SIZE)) == expected).all()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("planar", [True, False])
+@pytest.mark.parametrize("lost", [0, 1, 5])
+def test_read_image__of_a_sparse_tiff_has_the_pixels_of_its_windows(packed: bool, planar: bool, lost: int) -> None:
+    """Pillow takes the first bytes of the file for a plain tile that was never written, and fails at a packed one."""
+    content = tiled(PIXELS, planar=planar, lost=lost, packed=packed)
+    for read in (
+        lambda: read_image(content, *SIZE, 1_000_000),
+        lambda: decode_given(Image.open(io.BytesIO(content))),
+    ):
+        if planar:
+            with pytest.raises(ImageRefusedError, match="was written for some of its bands only"):
+                read()
+            continue
+        expected = np.asarray(PIXELS).copy()
+        y, x = 64 * (lost // 3), 64 * (lost % 3)
+        expected[y : y + 64, x : x + 64] = 0
+        assert (np.asarray(read())[..., :3] == expected).all()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_read_image__of_a_sparse_tiff_is_in_the_annotated_frame(orientation: int) -> None:
+    content = bytearray(encoded(PIXELS, "TIFF", tiffinfo={278: 16, 274: orientation}))
+    with Image.open(io.BytesIO(content)) as image:
+        first = struct.pack("<I", image.tag_v2[273][0])
+    place = content.index(first + struct.pack("<I", image.tag_v2[273][1]))
+    content[place : place + 4] = bytes(4)
+    stored = np.asarray(PIXELS).copy()
+    stored[:16] = 0
+    turned = Image.fromarray(stored).transpose(TURNS[orientation])
+    assert (np.asarray(read_image(bytes(content), *turned.size, 1_000_000))[..., :3] == np.asarray(turned)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
