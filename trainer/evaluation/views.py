@@ -14,6 +14,7 @@ from pipeline.storage import Location, is_folder, location, locked, probe_writab
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
 from schemas.settings.section import contradictions
+from schemas.wording import shell
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import read_objects
 from trainer.evaluation.results import CocoResults, join_results, read_results, summary_file, write_results
@@ -100,7 +101,7 @@ def _score(
         id_, name = min(other)
         raise DataError(
             f"{annotations}: {len(other):,} of the images that the views are of are not in it, such as {name} with "
-            f"the id {id_}; make the views with `sniper views --annotations {annotations}`"
+            f"the id {id_}; make the views with `{shell('sniper', 'views', '--annotations', annotations)}`"
         )
     objects, _ = read_objects(source)
     scored = objects.take(np.isin(objects.image_id, [id_ for id_, _ in searched]))
