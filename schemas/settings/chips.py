@@ -32,8 +32,8 @@ Bound = Annotated[float, Field(ge=0)]
 class ChipSettings(Section):
     """What `sniper chips` makes.
 
-    A finished build refuses another value of most of these settings; `stride`, `max_pixels`, `images_per_shard` and
-    `ignore_categories` make only those shards anew that they change.
+    A finished build refuses another value of most of these settings; `stride`, `max_pixels` and `ignore_categories`
+    make only those shards anew that they change.
     """
 
     size: int = Field(512, ge=32, le=4096)
