@@ -162,7 +162,7 @@ def _classes(
         .agg(
             boxes=(pl.col("fate") != "crowd").sum(),
             whole=is_covered.sum(),
-            comfortable=(is_covered & is_comfortable).sum(),
+            comfortable=((pl.col("fate") == "covered") & is_comfortable).sum(),  # in range, so none that is rescued
             crowd=(pl.col("fate") == "crowd").sum(),
         )
         .collect(engine="streaming")

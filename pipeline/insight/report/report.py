@@ -209,8 +209,8 @@ def _classes(facts: Facts) -> Section:
     ]
     columns = ["class", "objects", "share of objects", "targets", "share of targets", "chips", "share comfortable"]
     text = (
-        "An object is a target in every chip that holds it whole, so chips shift the balance of classes. Comfortable "
-        f"are objects that some chip shows whole at {low:g} to {high:g} px."
+        "An object is a target in every chip that holds it whole at a scale that is meant for its size, so chips "
+        f"shift the balance of classes. Objects are comfortable if such a chip shows them at {low:g} to {high:g} px."
     )
     more = f" The {LISTED} most frequent of {len(classes):,} classes are listed." if len(classes) > LISTED else ""
     drawn = [
