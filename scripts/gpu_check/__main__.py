@@ -49,23 +49,23 @@ class Question(NamedTuple):
     needs_gpu: str = ""
 
 
-QUESTIONS = (  # by worth
+QUESTIONS = (  # by worth; what no GPU has answered yet comes before what one has
     Question("machine", 20, ".steps:machine", "versions, and the rates of matrix products and copies"),
-    Question("step", 85, ".steps:against_torchvision", "a step against torchvision's, and against its bare layers"),
+    Question("step", 110, ".steps:against_torchvision", "a step against torchvision's, and against its bare layers"),
     Question("profile", 40, ".profiling:step", "where a step's time goes: kernels, launches, syncs, idle, memory"),
     Question("loader", 60, ".data:with_loader", "the training loop on chips of the loader against a fixed batch"),
     Question("tests", 90, ".correctness:tests", "the tests marked gpu", "each compares CUDA with a CPU"),
-    Question("numerics", 25, ".correctness:numerics", "losses and gradients in each precision against a CPU's"),
-    Question("rpn", 25, ".steps:rpn_stage", "the RPN's step against the full one: the share of the negatives"),
-    Question("inference", 50, ".data:whole_images", "three-scale inference of files against the network alone"),
-    Question("ranks", 90, ".several_ranks:ranks", "ranks train, and all end when one raises"),
-    Question("sync", 40, ".several_ranks:empty_rank", "synchronised norms where a rank has no chip", "CUDA alone"),
-    Question("overfit", 30, ".correctness:overfit", "a few chips are learnt by heart: AP50 of 0.95 at least"),
-    Question("resume", 60, ".several_ranks:resume", "a run that was stopped and goes on against a whole one"),
-    Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN and norms as they are, and in their plain form"),
-    Question("graph", 30, ".graphed:graph", "a step with backbone and neck as a CUDA graph, a trial", "CUDA alone"),
-    Question("batch", 30, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
+    Question("inference", 70, ".data:whole_images", "three-scale inference of files against the network alone"),
+    Question("rpn", 60, ".steps:rpn_stage", "the RPN's step against the full one: the share of the negatives"),
     Question("search", 40, ".steps:searched", "a step for which cuDNN tries its kernels, against ours in `step`"),
+    Question("sync", 40, ".several_ranks:empty_rank", "synchronised norms where a rank has no chip", "CUDA alone"),
+    Question("resume", 60, ".several_ranks:resume", "a run that was stopped and goes on against a whole one"),
+    Question("ranks", 90, ".several_ranks:ranks", "ranks train, and all end when one raises"),
+    Question("numerics", 25, ".correctness:numerics", "losses and gradients in each precision against a CPU's"),
+    Question("overfit", 30, ".correctness:overfit", "a few chips are learnt by heart: AP50 of 0.95 at least"),
+    Question("graph", 30, ".graphed:graph", "a step with backbone and neck as a CUDA graph, a trial", "CUDA alone"),
+    Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN and norms as they are, and in their plain form"),
+    Question("batch", 30, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
     Question("ways", 120, ".steps:ways", "a step as it is, with norms that learn, and compiled"),
 )
 WANTED = {  # the least that a figure should be on one H100 or H200, and where it is "at most"
@@ -232,6 +232,11 @@ def main() -> None:
         import torch  # takes seconds, and nothing else here needs it
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            print(
+                f"torch {torch.__version__}, {built_for}, finds no GPU that it can use: tiny sizes on the CPU follow"
+            )
     chosen = tuple(question for question in QUESTIONS if not args.questions or question.name in args.questions)
     results = check(chosen, device, args.out, args.seconds)
     print(f"the report is in {args.out}/gpu-check.txt and gpu-check.json")

@@ -1,6 +1,8 @@
 """Whether a device computes what a CPU does."""
 
 import importlib
+import importlib.util
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -56,10 +58,19 @@ def run_tests(setting: Setting, name: str, *chosen: str) -> list[Element]:
 
 
 def outcome_of(case: Element) -> str:
-    """Tell whether a test passed, failed or was skipped."""
+    """Tell whether a test passed, failed, was skipped, or stands in a file that needs a package that is not here."""
+    if missing_package(case):
+        return "left out"
     if case.find("failure") is not None or case.find("error") is not None:
         return "failed"
     return "passed" if case.find("skipped") is None else "skipped"
+
+
+def missing_package(case: Element) -> str | None:
+    """Name the package for want of which a file of tests could not be collected; None where there is no such."""
+    error = case.find("error")
+    found = re.search(r"No module named '([\w]+)", "" if error is None else error.text or "")
+    return found[1] if found and importlib.util.find_spec(found[1]) is None else None
 
 
 def counted(cases: list[Element]) -> dict[str, Any]:
@@ -67,7 +78,8 @@ def counted(cases: list[Element]) -> dict[str, Any]:
     counts = Counter(map(outcome_of, cases))
     reasons = sorted({node.get("message", "") for case in cases for node in case.iter("skipped")})
     numbers = {"passed": counts["passed"], "failed": counts["failed"], "skipped_tests": counts["skipped"]}
-    return {**numbers, "reasons": reasons}
+    missing = sorted({f"{case.get('name')} needs {name}" for case in cases if (name := missing_package(case))})
+    return {**numbers, "reasons": reasons, **({"files_left_out": missing} if missing else {})}
 
 
 def numerics(setting: Setting) -> Iterator[dict[str, Any]]:

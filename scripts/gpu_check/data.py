@@ -152,8 +152,11 @@ def whole_images(setting: Setting) -> Iterator[dict[str, Any]]:
         alone = model_rate(model, images, root, setting.device)
         rows.append((whole, alone, whole / alone, waited))
         names = ("images_per_s", "model_only_images_per_s", "of_model_only", "data_wait_share")
-        columns = zip(*(rows[1:] or rows), strict=True)  # the first one warms up
-        yield {"rounds": len(rows[1:]), **{name: statistics.median(c) for name, c in zip(names, columns, strict=True)}}
+        columns = zip(*rows[1:], strict=True)  # the first one warms up: cuDNN chooses kernels for each shape in it
+        yield {
+            "rounds": len(rows[1:]),
+            **{name: statistics.median(c) for name, c in zip(names, columns, strict=False)},
+        }
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from scripts.gpu_check.steps import default_model, timed
 from trainer.learning.targets import RPN_SAMPLES
 from trainer.model import Detector
 from trainer.model.backbone import normalise
-from trainer.model.heads import autocast
+from trainer.model.heads import autocast, full_precision
 from trainer.model.pooling import flatten_maps, roi_align
 
 Figures = Iterator[dict[str, Any]]
@@ -100,9 +100,10 @@ def rpns(model: Detector, maps: list[Tensor], shapes: tuple[tuple[int, int], ...
         return logits.sum() + deltas.sum()
 
     def dense() -> Tensor:
-        hidden = [F.relu_(rpn.conv(level)) for level in maps]
-        logits = flatten_maps([rpn.logits(x) for x in hidden]).flatten(1)
-        deltas = flatten_maps([rpn.deltas(x) for x in hidden]).reshape(len(rows), num, 4)
+        hidden = [F.relu_(rpn.conv(level)).float() for level in maps]
+        with full_precision(rows):
+            logits = flatten_maps([rpn.logits(x) for x in hidden]).flatten(1)
+            deltas = flatten_maps([rpn.deltas(x) for x in hidden]).reshape(len(rows), num, 4)
         return logits.gather(1, slots).sum() + deltas.gather(1, slots[..., None].expand(-1, -1, 4)).sum()
 
     return {"at": ours, "plain": dense}

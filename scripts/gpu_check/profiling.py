@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from scripts.bench.step_models import plausible_batch, stepper
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import WARM_UP, default_model, losses_of
+from scripts.gpu_check.steps import default_model, losses_of
 
-STEPS = 3  # under the profiler
+STEPS = 3  # under the profiler, and as many before anything is measured
 ROWS = 25  # of the tables
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 SYNC = "called a synchronizing CUDA operation"
@@ -26,7 +26,7 @@ def step(setting: Setting) -> Iterator[dict[str, Any]]:
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     model = default_model(setting, batch)
     take = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
-    for _ in range(WARM_UP):
+    for _ in range(STEPS):
         take()
     is_gpu = setting.device.type == "cuda"
     if is_gpu:

@@ -24,9 +24,10 @@ WITHIN = 30.0  # seconds in which all ranks have ended after one has raised
 def start(*words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a Python process in the root of the project."""
     path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}  # not its ranks
     return subprocess.Popen(
         [sys.executable, *words],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | (environment or {}),
+        env=inherited | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

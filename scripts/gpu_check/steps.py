@@ -44,9 +44,10 @@ Figures = Iterator[dict[str, Any]]
 Step = Callable[[], float]
 """Takes one step and returns its seconds."""
 
-STEPS = 3  # one after the other in each measurement, so that the host may run ahead as it does in a training
+STEPS = 3
+"""Steps one after the other in each measurement, so that the host may run ahead as it does in a training. One such
+measurement comes before those that count: kernels are chosen in it, and memory is taken."""
 COPIED = 2**30  # bytes
-WARM_UP = 3  # steps before any is measured: kernels are chosen, and memory is taken
 
 
 def machine(setting: Setting) -> Figures:
@@ -167,8 +168,7 @@ def warmed_up(name: str, step: Step) -> Figures:
     before = torch.cuda.memory_allocated() if is_gpu else 0
     if is_gpu:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(WARM_UP):
-        step()
+    step()
     if is_gpu:
         yield {f"{name}_peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30}
 
@@ -214,8 +214,7 @@ def rpn_stage(setting: Setting) -> Figures:
 def median_step(model: Detector, batch: Batch, setting: Setting) -> float:
     """Seconds of a step in the first precision, the median of the rounds."""
     step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0], STEPS)
-    for _ in range(WARM_UP):
-        step()
+    step()
     return statistics.median(step() for _ in range(setting.sizes.rounds))
 
 
@@ -243,9 +242,9 @@ def searched(setting: Setting) -> Figures:
 
     It does so in a process of its own, since cuDNN keeps the kernels that it has chosen for a shape without trying.
     """
-    torch.backends.cudnn.benchmark = True
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     model = default_model(setting, batch)
+    torch.backends.cudnn.benchmark = True
     step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0], STEPS)
     yield from compare("tries", {"kernels": step}, setting.sizes.rounds, len(batch))
 

@@ -1,9 +1,13 @@
 import importlib
 import json
+import math
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -11,11 +15,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.bench.step_models import plausible_batch
-from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement
-from scripts.gpu_check.correctness import LAYERS
+from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement, summary
+from scripts.gpu_check.correctness import LAYERS, counted, outcome_of
 from scripts.gpu_check.graphed import Maps, gradients, use_maps
+from scripts.gpu_check.profiling import SYNC, syncs_of
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import FUSED, default_model, fused_flops
+from scripts.gpu_check.steps import FUSED, compare, default_model, fused_flops
 from tests.paths import ROOT
 
 HERE = "tests.scripts.gpu_questions"
@@ -97,6 +102,78 @@ def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"pyarrow", "polars", "pycocotools", "numba", "simplejpeg"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("machine", "matrix_tflops"),
+        ("profile", "step_ms"),
+        ("loader", "of_fixed_batch"),
+        ("rpn", "stage_share"),
+        ("search", "tries_kernels_chips_per_s"),
+        ("forms", "rpn_plain_over_ours"),
+    ],
+)
+def test_questions__are_answered_at_tiny_sizes(name: str, wanted: str, tmp_path: Path) -> None:
+    (question,) = (question for question in QUESTIONS if question.name == name)
+    module, _, function = question.function.partition(":")
+    answer = getattr(importlib.import_module(module, "scripts.gpu_check"), function)
+    found = {key: value for figures in answer(Setting("cpu", tmp_path)) for key, value in figures.items()}
+    assert found[wanted] > 0
+    assert all(math.isfinite(value) for value in found.values() if isinstance(value, float))
+    assert summary([{"question": name, "status": "done", "seconds": 1, "asks": "", "figures": found}], "cuda")
+
+
+def test_compare__takes_medians_of_ratios_and_leaves_out_what_fails() -> None:
+    """The first call of each step warms up; afterwards the machine becomes four times as slow in the last round."""
+
+    def steps(*seconds: float) -> Callable[[], float]:
+        return iter(seconds).__next__
+
+    def fails() -> float:
+        raise torch.OutOfMemoryError("no memory")
+
+    taken = {"ours": steps(9, 1, 1, 4), "theirs": steps(9, 2, 3, 12), "bare_layers": steps(9, 0.5, 0.5, 2)}
+    found = {
+        key: value for figures in compare("a", {**taken, "large": fails}, 3, 16) for key, value in figures.items()
+    }
+    assert found["a_large"] == "OutOfMemoryError: no memory"
+    assert (found["a_ours_chips_per_s"], found["a_theirs_chips_per_s"]) == (16, 16 / 3)
+    assert (found["a_over_theirs"], found["a_of_bare_layers"]) == (3, 0.5)
+    assert found["a_ours_slowest_over_fastest"] == 4
+    assert not {"a_over_large", "a_large_chips_per_s"} & found.keys()
+
+
+def test_syncs_of__counts_the_waits_of_a_step_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step() -> float:
+        for text in (SYNC, SYNC, "of something else"):
+            warnings.warn(f"it {text}", stacklevel=1)
+        return 0.0
+
+    places = syncs_of(step)
+    assert places.total() == 2
+    assert next(iter(places)).startswith("test_gpu_check.py:")
+    assert modes == ["warn", "default"]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        ("ModuleNotFoundError: No module named 'no_such_package'", "left out"),
+        ("ModuleNotFoundError: No module named 'trainer.no_such_module'", "failed"),
+        ("AssertionError", "failed"),
+    ],
+)
+def test_outcome_of__a_file_that_lacks_a_package_of_others_has_not_failed(error: str, outcome: str) -> None:
+    case = ElementTree.fromstring(
+        f'<testcase name="tests.a"><error message="collection failure">E {error}</error></testcase>'
+    )
+    assert outcome_of(case) == outcome
+    assert ("files_left_out" in counted([case])) == (outcome == "left out")
 
 
 def test_maps__as_a_module_of_their_own_change_no_gradient(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ class PaddedBoxes:
 
     def having(self, *statuses: Status) -> Tensor:
         """Tell which slots hold a box with one of these statuses, bool [B, G]."""
-        found = torch.zeros_like(self.real)
-        for status in statuses:
+        found = self.status == statuses[0]
+        for status in statuses[1:]:
             found |= self.status == status
         return found & self.real
 

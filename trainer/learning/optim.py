@@ -30,5 +30,5 @@ class Ema:
         new = model.state_dict()
         moving = [name for name, value in self.state.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.state[n] for n in moving], [new[n] for n in moving], 1 - self.decay)
-        for name in self.state.keys() - set(moving):
-            self.state[name].copy_(new[name])
+        if counts := list(self.state.keys() - set(moving)):  # in one piece, since they are a hundred small kernels
+            torch._foreach_copy_([self.state[n] for n in counts], [new[n] for n in counts])

@@ -136,9 +136,9 @@ def _conv_norm(
             return _finished(_batch_norm(norm, out), shortcut, relu=relu)
         folded = _fold([norm])
     factor, offset = folded[norm]
-    weight = conv.weight * factor[:, None, None, None]
     if relu and x.is_cuda and not offset.requires_grad and not torch.compiler.is_compiling():
-        return conv_relu(x, weight, offset, shortcut, conv)
+        return conv_relu(x, factor, offset, shortcut, conv)
+    weight = conv.weight * factor.view(-1, 1, 1, 1)
     out = F.conv2d(x, weight, offset, conv.stride, conv.padding, conv.dilation, conv.groups)
     return _finished(out, shortcut, relu=relu)
 
@@ -159,56 +159,59 @@ def _finished(out: Tensor, shortcut: Tensor | None, *, relu: bool) -> Tensor:
     return F.relu_(out) if relu else out
 
 
-def conv_relu(x: Tensor, weight: Tensor, offset: Tensor, shortcut: Tensor | None, conv: nn.Conv2d) -> Tensor:
-    """Compute relu(conv(x) + offset + shortcut) in one kernel of a GPU, which torch offers for inference alone.
+def conv_relu(x: Tensor, factor: Tensor, offset: Tensor, shortcut: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    """Compute relu(factor * conv(x) + offset + shortcut) in one kernel of a GPU; torch offers it for inference alone.
 
     Passes of their own for these took a quarter of a ResNet's time on an H100 (docs/benchmarks.md).
 
     Args:
         x: [B, C, H, W].
-        weight: float32 [D, C, h, w].
-        offset: [D], in the type of the result; it gets no gradient.
+        factor: float32 [D]; it gets no gradient.
+        offset: [D], in the type of the result, which is what autocast gives to convolutions; it gets no gradient.
         shortcut: [B, D, H', W'], or None.
-        conv: for stride, padding, dilation and groups.
+        conv: a convolution without a bias.
 
     Returns:
-        [B, D, H', W'], in the type that autocast gives to convolutions.
+        [B, D, H', W'].
     """
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-        x, weight = x.to(dtype), weight.to(dtype)
-        shortcut = None if shortcut is None else shortcut.to(dtype)
-    out: Tensor = _ConvRelu.apply(x, weight, offset, shortcut, conv)
+    dtype = offset.dtype
+    added = None if shortcut is None else shortcut.to(dtype)
+    out: Tensor = _ConvRelu.apply(x.to(dtype), conv.weight, factor.view(-1, 1, 1, 1), offset, added, conv)
     return out
 
 
 class _ConvRelu(torch.autograd.Function):
-    """The kernel, and its gradient: that of ReLU by the sign of the result, then that of the convolution."""
+    """The kernel, and its gradient: that of ReLU by the sign of the result, then that of the convolution.
+
+    The factor is taken into the weight and the product is rounded in one kernel each way; autograd has two of each.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, offset: Tensor, shortcut: Tensor | None, conv: nn.Conv2d
+        ctx: Any, x: Tensor, own: Tensor, factor: Tensor, offset: Tensor, shortcut: Tensor | None, conv: nn.Conv2d
     ) -> Tensor:
         assert not isinstance(conv.padding, str)
+        weight = torch.mul(own, factor, out=torch.empty_like(own, dtype=x.dtype))
         where = (conv.stride, conv.padding, conv.dilation)
         if shortcut is None:
             out = torch.cudnn_convolution_relu(x, weight, offset, *where, conv.groups)
         else:
             out = torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, offset, *where, conv.groups)
-        ctx.save_for_backward(x, weight, out)
+        ctx.save_for_backward(x, weight, factor, out)
         ctx.conv = conv
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, out = ctx.saved_tensors
+        x, weight, factor, out = ctx.saved_tensors
         conv = ctx.conv
         grad = torch.ops.aten.threshold_backward(grad, out, 0)
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False)
         to_x, to_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups, wanted
         )
-        return to_x, to_weight, None, grad if ctx.needs_input_grad[3] else None, None
+        to_own = None if to_weight is None else to_weight * factor
+        return to_x, to_own, None, None, grad if ctx.needs_input_grad[4] else None, None
 
 
 def _residual(block: Any, x: Tensor, folded: Folded) -> Tensor:

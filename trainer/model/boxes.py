@@ -25,7 +25,7 @@ CHUNK = 2**24
 NMS_ROUNDS = 8
 """Rounds of NMS on a GPU before the host asks whether they were enough; chips need about seven."""
 
-NMS_BLOCK = 256
+NMS_BLOCK = 512
 """Better boxes that NMS on a GPU compares at a time with all that are worse, and not with those before them."""
 
 MOST_COMPARED = 4096
@@ -103,11 +103,9 @@ def encode(boxes: Tensor, refs: Tensor) -> Tensor:
     Returns:
         float32 [..., 4], dx dy dw dh: centres' differences over the reference's sides, logarithms of side ratios.
     """
-    width, height = sides(refs)
-    box_width, box_height = sides(boxes)
-    dx = (boxes[..., 0] + boxes[..., 2] - refs[..., 0] - refs[..., 2]) / (2 * width)
-    dy = (boxes[..., 1] + boxes[..., 3] - refs[..., 1] - refs[..., 3]) / (2 * height)
-    return torch.stack([dx, dy, (box_width / width).log(), (box_height / height).log()], -1)
+    sides_of_refs = refs[..., 2:] - refs[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - refs[..., :2] - refs[..., 2:]) / (2 * sides_of_refs)
+    return torch.cat([shift, ((boxes[..., 2:] - boxes[..., :2]) / sides_of_refs).log()], -1)
 
 
 def decode(deltas: Tensor, refs: Tensor) -> Tensor:
@@ -120,12 +118,10 @@ def decode(deltas: Tensor, refs: Tensor) -> Tensor:
     Returns:
         float32 [..., 4], x1 y1 x2 y2 in the frame of `refs`.
     """
-    width, height = sides(refs)
-    x = refs[..., 0] + width * (deltas[..., 0] + 0.5)
-    y = refs[..., 1] + height * (deltas[..., 1] + 0.5)
-    half_width = width * deltas[..., 2].clamp(max=MAX_LOG_RATIO).exp() / 2
-    half_height = height * deltas[..., 3].clamp(max=MAX_LOG_RATIO).exp() / 2
-    return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
+    sides_of_refs = refs[..., 2:] - refs[..., :2]
+    centre = refs[..., :2] + sides_of_refs * (deltas[..., :2] + 0.5)
+    half = sides_of_refs * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centre - half, centre + half], -1)
 
 
 def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
@@ -196,7 +192,7 @@ def _nms_parallel(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     for start in range(0, valid.shape[1], NMS_BLOCK):  # those before a block beat none in it
         better = slice(start, start + NMS_BLOCK)
         for rows, iou, _ in overlaps(boxes[:, start:], boxes[:, better]):
-            beats[:, better, start:][:, rows] = (iou > threshold).triu_(diagonal=1 + rows.start).bfloat16()
+            beats[:, better, start:][:, rows] = (iou > threshold).triu_(diagonal=1 + rows.start)
     keep = valid
     while True:
         for _ in range(NMS_ROUNDS):

@@ -204,7 +204,8 @@ def propose(model: Detector, images: Tensor, sizes: Tensor) -> list[tuple[Tensor
         their scores float32 [N], in [0, 1].
     """
     boxes, used, logits = _propose(model, model(images, sizes), sizes)
-    return [(b[u], o[u].sigmoid()) for b, u, o in zip(boxes, used, logits, strict=True)]
+    counts = used.sum(1).tolist()  # the slots in use come first; a mask would be a wait for each image
+    return [(b[:n], o[:n].contiguous().sigmoid()) for b, o, n in zip(boxes, logits, counts, strict=True)]
 
 
 @torch.no_grad()

@@ -53,13 +53,13 @@ def roi_align(
         level = level.clamp(0, len(strides) - 1)
     ends = itertools.accumulate((height * width for height, width in maps), initial=0)
     first = constant(tuple(ends), rois.device).long()  # row of each level in the table
-    heights, widths = (constant(sides, rois.device) for sides in zip(*maps, strict=True))
+    extents = constant(tuple(side for height, width in maps for side in (width, height)), rois.device).view(-1, 2)
     chip = torch.arange(num_chips, device=rois.device)[:, None] * cells
-    width = widths[level]
+    extent = extents[level]  # [B, P, 2], width and height of the box's level, in cells
     boxes = rois / constant(strides, rois.device)[level][..., None] - 0.5  # in cells, centres at integers
-    x, x_weight = _samples(boxes[..., 0], boxes[..., 2], width, pooled)
-    y, y_weight = _samples(boxes[..., 1], boxes[..., 3], heights[level], pooled)
-    row = (chip + first[level])[..., None, None] + y * width[..., None, None].long()
+    places, shares = _samples(boxes[..., :2], boxes[..., 2:], extent, pooled)  # [B, P, 2, pooled, 4], across and down
+    (x, y), (x_weight, y_weight) = places.unbind(2), shares.unbind(2)
+    row = (chip + first[level])[..., None, None] + y * extent[..., 0, None, None].long()
     # [B, P, bins down, bins across, taps down, taps across]; 32 bits make the backward's sort twice as fast
     index = row.int()[..., :, None, :, None] + x.int()[..., None, :, None, :]
     weight = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
@@ -77,16 +77,16 @@ def roi_align(
 
 
 def _samples(low: Tensor, high: Tensor, cells: Tensor, pooled: int) -> tuple[Tensor, Tensor]:
-    """Find the cells and weights of samples along one axis: two samples per bin, two cells per sample.
+    """Find the cells and weights of samples along each axis: two samples per bin, two cells per sample.
 
     Args:
-        low: float32 [B, P], where each box begins, in cells whose centres are at integers.
-        high: float32 [B, P], where it ends.
-        cells: float32 [B, P], cells of the box's level along this axis.
-        pooled: bins along this axis.
+        low: float32 [B, P, 2], where each box begins across and down, in cells whose centres are at integers.
+        high: float32 [B, P, 2], where it ends.
+        cells: float32 [B, P, 2], cells of the box's level along each axis.
+        pooled: bins along each axis.
 
     Returns:
-        Cells int64 [B, P, pooled, 4]; weights float32 of the same shape, which add up to 1 per bin.
+        Cells int64 [B, P, 2, pooled, 4]; weights float32 of the same shape, which add up to 1 per bin.
     """
     steps = (torch.arange(2 * pooled, device=low.device) + 0.5) / (2 * pooled)
     last = (cells - 1)[..., None]

@@ -60,9 +60,8 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
             run.tell(pass_line(index, len(micros), time.perf_counter() - started, left))
     run.scaler.unscale_(run.optimizer)
     run.is_timed = True
-    learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    size = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
-    # the step's one wait for the device, before anything is changed
+    size = nn.utils.get_total_norm([p.grad for p in run.learning if p.grad is not None])
+    # the host waits for the device here, before anything is changed, and in the NMS of proposals; nowhere else
     *values, norm = torch.cat([sum_over_ranks(sums), size[None].double()]).tolist()
     short = run.loader.batch_size / step.num_chips  # above 1 in an epoch's last, short step: report its mean per chip
     losses_now = {name: value * short for name, value in zip(names, values, strict=True)}
@@ -72,7 +71,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
         run.undo(statistics)
         _report_non_finite(run, batches, {**losses_now, "gradient_norm": norm})
     if options.clip_gradient is not None:
-        nn.utils.clip_grads_with_norm_(learning, options.clip_gradient, size)
+        nn.utils.clip_grads_with_norm_(run.learning, options.clip_gradient, size)
     for group in run.optimizer.param_groups:
         group["lr"] = run.schedule.rate(run.step, run.progress)
     run.scaler.step(run.optimizer)

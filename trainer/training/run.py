@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -146,17 +147,23 @@ class Run:
 
         They are copied in one piece per type: one by one they are hundreds of small kernels of a GPU.
         """
-        return [torch.cat([buffer.flatten() for buffer in buffers]) for buffers in self._buffers()]
+        return [torch.cat([buffer.flatten() for buffer in buffers]) for buffers in self._buffers]
 
     def undo(self, statistics: list[Tensor]) -> None:
         """Give up the step at hand without a trace; `statistics` are those from before it."""
-        for buffers, before in zip(self._buffers(), statistics, strict=True):
+        for buffers, before in zip(self._buffers, statistics, strict=True):
             for buffer, part in zip(buffers, torch.split(before, [b.numel() for b in buffers]), strict=True):
                 buffer.copy_(part.view_as(buffer))
         self.optimizer.zero_grad(set_to_none=True)
 
+    @cached_property
+    def learning(self) -> list[nn.Parameter]:
+        """The parameters that learn, which are the same for all steps of a run."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @cached_property
     def _buffers(self) -> list[list[Tensor]]:
-        """Return what `statistics` copies, the buffers of one type together."""
+        """What `statistics` copies, the buffers of one type together."""
         found: dict[torch.dtype, list[Tensor]] = {}
         for buffer in () if self.norm == "frozen" else self.model.buffers():
             found.setdefault(buffer.dtype, []).append(buffer)

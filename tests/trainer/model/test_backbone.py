@@ -9,30 +9,67 @@ from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.model.backbone import conv_relu
 
 
+class Case:
+    """A convolution, what is folded into it, and what it is applied to."""
+
+    def __init__(self, device: torch.device, *, is_residual: bool, learns: bool = True) -> None:
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False, device=device).requires_grad_(learns)
+        self.x = torch.randn(2, 32, 16, 20, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        self.factor, self.offset = torch.rand(64, device=device) + 0.5, torch.randn(64, device=device)
+        shortcut = torch.randn(2, 64, 8, 10, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        self.shortcut = shortcut if is_residual else None
+
+    def fused(self, dtype: torch.dtype) -> Tensor:
+        return conv_relu(self.x, self.factor, self.offset.to(dtype), self.shortcut, self.conv)
+
+    def layers(self, dtype: torch.dtype) -> Tensor:
+        weight = (self.conv.weight * self.factor[:, None, None, None]).to(dtype)
+        out = F.conv2d(self.x.to(dtype), weight, self.offset.to(dtype), 2, 1)
+        return F.relu(out if self.shortcut is None else out + self.shortcut.to(dtype))
+
+    def gradients(self, out: Tensor) -> tuple[Tensor, ...]:
+        leaves = [
+            leaf for leaf in (self.x, self.conv.weight, self.shortcut) if leaf is not None and leaf.requires_grad
+        ]
+        weighted = out.double() * torch.arange(64, device=out.device)[:, None, None]
+        return torch.autograd.grad(weighted.sum(), leaves)
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("is_residual", [False, True])
 def test_conv_relu__equals_the_layers_one_by_one(dtype: torch.dtype, is_residual: bool) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False, device=CUDA)
-    x = torch.randn(2, 32, 16, 20, device=CUDA).to(memory_format=torch.channels_last).requires_grad_()
-    offset = torch.randn(64, device=CUDA)
-    shortcut = torch.randn(2, 64, 8, 10, device=CUDA).to(memory_format=torch.channels_last).requires_grad_()
-
-    def outcome(*, fused: bool) -> tuple[Tensor, ...]:
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            added = shortcut if is_residual else None
-            if fused:
-                out = conv_relu(x, conv.weight, offset.to(dtype), added, conv)
-            else:
-                out = F.conv2d(x.double(), conv.weight.double(), offset.double(), 2, 1)
-                out = F.relu(out if added is None else out + added)
-        leaves = [x, conv.weight, *([shortcut] if is_residual else [])]
-        return out, *torch.autograd.grad((out.double() * torch.arange(64, device=CUDA)[:, None, None]).sum(), leaves)
-
+    case = Case(CUDA, is_residual=is_residual)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        ours, right = outcome(fused=True), outcome(fused=False)
-    assert ours[0].dtype == dtype
+        ours, right = case.fused(dtype), case.layers(torch.float64)
+        pairs = zip((ours, *case.gradients(ours)), (right, *case.gradients(right)), strict=True)
+    assert ours.dtype == dtype
     limit = {torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.06}[dtype]
-    for mine, theirs in zip(ours, right, strict=True):
+    for mine, theirs in pairs:
         assert (mine.double() - theirs.double()).norm() < limit * theirs.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+def test_conv_relu__has_the_gradients_that_autograd_has(
+    dtype: torch.dtype, is_residual: bool, learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the kernels themselves, which a CPU lacks: the layers stand in their place."""
+
+    def relu(x: Tensor, weight: Tensor, offset: Tensor, *where: object) -> Tensor:
+        return F.relu(F.conv2d(x, weight, offset, *where))
+
+    def add_relu(x: Tensor, weight: Tensor, added: Tensor, alpha: float, offset: Tensor, *where: object) -> Tensor:
+        assert alpha == 1
+        return F.relu(F.conv2d(x, weight, offset, *where) + added)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+    case = Case(torch.device("cpu"), is_residual=is_residual, learns=learns)
+    ours, right = case.fused(dtype), case.layers(dtype)
+    assert ours.dtype == dtype
+    for mine, theirs in zip((ours, *case.gradients(ours)), (right, *case.gradients(right)), strict=True):
+        assert mine.dtype == theirs.dtype
+        assert mine.equal(theirs)
