@@ -73,16 +73,23 @@ def by_seed(lines: list[Line], data: str, row: str, *keys: str) -> BySeed:
     return found
 
 
+def difference(lines: list[Line], data: str, row: str) -> Estimate | None:
+    """Return the AP of a row less that of the row that it is compared with; None for that one, and without runs."""
+    against = ONE_STAGE if row.startswith("one stage") else REFERENCE
+    if row == against:
+        return None
+    return paired(*(by_seed(lines, data, name, "scores", "AP") for name in (row, against)))
+
+
 def score_table(lines: list[Line], data: str) -> str:
     """Write the scores of each row on a data set, in points, and the difference in AP on the same seeds."""
     head = ["row", "seeds", *(name.replace("_", " ") for name in SCORES), "difference in AP from full"]
     body = []
     for row in (row for row in ROWS if data in row.seeds):
         cells = [by_seed(lines, data, row.name, "scores", name) for name in SCORES]
-        against = ONE_STAGE if row.name.startswith("one stage") else REFERENCE
-        difference = paired(cells[0], by_seed(lines, data, against, "scores", "AP")) if row.name != against else None
         means = [f"{100 * statistics.fmean(cell.values()):.1f}" if cell else EMPTY for cell in cells]
-        compared = "" if row.name == against else EMPTY if difference is None else points(difference)
+        found = difference(lines, data, row.name)
+        compared = points(found) if found else "" if row.name in (REFERENCE, ONE_STAGE) else EMPTY
         body.append([row.name, str(len(cells[0])), *means, compared])
     return markdown(head, body)
 
@@ -173,12 +180,11 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Draw how far the AP of each row on the scenes is from the reference's, with intervals."""
+    """Draw the differences in AP of the rows on the scenes, with intervals."""
     import matplotlib.pyplot as plt
 
-    reference = by_seed(lines, "scenes", REFERENCE, "scores", "AP")
-    rows = [(row.name, by_seed(lines, "scenes", row.name, "scores", "AP")) for row in ROWS if row.name != REFERENCE]
-    found = [(name, pair) for name, cell in rows if (pair := paired(cell, reference)) and pair.seeds > 1]
+    rows = [(row.name, difference(lines, "scenes", row.name)) for row in ROWS]
+    found = [(name, pair) for name, pair in rows if pair and pair.seeds > 1]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(found)), layout="constrained")
     names, pairs = [name for name, _ in found], [pair for _, pair in found]
     means, halves = [100 * pair.mean for pair in pairs], [100 * pair.half for pair in pairs]
@@ -186,7 +192,7 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.axvline(0, color="grey", linewidth=1)
     axes.margins(y=0.2)
     axes.invert_yaxis()
-    axes.set(xlabel=f"AP less that of {REFERENCE}, points, with 95 % intervals over seeds")
+    axes.set(xlabel=f"AP less that of “{REFERENCE}” or “{ONE_STAGE}”, points, with 95 % intervals over seeds")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
 
