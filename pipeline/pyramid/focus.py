@@ -196,7 +196,10 @@ def _grown(windows: FloatArray, extent: FloatArray, scale: float, least: float) 
     wanted = np.minimum(wanted, extent)
     low = (windows[:, :2] + windows[:, 2:] - wanted) / 2
     low = np.clip(low, 0, extent - wanted)
-    return np.concatenate([low, low + wanted], axis=1)
+    high = low + wanted
+    # exactly the image's ends where only rounding keeps them apart: what lies at another end of a window counts as cut
+    near = 1e-9 * extent
+    return np.concatenate([np.where(low < near, 0, low), np.where(high > extent - near, extent, high)], axis=1)
 
 
 def _joined(windows: FloatArray, scale: float) -> FloatArray:

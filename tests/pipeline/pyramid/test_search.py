@@ -123,6 +123,7 @@ def sensing(views: list[Pixels]) -> list[tuple[Any, Any, Any, Any]]:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([500, 4096]), st.booleans())
 @example(286, 500, True)  # a part of a large object in a small tile
+@example(23, 500, False)  # a window whose start and side add up to a little less than the image's width
 def test_search__from_coarse_to_fine_a_perfect_detector_scores_one(seed: int, max_side: int, maps: bool) -> None:
     """By maps of its own, and by what it finds at the coarser scale; the finer scales are not searched whole."""
     scenes = [scene(seed), scene(seed + 1)]
