@@ -275,13 +275,24 @@ def many_shards(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def cache_bytes(dataset: ChipDataset) -> int:
-    """What the shards of a cache take on disk, unfinished and deleted ones that are open included."""
+    """What the shards of a cache take on disk, unfinished and deleted ones that are open included.
+
+    Threads fetch and delete meanwhile, so it looks until it has seen the same twice: else it might add up what was
+    never there together.
+    """
     folder = dataset.cache.folder / "shards"
-    found = open_shards(folder)
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # gone meanwhile
-            found[path.stat().st_ino] = path.stat().st_size
-    return sum(found.values())
+
+    def seen() -> dict[int, int]:
+        found = open_shards(folder)
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # gone meanwhile
+                found[path.stat().st_ino] = path.stat().st_size
+        return found
+
+    before = seen()
+    while (now := seen()) != before:
+        before = now
+    return sum(now.values())
 
 
 @settings(max_examples=30, deadline=None)
