@@ -340,9 +340,14 @@ def _content(image: ImageFile.ImageFile) -> bytes:
 
 
 def _ends_at_0(image: Image.Image) -> bool:
-    """Tell whether one of the last two rows is 0, of which the last pass of an interlaced file brings one."""
+    """Tell whether one of the last two rows is 0, of which the last pass of an interlaced file brings one.
+
+    Of a picture of one row, that pass brings every second pixel alone, so its row counts as 0 whatever it holds.
+    """
     width, height = image.size
-    rows = (image.crop((0, row, width, row + 1)) for row in range(max(0, height - 2), height))
+    if height == 1:
+        return True
+    rows = (image.crop((0, row, width, row + 1)) for row in range(height - 2, height))
     return any(row.getbbox(alpha_only=False) is None for row in rows)
 
 

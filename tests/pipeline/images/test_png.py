@@ -7,7 +7,7 @@ import zlib
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from PIL import Image
 
 from pipeline.images.decode import ImageRefusedError, decode_given, read_image
@@ -103,20 +103,20 @@ def lengths(width: int, height: int, bits: int, *, interlaced: bool) -> list[int
     kind=st.sampled_from([(1, 0, 1), (2, 3, 2), (8, 3, 8), (8, 0, 8), (8, 2, 24), (8, 4, 16), (8, 6, 32)]),
     interlaced=st.booleans(),
     is_black=st.booleans(),
-    data=st.data(),
 )
+@example(width=3, height=1, kind=(2, 3, 2), interlaced=True, is_black=False)  # the last pass is every second pixel
 def test_read_image__a_png_of_too_few_rows_is_refused(
-    width: int, height: int, kind: tuple[int, int, int], interlaced: bool, is_black: bool, data: st.DataObject
+    width: int, height: int, kind: tuple[int, int, int], interlaced: bool, is_black: bool
 ) -> None:
     depth, colour, bits = kind
     rows = lengths(width, height, bits, interlaced=interlaced)
     filled = [bytes([0, *[0 if is_black else 0b01010101] * (length - 1)]) for length in rows]
     whole = packed(b"".join(filled), width, height, depth, colour, interlaced=interlaced)
     assert read_image(whole, width, height, 1_000_000).size == (width, height)
-    held = data.draw(st.integers(0, len(rows) - 1))
-    short = packed(b"".join(filled[:held]), width, height, depth, colour, interlaced=interlaced)
-    with pytest.raises(ImageRefusedError) as refusal:
-        read_image(short, width, height, 1_000_000)
-    assert refusal.value.reason == Reason.UNDECODABLE
-    with pytest.raises(ImageRefusedError):
-        decode_given(Image.open(io.BytesIO(short)))
+    for held in range(len(rows)):
+        short = packed(b"".join(filled[:held]), width, height, depth, colour, interlaced=interlaced)
+        with pytest.raises(ImageRefusedError) as refusal:
+            read_image(short, width, height, 1_000_000)
+        assert refusal.value.reason == Reason.UNDECODABLE
+        with pytest.raises(ImageRefusedError):
+            decode_given(Image.open(io.BytesIO(short)))
