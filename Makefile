@@ -31,7 +31,7 @@ DEMO_MAKE = $(MAKE) --no-print-directory ANNOTATIONS= IMAGES= OUT= DATA= RUN= CH
 # The demo's data are small, so are its chips and its network.
 DEMO_CONFIG := --config scripts/demo.yaml
 
-.PHONY: help setup chips negatives train evaluate demo demo-data test test-peers lint format bench gpu-check peers lock \
+.PHONY: help setup chips negatives train evaluate demo demo-data test test-random test-peers lint format bench gpu-check peers lock \
     clean
 
 help: ## list these targets
@@ -106,6 +106,9 @@ demo-data: setup
 test: setup ## run the tests; ARGS="tests/pipeline -k cover" for some of them
 	@# two files at a time, one thread each: as fast as two cores allow, and no slower on more
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+test-random: setup ## run the tests of properties on examples that are drawn anew each time
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m hypothesis --hypothesis-profile random $(ARGS)
 
 test-peers: peers ## run the tests that hand chips and detections to the programs of others, in .venv-peers
 	OMP_NUM_THREADS=2 .venv-peers/bin/python -m pytest -m peers tests/peers $(ARGS)

@@ -15,6 +15,15 @@ from tests.s3 import S3, Server, serving
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# `make test` tries the same examples each time, so that no change is blamed for a fault that only a new example shows.
+# `make test-random` looks for such faults. No test fails for being slow on a machine with other work.
+if importlib.util.find_spec("hypothesis"):  # .venv-peers has no such tests
+    from hypothesis import settings
+
+    settings.register_profile("same", derandomize=True, deadline=None)
+    settings.register_profile("random", deadline=None)
+    settings.load_profile("same")
+
 
 class CommandResult(NamedTuple):
     status: int

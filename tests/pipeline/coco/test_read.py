@@ -435,7 +435,7 @@ annotation_records = maybe(
 category_records = st.fixed_dictionaries({"id": some_ids}, optional={"name": odd_values})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     images=st.lists(image_records, max_size=8),
     annotations=st.lists(annotation_records, max_size=12),
@@ -460,7 +460,7 @@ def test_read_coco_mangled_records_reconcile_or_refuse_the_file(
     assert named
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     images=st.lists(image_records, max_size=6),
     annotations=st.lists(annotation_records, max_size=12),

@@ -39,7 +39,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=values, block=st.integers(1, 40), indent=st.sampled_from([None, 0, 1]), ascii_only=st.booleans())
 def test_members__are_those_of_the_whole(value: Any, block: int, indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
@@ -52,7 +52,7 @@ def test_members__any_number_of_blanks_may_stand_between_items(block: int) -> No
     assert members(text, block) == expected(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=values, block=st.integers(1, 40), cut=st.integers(0, 200), put=st.sampled_from(list('{}[],:"\\1 e.x')))
 def test_members__of_damaged_text_are_refused(value: Any, block: int, cut: int, put: str) -> None:
     text = json.dumps({"a": value, "b": [value]})

@@ -211,7 +211,7 @@ def test_split__prints_a_table(sniper: RunSniper, tmp_path: Path) -> None:
 COUNTS = arrays.arrays(np.int64, st.tuples(st.integers(30, 200), st.integers(0, 6)), elements=st.integers(0, 1))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(COUNTS, st.sampled_from([(0.9, 0.1), (0.7, 0.2, 0.1), (0.5, 0.5)]), st.integers(0, 5))
 def test_stratify__each_part_gets_its_share_of_images_and_classes(
     counts: IntArray, shares: tuple[float, ...], seed: int

@@ -49,7 +49,7 @@ problems = st.tuples(
 
 
 @given(problems)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_greedy_cover__holds_every_box_in_windows_inside_the_image(
     problem: tuple[int, int, float, float, float, int],
 ) -> None:
@@ -70,7 +70,7 @@ def test_greedy_cover__holds_every_box_in_windows_inside_the_image(
 
 
 @given(problems)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_greedy_cover__no_window_is_redundant_after_pruning(
     problem: tuple[int, int, float, float, float, int],
 ) -> None:
@@ -136,7 +136,7 @@ def test_candidate_starts__one_extra_start_serves_all_boxes_that_it_can() -> Non
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_greedy_cover__of_many_boxes_chooses_as_by_looking_at_all_of_them(seed: int) -> None:
     """More boxes than one bin takes, against the rule read aloud."""
     rng = np.random.default_rng(seed)

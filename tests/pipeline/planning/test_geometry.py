@@ -38,7 +38,7 @@ def slow_status(
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([64, 512]), gap=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plan__agrees_with_the_rules_read_aloud(seed: int, size: int, gap: bool) -> None:
     """Cover, fates, rescue and every status, on random images; with `gap`, some sizes are valid nowhere."""
     ranges: list[tuple[float, float | None]] = [(0, 60), (100, 150), (200, None)]

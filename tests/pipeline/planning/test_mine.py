@@ -135,7 +135,7 @@ def mine(
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_mine__agrees_with_the_rules_read_aloud(seed: int) -> None:
     span, pool, positives, mined = mine(seed)
     found = [
@@ -162,7 +162,7 @@ def test_mine__agrees_with_the_rules_read_aloud(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 0.7, 1.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pool_scales__is_greedy_nms_per_image_in_any_order_of_rows(seed: int, threshold: float) -> None:
     span = span_columns(make_source(seed, num_images=3, size=(256, 192)), 0, 3, OPTIONS)
     pool = make_pool(seed, span)

@@ -94,7 +94,7 @@ def test_plan__windows_are_spread_over_their_free_play(val2017: Source) -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plan__chip_boxes_map_back_to_source_boxes(seed: int) -> None:
     source = make_source(seed, num_images=3)
     plan = plan_span(source, 0, 3, ChipSettings())
@@ -116,7 +116,7 @@ def test_plan__chip_boxes_map_back_to_source_boxes(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_plan__a_box_is_rescued_only_when_no_scale_covers_it(seed: int, num_scales: int) -> None:
     rng = np.random.default_rng(seed)
     scales = [float(np.exp(rng.uniform(-1.5, 1.5))) for _ in range(num_scales - 1)] + [SideScale(long_side=512)]

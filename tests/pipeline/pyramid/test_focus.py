@@ -61,7 +61,7 @@ def focused(draw: st.DrawFn) -> tuple[SourceImage, View, FocusMap, float]:
     return image, view, FocusMap(values, (cell, cell)), draw(st.floats(0.5, 3))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(focused())
 def test_focus_windows__hold_every_cell_with_a_margin_and_never_cost_more_than_the_image(
     case: tuple[SourceImage, View, FocusMap, float],

@@ -40,7 +40,7 @@ def slow_soft_nms(
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(METHODS)), st.integers(0, 60), st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_soft_nms__is_the_slow_one_class_by_class(seed: int, method: str, count: int, num_classes: int) -> None:
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 60, (count, 2))
@@ -122,7 +122,7 @@ def crowd_of_boxes(rng: np.random.Generator, count: int, side: float) -> npt.NDA
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 40, 700]), st.sampled_from([0.3, 0.7]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nms__keeps_what_looking_at_all_pairs_keeps(seed: int, count: int, threshold: float) -> None:
     boxes = crowd_of_boxes(np.random.default_rng(seed), count, 300)
     low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
@@ -137,7 +137,7 @@ def test_nms__keeps_what_looking_at_all_pairs_keeps(seed: int, count: int, thres
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_soft_nms__of_many_boxes_is_that_of_few(seed: int) -> None:
     """Crowds far apart do not act on each other: together, in bins, they come out as each by itself."""
     rng = np.random.default_rng(seed)

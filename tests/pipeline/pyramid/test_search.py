@@ -89,7 +89,7 @@ def average_precision(scenes: list[Any], found: list[Any]) -> float | None:
     return summary["AP"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([500, 900, 4096]),
@@ -120,7 +120,7 @@ def sensing(views: list[Pixels]) -> list[tuple[Any, Any, Any, Any]]:
     return found
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([500, 4096]), st.booleans())
 @example(286, 500, True)  # a part of a large object in a small tile
 @example(23, 500, False)  # a window whose start and side add up to a little less than the image's width

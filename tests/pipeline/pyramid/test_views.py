@@ -1,7 +1,7 @@
 """Views: they cover every image, and waste little."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.coco import SourceImage
@@ -37,7 +37,6 @@ def test_views__cover_every_image_within_the_side_and_waste_little() -> None:
         assert len(batch) * batch[0].shape[0] * batch[0].shape[1] <= 4_000_000 or len(batch) == 1
 
 
-@settings(deadline=None)
 @given(st.floats(0, 3000), st.floats(600, 3000), st.integers(256, 512), st.floats(0, 900), st.floats(0.2, 2))
 def test_tile_region__ends_where_the_region_ends(
     start: float, extent: float, max_side: int, overlap: float, scale: float

@@ -29,7 +29,7 @@ FOUND = st.fixed_dictionaries(
 NAMES = st.lists(st.sampled_from(['a,"b".jpg', "ü/1.jpg", "1.jpg", "a b.png"]), unique=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(names=NAMES, data=st.data())
 def test_write_results__three_forms_say_the_same(names: list[str], data: st.DataObject) -> None:
     results: list[dict[str, Any]] = [

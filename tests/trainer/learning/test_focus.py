@@ -44,7 +44,7 @@ def expected(batch: Batch, chip: int, cells: int, stride: int) -> list[list[int]
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.lists(st.integers(0, 5), max_size=4))
 def test_label_cells__as_the_rule_says(seed: int, counts: list[int]) -> None:
     batch = make_batch(counts, seed=seed)

@@ -66,7 +66,7 @@ def draws_of(count: int, turns: list[int], across: bool, down: bool) -> Draws:
     return Draws(torch.full((count,), across), torch.full((count,), down), torch.tensor(turns)[:count])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=painted_chips(),
     turns=st.lists(st.integers(0, 3), min_size=3, max_size=3),
@@ -111,7 +111,7 @@ def test_flip_and_transpose__twice_are_nothing_also_to_the_padding() -> None:
         assert torch.equal(twice.sizes, batch.sizes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batch=painted_chips(), factor=st.floats(0.8, 1.25), down=st.floats(0, 0.999), across=st.floats(0, 0.999))
 def test_resize__a_painted_box_stays_under_its_box(batch: Batch, factor: float, down: float, across: float) -> None:
     num = len(batch)

@@ -52,7 +52,7 @@ def same(one: Batch, other: Batch) -> bool:
     return one.keys == other.keys and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ranks=st.integers(1, 16),
     batch_size=st.integers(1, 40),
@@ -295,7 +295,7 @@ def cache_bytes(dataset: ChipDataset) -> int:
     return sum(now.values())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     window=st.none() | st.integers(1, 12),
     ranks=st.integers(1, 4),

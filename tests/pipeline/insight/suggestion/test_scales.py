@@ -24,7 +24,7 @@ def log_normal(median: float, spread: float, count: int = 400, seed: int = 0) ->
     return np.exp(np.random.default_rng(seed).normal(math.log(median), spread, count))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(3, 600), st.floats(0.05, 1.3), st.integers(150, 5000), st.sampled_from([256, 512]), NAMES)
 def test_propose__ranges_leave_no_gap_and_scales_descend(
     median: float, spread: float, side: int, size: int, name: Name
@@ -46,7 +46,7 @@ def test_propose__ranges_leave_no_gap_and_scales_descend(
     assert (steps < 1.25 * STEPS[name]).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(12, 300), st.floats(0.1, 1.0), NAMES)
 def test_propose__chips_of_half_the_side_get_half_the_factor_and_the_same_ranges(
     median: float, spread: float, name: Name
@@ -58,7 +58,7 @@ def test_propose__chips_of_half_the_side_get_half_the_factor_and_the_same_ranges
     np.testing.assert_allclose(of_half, of_whole / 2, rtol=0.06)  # factors are rounded to two digits
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(10, 400), st.floats(0.1, 0.9), st.sampled_from([(640, 480), (1920, 1080), (4000, 4000)]), NAMES)
 def test_propose__most_objects_are_comfortable_and_next_to_none_is_lost(
     median: float, spread: float, side: tuple[int, int], name: Name
