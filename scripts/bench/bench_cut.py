@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+from real_data import REAL_DATA
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -28,7 +29,6 @@ from pipeline.images.decode import decoders, read_image
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
-SHARED = Path(os.environ.get("SNIPER_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data")) / "coco-real"
 PEER = Path(__file__).resolve().parents[2] / ".venv-peers/bin/python"
 IMAGES_PER_JOB = 64  # half the default, so that two workers end nearly together
 REPEATS = 3  # of the data set, so that a round lasts some seconds
@@ -161,8 +161,8 @@ def measure(annotations: Path, images: Path, rounds: int) -> Iterator[dict[str, 
 
 
 @click.command()
-@click.option("--annotations", type=click.Path(path_type=Path), default=SHARED / "train.json")
-@click.option("--images", type=click.Path(path_type=Path), default=SHARED / "images")
+@click.option("--annotations", type=click.Path(path_type=Path), default=REAL_DATA / "coco-real/train.json")
+@click.option("--images", type=click.Path(path_type=Path), default=REAL_DATA / "coco-real/images")
 @click.option("--rounds", default=5)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(annotations: Path, images: Path, rounds: int, json_file: Path | None) -> None:

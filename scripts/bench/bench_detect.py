@@ -5,7 +5,6 @@ The network is the demo's slim one, untrained, on real COCO images at the three 
 """
 
 import json
-import os
 import resource
 import statistics
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from real_data import REAL_DATA
 
 from pipeline.coco import SourceImage
 from pipeline.coco.read import read_coco
@@ -30,7 +30,7 @@ from trainer.inference.predictor import detect_images
 from trainer.model import Detector, predict
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-real"
+COCO_REAL = REAL_DATA / "coco-real"
 LARGE = 4096  # pixels, side of a view
 
 
@@ -127,8 +127,8 @@ def main(num_images: int, backbone: str, rounds: int, json_file: Path | None) ->
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = ROOT / "scripts/demo.yaml" if backbone == "resnet18" else None
     model = Detector(load_settings(config, (f"model.backbone={backbone}",)).model, 80, 512).to(device).eval()
-    source = read_coco(SHARED / "train.json")
-    images, root = source.images(0, num_images), SHARED / "images"
+    source = read_coco(COCO_REAL / "train.json")
+    images, root = source.images(0, num_images), COCO_REAL / "images"
     rows = [
         (*pipeline_rate(model, images, root, device), model_rate(model, images, root, device)) for _ in range(rounds)
     ]

@@ -29,6 +29,7 @@ import click
 import msgspec
 import numpy as np
 import pyarrow as pa
+from real_data import REAL_DATA
 from simplejpeg import decode_jpeg
 
 from pipeline.commands.chips import chips
@@ -37,7 +38,6 @@ from pipeline.storage import download, files_in, location
 from schemas.settings import ChipSettings, LoaderSettings
 
 HERE = Path(__file__).resolve()
-DATA = Path(os.environ.get("SNIPER_TEST_DATA", HERE.parents[2] / "../shared/data")) / "coco-real"
 PEER_PYTHON = HERE.parents[2] / ".venv-peers/bin/python"
 PEERS = ["webdataset", "litdata", "streaming", "dataloader"]
 PEERS += [f"{name}_our_decoder" for name in PEERS]
@@ -180,7 +180,7 @@ def _environment() -> dict[str, str]:
 
 @click.command(help=__doc__)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default=DATA)
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default=REAL_DATA / "coco-real")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--num-chips", default=3000, show_default=True, help="At least so many.")
 @click.option("--work", "work_folder", type=click.Path(path_type=Path), help="Keep the data made here, or use it.")

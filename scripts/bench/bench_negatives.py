@@ -5,7 +5,6 @@ anywhere, up to 300 per scale with sizes that the scale favours. Then the share 
 """
 
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
+from real_data import REAL_DATA
 from step_models import plausible_batch, stage_share
 
 from pipeline.coco.read import read_coco
@@ -30,9 +30,8 @@ from trainer.loading.batch import Batch
 from trainer.model import Detector
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data"))
-SHARED = DATA / "coco-val2017-boxes/val.json"
-IMAGES = DATA / "coco-real"
+BOXES = REAL_DATA / "coco-val2017-boxes/val.json"
+COCO_REAL = REAL_DATA / "coco-real"
 PER_SCALE = 300
 SIZES = ((8, 80), (24, 160), (80, 480))  # source pixels, per scale: those that its anchors fit, more or less
 
@@ -118,7 +117,7 @@ def measure_stage(pool_per_image: float, num_images: int) -> dict[str, float | N
 
     The network is the demo's slim one on full-size chips; extraction runs on real COCO images at all scales.
     """
-    if not (IMAGES / "train.json").is_file():
+    if not (COCO_REAL / "train.json").is_file():
         return {"data_wait_share": None, "rpn_share": None}
     settings = Settings()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,11 +126,11 @@ def measure_stage(pool_per_image: float, num_images: int) -> dict[str, float | N
     full = seconds_per_chip(model, batch)
     model.keep_rpn_only()
     rpn = seconds_per_chip(model, batch)
-    images = read_coco(IMAGES / "train.json").images(0, num_images)
+    images = read_coco(COCO_REAL / "train.json").images(0, num_images)
     log = SearchLog()
     inference = Inference(model.eval(), settings.chips, DetectSettings(), device, "bf16")
     started = time.perf_counter()
-    for _ in propose_images(inference, [range(num_images)], images, IMAGES / "images", log):
+    for _ in propose_images(inference, [range(num_images)], images, COCO_REAL / "images", log):
         pass
     extraction = (time.perf_counter() - started) / num_images
     return {
@@ -144,7 +143,7 @@ def measure_stage(pool_per_image: float, num_images: int) -> dict[str, float | N
 
 
 @click.command()
-@click.option("--annotations", type=click.Path(path_type=Path), default=SHARED)
+@click.option("--annotations", type=click.Path(path_type=Path), default=BOXES)
 @click.option("--rounds", default=5)
 @click.option("--num-images", default=8, help="of the extraction")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))

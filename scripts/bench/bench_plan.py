@@ -1,7 +1,6 @@
 """Planning speed: milliseconds per image in one thread, and `sniper chips --plan-only` processes with their memory."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
+from real_data import REAL_DATA
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -22,7 +22,7 @@ from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SNIPER_TEST_DATA", ROOT / "../shared/data")) / "coco-val2017-boxes/val.json"
+BOXES = REAL_DATA / "coco-val2017-boxes/val.json"
 TRAIN_SIZE = 118_000  # images of COCO train2017, about
 BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale
 BYTES_PER_IMAGE, BYTES_PER_BOX = 200, 60
@@ -177,7 +177,7 @@ def scale(annotations: Path, folder: Path) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--annotations", type=click.Path(path_type=Path), default=SHARED)
+@click.option("--annotations", type=click.Path(path_type=Path), default=BOXES)
 @click.option("--rounds", default=7)
 @click.option("--scale", "with_scale", is_flag=True, help="also plan 100,000 and 1,000,000 images; some minutes, 2 GB")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pyarrow as pa
-from bench_plan import SHARED, Measured, measured, repeat_records
+from bench_plan import BOXES, Measured, measured, repeat_records
 from PIL import Image
 
 from pipeline.coco.read import read_coco
@@ -95,7 +95,7 @@ def run_report(folder: Path) -> Measured:
 
 
 @click.command()
-@click.option("--annotations", type=click.Path(path_type=Path), default=SHARED)
+@click.option("--annotations", type=click.Path(path_type=Path), default=BOXES)
 @click.option("--rounds", default=3)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(annotations: Path, rounds: int, json_file: Path | None) -> None:

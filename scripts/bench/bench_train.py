@@ -7,7 +7,6 @@ torchvision gets its images as floats on the device beforehand; ours starts from
 
 import itertools
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from real_data import REAL_DATA
 from step_models import (
     as_torchvision,
     calibrated_state,
@@ -35,18 +35,18 @@ from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import BatchLoader
 from trainer.loading.order import State
 
-SHARED = Path(os.environ.get("SNIPER_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data")) / "coco-real"
+COCO_REAL = REAL_DATA / "coco-real"
 NUM_IMAGES = 40
 
 
 def loaded_batches(batch_size: int, folder: Path, device: torch.device) -> Iterator[Batch]:
     """Batches of real chips through the loader, epoch after epoch, on the device."""
-    coco = json.loads((SHARED / "train.json").read_bytes())
+    coco = json.loads((COCO_REAL / "train.json").read_bytes())
     coco["images"] = sorted(coco["images"], key=lambda image: int(image["id"]))[:NUM_IMAGES]
     kept = {image["id"] for image in coco["images"]}
     coco["annotations"] = [box for box in coco["annotations"] if box["image_id"] in kept]
     (folder / "few.json").write_text(json.dumps(coco))
-    chips(folder / "few.json", SHARED / "images", folder / "chips", ChipSettings())
+    chips(folder / "few.json", COCO_REAL / "images", folder / "chips", ChipSettings())
     loader = BatchLoader(ChipDataset(folder / "chips"), LoaderSettings(), batch_size, pin=device.type == "cuda")
     for epoch in itertools.count():
         for step in loader.epoch(State(0, epoch)):
@@ -76,7 +76,7 @@ def measure(folder: Path) -> None:
         "torchvision": stepper(theirs, lambda: theirs(floats, targets), args.precision),
         "torchvision_same_rois": stepper(same, lambda: same(floats, targets), args.precision),
     }
-    if SHARED.is_dir():
+    if COCO_REAL.is_dir():
         batches = loaded_batches(args.batch_size, folder, device)
         steps["ours"] = stepper(
             ours,

@@ -3,7 +3,6 @@
 import gc
 import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from pipeline.commands.chips import chips
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, LoaderSettings
+from tests.paths import shared_data
 from tests.trainer.gpus import CUDA, needs_gpu
 from tests.trainer.manifests import reference_pixels, rows_of
 from tests.trainer.remote import downloads, num_open, open_shards, remote, reshard
@@ -478,17 +478,14 @@ def test_interrupt__ends_at_once_and_leaves_nothing(pool_folder: Path) -> None:
     assert errors.strip().endswith("KeyboardInterrupt")
 
 
-REAL = Path(os.environ.get("SNIPER_TEST_DATA") or Path(__file__).parents[3] / "../shared/data") / "coco-real"
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}; SNIPER_TEST_DATA names the folder that holds coco-real")
 def test_real_images__pixels_equal_the_reference(tmp_path: Path) -> None:
-    coco = json.loads((REAL / "train.json").read_bytes())
+    real = shared_data("coco-real")
+    coco = json.loads((real / "train.json").read_bytes())
     coco["images"] = coco["images"][:10]
     wanted = {image["id"] for image in coco["images"]}
     coco["annotations"] = [box for box in coco["annotations"] if box["image_id"] in wanted]
     (tmp_path / "few.json").write_text(json.dumps(coco))
-    chips(tmp_path / "few.json", REAL / "images", tmp_path / "out", ChipSettings())
+    chips(tmp_path / "few.json", real / "images", tmp_path / "out", ChipSettings())
     dataset = ChipDataset(tmp_path / "out")
     rows = {row["key"]: row for row in rows_of(tmp_path / "out").to_dicts()}
     seen = 0
