@@ -124,18 +124,18 @@ format: setup ## put the code into ruff's form
 
 bench: setup peers ## measure every stage, the peers beside them; figures under bench-results/
 	@mkdir -p bench-results
-	$(BIN)/python scripts/bench/bench_plan.py --scale --json bench-results/plan.json
-	$(BIN)/python scripts/bench/bench_cut.py --json bench-results/cut.json
-	$(BIN)/python scripts/bench/bench_loader.py --json bench-results/loader.json
-	$(BIN)/python scripts/bench/bench_train.py --json bench-results/train.json
-	$(BIN)/python scripts/bench/bench_augment.py --json bench-results/augment.json
-	$(BIN)/python scripts/bench/bench_negatives.py --json bench-results/negatives.json
-	$(BIN)/python scripts/bench/bench_report.py --json bench-results/report.json
-	$(BIN)/python scripts/bench/bench_score.py --json bench-results/score.json
-	$(BIN)/python scripts/bench/bench_detect.py --json bench-results/detect.json
-	$(BIN)/python scripts/bench/bench_export.py --json bench-results/export.json
+	$(BIN)/python -m scripts.bench.bench_plan --scale --json bench-results/plan.json
+	$(BIN)/python -m scripts.bench.bench_cut --json bench-results/cut.json
+	$(BIN)/python -m scripts.bench.bench_loader --json bench-results/loader.json
+	$(BIN)/python -m scripts.bench.bench_train --json bench-results/train.json
+	$(BIN)/python -m scripts.bench.bench_augment --json bench-results/augment.json
+	$(BIN)/python -m scripts.bench.bench_negatives --json bench-results/negatives.json
+	$(BIN)/python -m scripts.bench.bench_report --json bench-results/report.json
+	$(BIN)/python -m scripts.bench.bench_score --json bench-results/score.json
+	$(BIN)/python -m scripts.bench.bench_detect --json bench-results/detect.json
+	$(BIN)/python -m scripts.bench.bench_export --json bench-results/export.json
 	@$(DEMO_MAKE) train
-	.venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \
+	.venv-peers/bin/python -m scripts.bench.bench_sahi --checkpoint $(DEMO)/run --annotations $(DEMO)/data/val.json \
 	    --images $(DEMO)/data/val --json bench-results/sahi.json
 
 gpu-check: $(if $(strip $(PYTHON)),,setup) ## what a GPU makes of the trainer, in 8 minutes: [PYTHON=python3]; tiny sizes on a CPU

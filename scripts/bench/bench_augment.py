@@ -10,9 +10,17 @@ import time
 
 import numpy as np
 import torch
-from step_models import calibrated_state, device_name, our_model, plausible_batch, step_arguments, stepper, tell
 
 from schemas.settings import LoaderSettings
+from scripts.bench.step_models import (
+    calibrated_state,
+    device_name,
+    our_model,
+    plausible_batch,
+    step_arguments,
+    stepper,
+    tell,
+)
 from trainer.learning.objective import Objective
 from trainer.loading.augment import Draws, Limits, augment, draw_changes
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-from real_data import REAL_DATA
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -28,6 +27,7 @@ from pipeline.images.chip import codec, cut_chip, encode_jpeg
 from pipeline.images.decode import decoders, read_image
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
+from scripts.bench.real_data import REAL_DATA
 
 PEER = Path(__file__).resolve().parents[2] / ".venv-peers/bin/python"
 IMAGES_PER_JOB = 64  # half the default, so that two workers end nearly together

@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from real_data import REAL_DATA
 
 from pipeline.coco import SourceImage
 from pipeline.coco.read import read_coco
@@ -25,6 +24,7 @@ from pipeline.pyramid.reading import ViewBatch, open_files, read_batches
 from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.pyramid.views import compose, plan_views
 from schemas.settings import ChipSettings, DetectSettings, load_settings
+from scripts.bench.real_data import REAL_DATA
 from trainer.inference.opening import Inference
 from trainer.inference.predictor import detect_images
 from trainer.model import Detector, predict

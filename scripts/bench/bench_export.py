@@ -14,9 +14,9 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from step_models import CLASSES, calibrated_state, our_model, plausible_batch, tell
 
 from schemas.settings import ChipSettings, Settings
+from scripts.bench.step_models import CLASSES, calibrated_state, our_model, plausible_batch, tell
 from trainer.inference.export_model import ViewNetwork, export_model, largest_difference
 from trainer.inference.opening import open_detector
 from trainer.runtime.checkpoint import Checkpoint, write_checkpoint

@@ -1,6 +1,6 @@
 """Detection from coarse to fine, as AutoFocus does it, against the whole pyramid and against SAHI.
 
-    .venv-peers/bin/python scripts/bench/bench_focus.py --work bench-results/focus --json bench-results/focus.json
+    .venv-peers/bin/python -m scripts.bench.bench_focus --work bench-results/focus --json bench-results/focus.json
 
 It trains one network per seed with a focus head on generated scenes, some with few groups of small objects and some
 full of them, and searches new ones of both kinds in several ways: every scale whole; the finer scales where the focus
@@ -25,23 +25,20 @@ import scipy.ndimage  # noqa: F401  # what the first window of a search would lo
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # .venv-peers does not hold this project
-
-from pipeline.commands.chips import chips  # noqa: E402
-from pipeline.commands.negatives import negatives  # noqa: E402
-from pipeline.pyramid.merging import Detections  # noqa: E402
-from pipeline.pyramid.search import SearchLog, split_spans  # noqa: E402
-from schemas.settings import ChipSettings, DetectSettings, load_settings  # noqa: E402
-from scripts.bench.focus_scenes import HEIGHT, WIDTH, dense_scene, mixed_scene, sparse_scene  # noqa: E402
-from scripts.make_demo_data import make_demo_data  # noqa: E402
-from trainer.evaluation.coco_scores import score  # noqa: E402
-from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth  # noqa: E402
-from trainer.evaluation.results import join_results, of_image  # noqa: E402
-from trainer.inference.predictor import Predictor, detect_images  # noqa: E402
-from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint  # noqa: E402
-from trainer.training.make_proposals import make_proposals  # noqa: E402
-from trainer.training.train import train  # noqa: E402
+from pipeline.commands.chips import chips
+from pipeline.commands.negatives import negatives
+from pipeline.pyramid.merging import Detections
+from pipeline.pyramid.search import SearchLog, split_spans
+from schemas.settings import ChipSettings, DetectSettings, load_settings
+from scripts.bench.focus_scenes import HEIGHT, WIDTH, dense_scene, mixed_scene, sparse_scene
+from scripts.make_demo_data import make_demo_data
+from trainer.evaluation.coco_scores import score
+from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth
+from trainer.evaluation.results import join_results, of_image
+from trainer.inference.predictor import Predictor, detect_images
+from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
+from trainer.training.make_proposals import make_proposals
+from trainer.training.train import train
 
 CONFIG = Path(__file__).with_name("focus.yaml")
 NUM_TRAIN, NUM_SPARSE, NUM_DENSE = 150, 28, 8
@@ -183,14 +180,14 @@ def measure_large(checkpoint: Path, picture: Path, focus: str) -> dict[str, floa
     import subprocess
 
     code = (
-        "import sys, json, time, resource; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, json, time, resource\n"
         "from trainer.inference.predictor import Predictor; from schemas.settings import load_settings\n"
-        "p = Predictor(sys.argv[2], load_settings(None, ('detect.focus=' + sys.argv[4], 'detect.max_side=1024')))\n"
-        "began = time.process_time(); found = p(sys.argv[3]); taken = time.process_time() - began\n"
+        "p = Predictor(sys.argv[1], load_settings(None, ('detect.focus=' + sys.argv[3], 'detect.max_side=1024')))\n"
+        "began = time.process_time(); found = p(sys.argv[2]); taken = time.process_time() - began\n"
         "print(json.dumps({'core_s': taken, 'found': int((found.scores > 0.5).sum()),"
         " 'peak_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))\n"
     )
-    command = [sys.executable, "-c", code, str(ROOT), str(checkpoint), str(picture), focus]
+    command = [sys.executable, "-c", code, str(checkpoint), str(picture), focus]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

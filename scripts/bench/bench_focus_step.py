@@ -1,6 +1,6 @@
 """What the focus head costs in a training step of ResNet-101, with a feature pyramid and with c5, on chips of 512 px.
 
-    python scripts/bench/bench_focus_step.py --json bench-results/focus-step.json
+    python -m scripts.bench.bench_focus_step --json bench-results/focus-step.json
 
 The share of floating-point operations is counted by torch and depends on no machine. For the times, networks with it
 and without it take turns, and the ratio is the median over rounds.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import click
 import torch
-from step_models import plausible_batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.pyramid.focus import focus_limits
 from schemas.settings import ChipSettings, ModelSettings
+from scripts.bench.step_models import plausible_batch
 from trainer.learning.objective import Objective
 from trainer.model import Detector
 from trainer.runtime.weights import set_norm_policy

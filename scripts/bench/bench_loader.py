@@ -29,13 +29,13 @@ import click
 import msgspec
 import numpy as np
 import pyarrow as pa
-from real_data import REAL_DATA
 from simplejpeg import decode_jpeg
 
 from pipeline.commands.chips import chips
 from pipeline.dataset.shards import Record, TarWriter, commit_shard, read_record, read_rows
 from pipeline.storage import download, files_in, location
 from schemas.settings import ChipSettings, LoaderSettings
+from scripts.bench.real_data import REAL_DATA
 
 HERE = Path(__file__).resolve()
 PEER_PYTHON = HERE.parents[2] / ".venv-peers/bin/python"
@@ -164,7 +164,16 @@ def _pss_mb() -> float:
 
 def run_one(what: str, data: Path | str, work: Path, epochs: int = 1, *options: str) -> dict[str, Any]:
     if what == "ours":
-        command = [sys.executable, str(HERE), "--child", str(data), "--epochs", str(epochs), *options]
+        command = [
+            sys.executable,
+            "-m",
+            "scripts.bench.bench_loader",
+            "--child",
+            str(data),
+            "--epochs",
+            str(epochs),
+            *options,
+        ]
     else:
         command = [str(PEER_PYTHON), str(HERE.with_name("bench_loader_peers.py")), what, str(data), str(work)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=_environment())

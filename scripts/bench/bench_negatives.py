@@ -13,8 +13,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from real_data import REAL_DATA
-from step_models import plausible_batch, stage_share
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -23,6 +21,8 @@ from pipeline.planning.mine import PooledProposals, merge_scales, mine_span
 from pipeline.planning.plan import plan_span, span_columns
 from pipeline.pyramid.search import SearchLog
 from schemas.settings import ChipSettings, DetectSettings, NegativeSettings, Settings, load_settings
+from scripts.bench.real_data import REAL_DATA
+from scripts.bench.step_models import plausible_batch, stage_share
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import Inference
 from trainer.learning.objective import Objective

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from real_data import REAL_DATA
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -20,8 +19,8 @@ from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.spans import plan_spans
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
+from scripts.bench.real_data import REAL_DATA
 
-ROOT = Path(__file__).resolve().parents[2]
 BOXES = REAL_DATA / "coco-val2017-boxes/val.json"
 TRAIN_SIZE = 118_000  # images of COCO train2017, about
 BASE, SIZES = 1_000, (100_000, 1_000_000)  # images, of --scale

@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 import numpy as np
 import pyarrow as pa
-from bench_plan import BOXES, Measured, measured, repeat_records
 from PIL import Image
 
 from pipeline.coco.read import read_coco
@@ -24,6 +23,7 @@ from pipeline.dataset.spans import plan_spans
 from schemas.build import Build
 from schemas.settings import ChipSettings
 from schemas.tables import MANIFEST
+from scripts.bench.bench_plan import BOXES, Measured, measured, repeat_records
 
 SIZES = (1_000, 10_000, 100_000)  # images
 NEGATIVES = 4  # one of so many chips is repeated as a negative without boxes

@@ -2,7 +2,7 @@
 
 Run it in .venv-peers, with a network that `sniper train` made:
 
-    .venv-peers/bin/python scripts/bench/bench_sahi.py --checkpoint RUN --annotations VAL.json --images VAL/
+    .venv-peers/bin/python -m scripts.bench.bench_sahi --checkpoint RUN --annotations VAL.json --images VAL/
 
 Both get the same function, which runs the network on a list of pixel arrays of any size. The pyramid asks it at the
 scales that the network was trained at. SAHI cuts slices of the image and adds the image as a whole, as it does by
@@ -11,7 +11,6 @@ default; a wrapper of SAHI's model class brings each to the side of a chip, as S
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,24 +21,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from sahi.models.base import DetectionModel
+from sahi.predict import get_sliced_prediction
+from sahi.prediction import ObjectPrediction
+from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # .venv-peers does not hold this project
-
-from sahi.models.base import DetectionModel  # noqa: E402
-from sahi.predict import get_sliced_prediction  # noqa: E402
-from sahi.prediction import ObjectPrediction  # noqa: E402
-from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list  # noqa: E402
-
-from pipeline.pyramid.merging import Detections  # noqa: E402
-from pipeline.pyramid.search import search  # noqa: E402
-from pipeline.storage import location  # noqa: E402
-from schemas.settings import Settings, load_settings  # noqa: E402
-from trainer.evaluation.coco_scores import score  # noqa: E402
-from trainer.evaluation.ground_truth import open_ground_truth  # noqa: E402
-from trainer.evaluation.results import join_results, of_image  # noqa: E402
-from trainer.inference.predictor import Predictor  # noqa: E402
-from trainer.model import predict  # noqa: E402
+from pipeline.pyramid.merging import Detections
+from pipeline.pyramid.search import search
+from pipeline.storage import location
+from schemas.settings import Settings, load_settings
+from trainer.evaluation.coco_scores import score
+from trainer.evaluation.ground_truth import open_ground_truth
+from trainer.evaluation.results import join_results, of_image
+from trainer.inference.predictor import Predictor
+from trainer.model import predict
 
 Pixels = npt.NDArray[np.uint8]
 Detect = Callable[[Sequence[Pixels]], list[list[npt.NDArray[Any]]]]

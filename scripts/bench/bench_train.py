@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from real_data import REAL_DATA
-from step_models import (
+
+from pipeline.commands.chips import chips
+from schemas.settings import ChipSettings, LoaderSettings
+from scripts.bench.real_data import REAL_DATA
+from scripts.bench.step_models import (
     as_torchvision,
     calibrated_state,
     device_name,
@@ -26,9 +29,6 @@ from step_models import (
     tell,
     their_model,
 )
-
-from pipeline.commands.chips import chips
-from schemas.settings import ChipSettings, LoaderSettings
 from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.loading.dataset import ChipDataset
