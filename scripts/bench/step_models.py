@@ -5,6 +5,7 @@ It needs torch, torchvision and what `trainer.learning` needs, and nothing that 
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +106,10 @@ def as_torchvision(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]
 def stepper(
     model: nn.Module, losses: Callable[[], dict[str, Tensor]], precision: Precision, times: int = 1
 ) -> Callable[[], float]:
-    """A function that does `times` steps, waits for the device, and returns the seconds of one."""
+    """A function that does `times` steps, waits for the device, and returns the seconds of one.
+
+    It raises FloatingPointError where the loss is not finite, since such a step is not that of a training.
+    """
     device = next(model.parameters()).device
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -122,7 +126,10 @@ def stepper(
             scaler.update()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / times
+        taken = time.perf_counter() - start
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(f"the loss is {total.item()}")
+        return taken / times
 
     return step
 

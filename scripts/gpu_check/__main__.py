@@ -51,13 +51,13 @@ class Question(NamedTuple):
 
 QUESTIONS = (  # by worth; what no GPU has answered yet comes before what one has
     Question("machine", 20, ".steps:machine", "versions, and the rates of matrix products and copies"),
-    Question("step", 110, ".steps:against_torchvision", "a step against torchvision's, and against its bare layers"),
+    Question("step", 125, ".steps:against_torchvision", "a step against torchvision's, and against its bare layers"),
     Question("profile", 40, ".profiling:step", "where a step's time goes: kernels, launches, syncs, idle, memory"),
+    Question("kernels", 60, ".data:kernels", "how long it takes to compile numba's kernels, once on a machine"),
     Question("loader", 60, ".data:with_loader", "the training loop on chips of the loader against a fixed batch"),
     Question("tests", 90, ".correctness:tests", "the tests marked gpu", "each compares CUDA with a CPU"),
     Question("inference", 70, ".data:whole_images", "three-scale inference of files against the network alone"),
     Question("rpn", 60, ".steps:rpn_stage", "the RPN's step against the full one: the share of the negatives"),
-    Question("search", 40, ".steps:searched", "a step for which cuDNN tries its kernels, against ours in `step`"),
     Question("sync", 40, ".several_ranks:empty_rank", "synchronised norms where a rank has no chip", "CUDA alone"),
     Question("resume", 60, ".several_ranks:resume", "a run that was stopped and goes on against a whole one"),
     Question("ranks", 90, ".several_ranks:ranks", "ranks train, and all end when one raises"),
@@ -65,7 +65,8 @@ QUESTIONS = (  # by worth; what no GPU has answered yet comes before what one ha
     Question("overfit", 30, ".correctness:overfit", "a few chips are learnt by heart: AP50 of 0.95 at least"),
     Question("graph", 30, ".graphed:graph", "a step with backbone and neck as a CUDA graph, a trial", "CUDA alone"),
     Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN and norms as they are, and in their plain form"),
-    Question("batch", 30, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
+    Question("batch", 45, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
+    Question("search", 60, ".steps:searched", "a step for which cuDNN tries its kernels, against ours in `step`"),
     Question("ways", 120, ".steps:ways", "a step as it is, with norms that learn, and compiled"),
 )
 WANTED = {  # the least that a figure should be on one H100 or H200, and where it is "at most"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import runpy
 import shutil
 import statistics
 import time
@@ -31,6 +32,7 @@ from trainer.loading.dataset import ChipDataset
 from trainer.loading.loader import Step
 from trainer.loading.order import State
 from trainer.model import Detector
+from trainer.runtime.checkpoint import find_checkpoints
 from trainer.runtime.ranks import Rank
 from trainer.training.loop import train_step
 from trainer.training.run import Run, make_run
@@ -63,6 +65,13 @@ def settings_of(setting: Setting) -> Settings:
     if sizes.side < 512:
         assignments += ["chips.scales=[0.5, {long_side: 128}]", "chips.ranges=[[0, 120], [100, null]]"]
     return load_settings(None, tuple(assignments))
+
+
+def kernels(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Compile what cutting and searching need, so that no other question waits for it."""
+    started = time.perf_counter()
+    runpy.run_module("scripts.compile_kernels")
+    yield {"compiling_s": time.perf_counter() - started}
 
 
 def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -105,6 +114,7 @@ def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
     waited = time.perf_counter()
     run.settle()
     yield {"checkpoint_waits_ms": (waited - started) * 1e3, "checkpoint_written_s": time.perf_counter() - waited}
+    yield {"checkpoint_mb": sum(path.stat().st_size for path in find_checkpoints(run.out)) / 1e6}
 
 
 def repeated_chips(data: Path, work: Path, settings: Settings, at_least: int) -> Path:
@@ -151,6 +161,8 @@ def whole_images(setting: Setting) -> Iterator[dict[str, Any]]:
         whole, waited = pipeline_rate(model, images, root, setting.device)
         alone = model_rate(model, images, root, setting.device)
         rows.append((whole, alone, whole / alone, waited))
+        if len(rows) == 1:
+            yield {"first_round_images_per_s": whole, "first_round_model_only_images_per_s": alone}
         names = ("images_per_s", "model_only_images_per_s", "of_model_only", "data_wait_share")
         columns = zip(*rows[1:], strict=True)  # the first one warms up: cuDNN chooses kernels for each shape in it
         yield {

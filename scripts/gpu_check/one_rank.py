@@ -38,7 +38,9 @@ def synchronise() -> None:
     batch = make_batch([5, 0, 8, 2], seed=1)
     if dist.get_rank():
         batch = take(batch, [])
-    objective = DistributedDataParallel(Objective(model.train()), device_ids=[0], broadcast_buffers=False)
+    objective = DistributedDataParallel(
+        Objective(model.train()), device_ids=[0], broadcast_buffers=False, gradient_as_bucket_view=True
+    )
     losses = objective(batch.to(device), seed=0, epoch=0, batch_size=4)
     torch.autograd.backward(torch.stack(list(losses.values())).sum() * dist.get_world_size())
     parameters = dict(model.named_parameters())

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.bench.step_models import plausible_batch
+from scripts.bench.step_models import plausible_batch, stepper
 from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement, summary
 from scripts.gpu_check.correctness import LAYERS, counted, outcome_of
 from scripts.gpu_check.graphed import Maps, gradients, use_maps
@@ -109,6 +109,7 @@ def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
     [
         ("machine", "matrix_tflops"),
         ("profile", "step_ms"),
+        ("kernels", "compiling_s"),
         ("loader", "of_fixed_batch"),
         ("rpn", "stage_share"),
         ("search", "tries_kernels_chips_per_s"),
@@ -143,6 +144,25 @@ def test_compare__takes_medians_of_ratios_and_leaves_out_what_fails() -> None:
     assert (found["a_over_theirs"], found["a_of_bare_layers"]) == (3, 0.5)
     assert found["a_ours_slowest_over_fastest"] == 4
     assert not {"a_over_large", "a_large_chips_per_s"} & found.keys()
+
+
+def test_compare__without_ours_there_is_no_answer() -> None:
+    def fails() -> float:
+        raise TypeError("a fault")
+
+    found: list[dict[str, object]] = []
+    with pytest.raises(TypeError):
+        found.extend(compare("a", {"ours": fails, "theirs": lambda: 1.0}, 3, 16))
+    assert found == [{"a_ours": "TypeError: a fault"}]
+
+
+def test_stepper__a_loss_that_is_not_finite_is_no_step_to_measure() -> None:
+    layer = torch.nn.Linear(1, 1)
+    losses = iter([1.0, math.nan])
+    step = stepper(layer, lambda: {"loss": layer(torch.ones(1)).sum() * next(losses)}, "fp32")
+    assert step() > 0
+    with pytest.raises(FloatingPointError):
+        step()
 
 
 def test_syncs_of__counts_the_waits_of_a_step_by_place(monkeypatch: pytest.MonkeyPatch) -> None:

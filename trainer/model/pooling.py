@@ -16,6 +16,9 @@ from trainer.model.boxes import box_size, constant
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224.0, 4
 """A box of this size, in pixels of the image, reads this level (docs/method.md, 6.4)."""
+MOST_VALUES = 2**31 - 1
+"""Values that one `embedding_bag` may give out. On a GPU its backward counts them in 32 bits: with more it would read
+from wrong places."""
 
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:
@@ -72,7 +75,10 @@ def roi_align(
         for tap in range(1, 16):
             out = out + rows[index[:, tap].long()] * weight[:, tap, None]
     else:
-        out = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
+        most = MOST_VALUES // channels
+        pieces = zip(torch.split(index, most), torch.split(weight, most), strict=True)
+        sums = [F.embedding_bag(i, rows, per_sample_weights=w, mode="sum") for i, w in pieces]
+        out = sums[0] if len(sums) == 1 else torch.cat(sums)
     return out.view(-1, pooled * pooled, channels).to(table.dtype)
 
 

@@ -12,12 +12,17 @@ from trainer.model.backbone import conv_relu
 class Case:
     """A convolution, what is folded into it, and what it is applied to."""
 
-    def __init__(self, device: torch.device, *, is_residual: bool, learns: bool = True) -> None:
+    def __init__(
+        self, device: torch.device, *, is_residual: bool, learns: bool = True, stride: int = 2, dilation: int = 1
+    ) -> None:
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False, device=device).requires_grad_(learns)
+        self.stride, self.dilation = stride, dilation
+        conv = nn.Conv2d(32, 64, 3, stride, dilation, dilation, bias=False, device=device)
+        self.conv = conv.requires_grad_(learns)
         self.x = torch.randn(2, 32, 16, 20, device=device).to(memory_format=torch.channels_last).requires_grad_()
         self.factor, self.offset = torch.rand(64, device=device) + 0.5, torch.randn(64, device=device)
-        shortcut = torch.randn(2, 64, 8, 10, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        shortcut = torch.randn(2, 64, 16 // stride, 20 // stride, device=device)
+        shortcut = shortcut.to(memory_format=torch.channels_last).requires_grad_()
         self.shortcut = shortcut if is_residual else None
 
     def fused(self, dtype: torch.dtype) -> Tensor:
@@ -25,7 +30,7 @@ class Case:
 
     def layers(self, dtype: torch.dtype) -> Tensor:
         weight = (self.conv.weight * self.factor[:, None, None, None]).to(dtype)
-        out = F.conv2d(self.x.to(dtype), weight, self.offset.to(dtype), 2, 1)
+        out = F.conv2d(self.x.to(dtype), weight, self.offset.to(dtype), self.stride, self.dilation, self.dilation)
         return F.relu(out if self.shortcut is None else out + self.shortcut.to(dtype))
 
     def gradients(self, out: Tensor) -> tuple[Tensor, ...]:
@@ -39,8 +44,11 @@ class Case:
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("is_residual", [False, True])
-def test_conv_relu__equals_the_layers_one_by_one(dtype: torch.dtype, is_residual: bool) -> None:
-    case = Case(CUDA, is_residual=is_residual)
+@pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (1, 2)])  # the second as in the last stage of `neck: c5`
+def test_conv_relu__equals_the_layers_one_by_one(
+    dtype: torch.dtype, is_residual: bool, stride: int, dilation: int
+) -> None:
+    case = Case(CUDA, is_residual=is_residual, stride=stride, dilation=dilation)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         ours, right = case.fused(dtype), case.layers(torch.float64)
         pairs = zip((ours, *case.gradients(ours)), (right, *case.gradients(right)), strict=True)
@@ -48,6 +56,17 @@ def test_conv_relu__equals_the_layers_one_by_one(dtype: torch.dtype, is_residual
     limit = {torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.06}[dtype]
     for mine, theirs in pairs:
         assert (mine.double() - theirs.double()).norm() < limit * theirs.double().norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_conv_relu__does_not_read_the_memory_that_it_writes(dtype: torch.dtype) -> None:
+    """cuDNN is given the output as what is added, times 0; a NaN that lay there before must not come through."""
+    case = Case(CUDA, is_residual=False)
+    right = case.fused(dtype).detach()
+    poison = [torch.full_like(right, torch.nan) for _ in range(64)]
+    del poison  # memory is handed out again in these blocks
+    assert case.fused(dtype).equal(right)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -41,7 +41,8 @@ CASES = {
 
 
 def losses_of(model: Detector, batch: Batch, chips: int | None = None) -> dict[str, Tensor]:
-    losses: dict[str, Tensor] = Objective(model)(
+    limits = (0.0, 80.0, 150.0) if model.settings.focus else ()
+    losses: dict[str, Tensor] = Objective(model, limits)(
         batch, seed=0, epoch=0, batch_size=max(1, len(batch)) if chips is None else chips
     )
     return losses
@@ -272,15 +273,27 @@ def test_detector__overfits_a_few_chips():
     assert after >= 0.95
 
 
+KINDS: dict[str, dict[str, object]] = {
+    "fpn": {},
+    "c5": {"neck": "c5", "anchor_scales": None},
+    "c5 of mobilenet": {"neck": "c5", "anchor_scales": None, "backbone": "mobilenet_v2"},
+    "focus": {"focus": True},
+    "class boxes": {"class_boxes": True},
+}
+
+
 @needs_gpu
-@pytest.mark.parametrize("policy", ["train", "frozen"])
-@pytest.mark.parametrize("case", CASES)
-def test_objective__losses_and_gradients_of_a_cpu(case: str, policy: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("kind", "case", "policy"),
+    [("fpn", case, policy) for case in CASES for policy in ("train", "frozen")]
+    + [(kind, "mixed", policy) for kind in KINDS if kind != "fpn" for policy in ("train", "frozen")],
+)
+def test_objective__losses_and_gradients_of_a_cpu(kind: str, case: str, policy: str, monkeypatch: pytest.MonkeyPatch):
     """In fp32, without TF32, any batch gives what it gives on a CPU; an empty one gives zeros."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     batch, found = CASES[case], []
     for device in (torch.device("cpu"), CUDA):
-        model = slim_detector().to(device)
+        model = slim_detector(settings=SLIM.model_copy(update=KINDS[kind])).to(device)
         set_norm_policy(model, policy)  # type: ignore[arg-type]
         losses = losses_of(model, batch.to(device))
         sum(losses.values()).backward()

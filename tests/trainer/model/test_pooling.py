@@ -4,6 +4,7 @@ import torchvision
 
 from tests.trainer.chips import random_boxes
 from tests.trainer.gpus import CUDA, needs_gpu
+from trainer.model import pooling
 from trainer.model.pooling import flatten_maps, roi_align
 
 MAPS, STRIDES = ((128, 128), (64, 64), (32, 32), (16, 16)), (4, 8, 16, 32)
@@ -34,6 +35,18 @@ def test_roi_align__equals_torchvision_values_and_gradients():
     assert (out - expected).abs().max() < 2e-4  # coordinates of 128 cells leave a weight five digits
     for ours, theirs in zip(gradients, torch.autograd.grad((expected * weight).sum(), maps), strict=True):
         assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_roi_align__more_values_than_a_gpu_counts_in_one_call(monkeypatch: pytest.MonkeyPatch):
+    """They are pooled in several calls, here of 37 bins each, and come out the same."""
+    table, rois = torch.randn(2, 64, 3, requires_grad=True), random_boxes(10, 128, 0).view(2, 5, 4)
+    weight, found = torch.randn(10, 49, 3), []
+    for most in (pooling.MOST_VALUES, 37 * 3 + 2):
+        monkeypatch.setattr(pooling, "MOST_VALUES", most)
+        out = roi_align(table, ((8, 8),), (16,), rois, 7)
+        found.append((out, *torch.autograd.grad((out * weight).sum(), table)))
+    assert found[0][0].equal(found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])

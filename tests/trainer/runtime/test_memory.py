@@ -17,7 +17,10 @@ def test_explained_memory__of_a_cpu() -> None:
     assert "allocate" in text
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError(), ENGINE])
 def test_explained_memory__of_pytorch_and_of_python(error: Exception) -> None:
     with pytest.raises(OutOfMemoryError, match="lower this"), explained_memory(CPU, lambda: "lower this"):
         raise error
