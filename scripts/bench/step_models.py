@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -81,13 +82,14 @@ def their_model(backbone: str, state: dict[str, Tensor], side: int = SIDE, **opt
     return model
 
 
-def our_model(backbone: str, state: dict[str, Tensor], side: int = SIDE) -> Detector:
-    """Our default network on this backbone, in train mode, with frozen norms, stem and first stage.
+def our_model(backbone: str, state: dict[str, Tensor], side: int = SIDE, **others: Any) -> Detector:
+    """Our network on this backbone, in train mode, with frozen norms, stem and first stage.
 
-    What the state does not hold is random, and the same in every call.
+    It is the default one but for other settings of `model` that are given. What the state does not hold is random, and
+    the same in every call.
     """
     torch.manual_seed(0)
-    model = Detector(ModelSettings.model_validate({"backbone": backbone}), CLASSES, side)
+    model = Detector(ModelSettings.model_validate({"backbone": backbone, **others}), CLASSES, side)
     model.backbone.body.load_state_dict(state, strict=False)
     set_norm_policy(model, "frozen")
     return model.train()

@@ -58,6 +58,7 @@ QUESTIONS = (  # by worth; what no GPU has answered yet comes before what one ha
     Question("tests", 90, ".correctness:tests", "the tests marked gpu", "each compares CUDA with a CPU"),
     Question("inference", 70, ".data:whole_images", "three-scale inference of files against the network alone"),
     Question("rpn", 60, ".steps:rpn_stage", "the RPN's step against the full one: the share of the negatives"),
+    Question("paper", 40, ".steps:paper", "the network of configs/coco-paper.yaml: a full step, and one of its RPN"),
     Question("sync", 40, ".several_ranks:empty_rank", "synchronised norms where a rank has no chip", "CUDA alone"),
     Question("resume", 60, ".several_ranks:resume", "a run that was stopped and goes on against a whole one"),
     Question("ranks", 90, ".several_ranks:ranks", "ranks train, and all end when one raises"),

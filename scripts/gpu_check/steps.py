@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from schemas.settings import Precision
+from schemas.settings import Precision, load_settings
 from scripts.bench.step_models import (
     as_torchvision,
     calibrated_state,
@@ -40,6 +41,7 @@ def fused_flops(
 
 FUSED = dict.fromkeys((torch.ops.aten.cudnn_convolution_relu, torch.ops.aten.cudnn_convolution_add_relu), fused_flops)
 
+PAPER = Path(__file__).resolve().parents[2] / "configs/coco-paper.yaml"
 Figures = Iterator[dict[str, Any]]
 Step = Callable[[], float]
 """Takes one step and returns its seconds."""
@@ -200,16 +202,30 @@ def rpn_stage(setting: Setting) -> Figures:
     """
     batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
     model = default_model(setting, batch)
-    set_norm_policy(model, "train")
-    full = median_step(model, batch, setting) / len(batch)
-    model.keep_rpn_only()
-    rpn = median_step(model, batch, setting) / len(batch)
+    full, rpn = full_and_rpn(model, batch, setting)
     yield {"full_ms_per_chip": full * 1e3, "rpn_ms_per_chip": rpn * 1e3, "rpn_of_full": rpn / full}
     from scripts.gpu_check.data import extraction_seconds  # needs more packages than the lines above
 
     extraction, waited = extraction_seconds(model, setting)
     yield {"extraction_ms_per_image": extraction * 1e3, "extraction_data_wait_share": waited}
     yield {"stage_share": stage_share(full, rpn, extraction, 2)}
+
+
+def paper(setting: Setting) -> Figures:
+    """Chips/s of the network of configs/coco-paper.yaml, in a full step and in one of the RPN alone."""
+    batch = plausible_batch(setting.sizes.chips, setting.device, setting.sizes.side)
+    backbone, others = setting.sizes.backbones[-1], load_settings(PAPER).model.model_dump(exclude={"backbone"})
+    model = our_model(backbone, calibrated_state(backbone, batch), setting.sizes.side, **others).to(setting.device)
+    full, rpn = full_and_rpn(model, batch, setting)
+    yield {"full_chips_per_s": 1 / full, "rpn_chips_per_s": 1 / rpn}
+
+
+def full_and_rpn(model: Detector, batch: Batch, setting: Setting) -> tuple[float, float]:
+    """Seconds per chip of a full step whose norms learn, and of one of the RPN, which alone is left of the network."""
+    set_norm_policy(model, "train")
+    full = median_step(model, batch, setting)
+    model.keep_rpn_only()
+    return full / len(batch), median_step(model, batch, setting) / len(batch)
 
 
 def median_step(model: Detector, batch: Batch, setting: Setting) -> float:

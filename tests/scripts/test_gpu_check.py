@@ -113,6 +113,7 @@ def test_questions__of_the_model_need_no_package_that_reads_data() -> None:
         ("loader", "of_fixed_batch"),
         ("rpn", "stage_share"),
         ("search", "tries_kernels_chips_per_s"),
+        ("paper", "rpn_chips_per_s"),
         ("forms", "rpn_plain_over_ours"),
     ],
 )
