@@ -57,7 +57,7 @@ def negatives(
 
     if random is not None and assigned("negatives"):
         raise UsageError("negatives: --random mines nothing, so no --set negatives acts; leave out one of them")
-    build = read_build(data, "sniper chips")
+    build = read_build(data)
     refuse_other_chips(data, build.settings["chips"], settings.chips)
     trains = proposals is None and random is None
     if trains:

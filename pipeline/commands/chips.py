@@ -21,7 +21,6 @@ from pipeline.dataset.build import (
     task_memory,
 )
 from pipeline.dataset.build_file import (
-    COMMANDS,
     NAME,
     POSITIVES,
     build_fingerprint,
@@ -145,20 +144,18 @@ def chips(
         if plan_only:
             return _write_plan(source, out, settings, limits)
         assert image_root is not None
-        standing = find_build(out, COMMANDS[POSITIVES])
+        standing = find_build(out)
         if standing is not None:
             _refuse_vanishing(out, annotations, source)
             _refuse_missing(out, image_root, standing)
-        target = Target(
-            out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
-        )
+        target = Target(out, POSITIVES, image_root, settings, recorded_settings(settings), codec(), decoders())
         return _build(source, target, standing, where, limits)
 
 
 def _refuse_foreign(out: Location) -> None:
     """Refuse a folder that holds files of the names that a build writes, and no build, finished or not."""
     there = [name for name in (NAME, *LEDGERS) if is_file(out / name)]
-    if there and not is_folder(out / POSITIVES) and find_build(out, COMMANDS[POSITIVES]) is None:
+    if there and not is_folder(out / POSITIVES) and find_build(out) is None:
         raise UsageError(
             f"{out}: holds {there[0]}, which `sniper chips` did not write and would replace; choose another --out, or "
             "move that away"

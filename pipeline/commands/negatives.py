@@ -20,8 +20,6 @@ from pipeline.dataset.build import (
     task_memory,
 )
 from pipeline.dataset.build_file import (
-    COMMANDS,
-    NAME,
     NEGATIVES,
     POSITIVES,
     build_fingerprint,
@@ -102,13 +100,13 @@ def negatives(
     data, images = location(data), None if images is None else location(images)
     proposals = None if proposals is None else location(proposals)
     settings = settings or NegativeSettings()
-    read_build(data, COMMANDS[POSITIVES])
+    read_build(data)
     where = Engine(engine, workers, address)
     check_engine(where)
     probe_writable(data)
     with locked(data, "sniper negatives"):
         remove_temporary(data)
-        positives = read_build(data, COMMANDS[POSITIVES])
+        positives = read_build(data)
         root = image_root(positives, images)
         kept = read_kept(data, positives.files)
         found = None if proposals is None else _find(proposals, kept, positives)
@@ -116,7 +114,7 @@ def negatives(
             clear_pool(data)
         chips = ChipSettings.model_validate(positives.settings["chips"])
         recorded = recorded_mining(settings, random)
-        target = Target(data, NEGATIVES, data / NEGATIVES / NAME, root, chips, recorded, codec(), decoders())
+        target = Target(data, NEGATIVES, root, chips, recorded, codec(), decoders())
         return _build(target, positives, kept, found, settings, proposals, where)
 
 
@@ -153,7 +151,7 @@ def _build(
 ) -> NegativeReport:
     names = [shard_name(index) for index in range(positives.num_shards)]
     prepare(target, NEGATIVES)
-    standing = find_build(target.out / NEGATIVES, COMMANDS[NEGATIVES])
+    standing = find_build(target.out, NEGATIVES)
     if standing is not None:  # how its chips are stored stands in no row of them
         now = {key: getattr(target.settings, key) for key in ("quality", "subsampling")}
         refuse_changes(target.out / NEGATIVES, "chips", differing(standing.settings.get("chips", now), now))

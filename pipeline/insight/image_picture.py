@@ -6,7 +6,7 @@ import polars as pl
 from PIL import Image, ImageDraw
 
 from pipeline.coco import SourceImage
-from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
+from pipeline.dataset.build_file import read_build
 from pipeline.images.chip import cut_chip
 from pipeline.images.pictures import Stroke, draw_box
 from pipeline.images.sources import Findings, image_folder, open_sources
@@ -51,7 +51,7 @@ def draw_windows(
         UsageError: there is no such folder.
         DataError: the image cannot be read.
     """
-    build = read_build(data, COMMANDS[POSITIVES])
+    build = read_build(data)
     folder = location(images) if images is not None else location(build.images or "")
     findings = Findings()
     opened = open_sources(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 from PIL import Image
 
+from pipeline.dataset.build_file import NEGATIVES
 from pipeline.dataset.shards import shard_files
 from pipeline.images.pictures import STATUS_STROKES, picture_format, write_picture
 from pipeline.insight.chip_pictures import PROPOSAL, SHOWN, Chip, Chosen, caption, draw_chip, read_chip, sample_chips
@@ -104,7 +105,7 @@ def show(
 def _kinds(data: Location, kind: str | None, image: int | None) -> list[str]:
     if kind is not None:
         return [kind]
-    pool = image is not None and bool(shard_files(data / "negatives", ".parquet"))
+    pool = image is not None and bool(shard_files(data / NEGATIVES, ".parquet"))
     return ["positive", "negative"] if pool else ["positive"]
 
 
