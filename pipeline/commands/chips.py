@@ -26,6 +26,7 @@ from pipeline.dataset.build_file import (
     build_fingerprint,
     build_versions,
     find_build,
+    former_names,
     write_build,
 )
 from pipeline.dataset.cutting import make_shard
@@ -235,7 +236,6 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
     with showing("writing the ledgers"):
         ledgers = write_ledger(target.out, summary, rejects, standing.files if standing else {})
     fingerprint = build_fingerprint([shard for shard, _ in in_order])
-    is_same = standing is not None and num_made == 0 and standing.num_shards == len(made)
     build = Build(
         fingerprint=fingerprint,
         settings={"chips": settings.model_dump(mode="json")},
@@ -243,7 +243,7 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
         num_shards=len(made),
         files=ledgers,
         counts=summary.counts(),
-        formerly=sorted(standing.names - {fingerprint}) if standing and is_same else [],
+        formerly=former_names(standing, fingerprint, len(made), num_made),
         images=str(target.image_root),
     )
     write_build(target.build_file, build)

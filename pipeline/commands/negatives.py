@@ -25,6 +25,7 @@ from pipeline.dataset.build_file import (
     build_fingerprint,
     build_versions,
     find_build,
+    former_names,
     read_build,
     write_build,
 )
@@ -171,7 +172,6 @@ def _build(
         )
     num_made = sum(not shard.was_there for shard in in_order)
     fingerprint = build_fingerprint([shard.fingerprint for shard in in_order])
-    is_same = standing is not None and num_made == 0 and standing.num_shards == len(names)
     build = Build(
         fingerprint=fingerprint,
         settings={"chips": positives.settings["chips"], NEGATIVES: settings.model_dump(mode="json")},
@@ -179,7 +179,7 @@ def _build(
         num_shards=len(names),
         files={},
         counts=_counts(in_order, target.settings),
-        formerly=sorted(standing.names - {fingerprint}) if standing and is_same else [],
+        formerly=former_names(standing, fingerprint, len(names), num_made),
         positives=positives.fingerprint,
         random=target.recorded["random"],
         proposals=None if proposals is None else str(proposals),

@@ -86,6 +86,20 @@ def find_build(data: Location, folder: str = POSITIVES) -> Build | None:
         return None
 
 
+def former_names(standing: Build | None, fingerprint: str, num_shards: int, num_made: int) -> list[str]:
+    """Return the names by which the shards of a new build went before, sorted.
+
+    Args:
+        standing: the record that stood there, if one did.
+        fingerprint: of the new build.
+        num_shards: of the new build.
+        num_made: of these, how many were made anew; with one of them, the former names mean other shards.
+    """
+    if standing is None or num_made or standing.num_shards != num_shards:
+        return []
+    return sorted(standing.names - {fingerprint})
+
+
 def is_of(build: Build, shards: Sequence[str], record: bytes) -> bool:
     """Tell whether a build record was written for these shards.
 

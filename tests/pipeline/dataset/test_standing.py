@@ -9,10 +9,11 @@ import pytest
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from pipeline.commands.verify import verify
-from pipeline.dataset.build_file import finished_builds, read_build, write_build
+from pipeline.dataset.build_file import finished_builds, former_names, read_build, write_build
 from pipeline.dataset.proposals import find_parts
 from pipeline.dataset.standing import differing
 from pipeline.images.chip import codec
+from schemas.build import Build
 from schemas.settings import Settings, load_settings
 from tests.paths import ROOT
 
@@ -84,6 +85,14 @@ def test_differing__takes_a_setting_that_then_did_not_exist_for_its_default() ->
         ("quality", 95, 90),
     ]
     assert differing({"random": 2, "nms": 0.5}, {"random": 3}) == [("random", 2, 3)]
+
+
+def test_former_names__are_kept_while_no_shard_is_made_anew() -> None:
+    standing = Build(fingerprint="now", settings={}, num_shards=2, files={}, counts={}, formerly=["once"])
+    assert former_names(standing, "now", 2, 0) == ["once"]
+    assert former_names(standing, "next", 2, 0) == ["now", "once"]
+    assert former_names(standing, "next", 2, 1) == former_names(standing, "next", 3, 0) == []
+    assert former_names(None, "next", 2, 0) == []
 
 
 def test_write_build__leaves_an_equal_record_alone(kept: Path) -> None:
