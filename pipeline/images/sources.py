@@ -237,9 +237,27 @@ def open_sources(
                 image_hash = xxhash.xxh3_128_hexdigest(data)
                 image = _open(io.BytesIO(data), source, max_pixels, findings, None)
         except ImageRefusedError as refused:
-            message = f"{source.file_name}: {refused.message}"
-            findings.rejects.append(Reject("image", source.image_id, source.file_name, refused.reason, message))
+            findings.rejects.append(refused.as_reject(source.image_id, source.file_name))
         yield source, image_hash, image
+
+
+def open_source(image_root: Location, source: SourceImage, max_pixels: int) -> Picture | Reject:
+    """Read and decode one image as open_sources does, where nothing is asked of the file but its pixels.
+
+    Args:
+        image_root: the image folder.
+        source: record of the image, with its annotated size.
+        max_pixels: a file that has to be decoded whole is refused if it has more pixels.
+
+    Returns:
+        The image, or why it cannot be used. A large TIFF may still turn out to be damaged where a window is read.
+
+    Raises:
+        DataError: a store does not answer, which is no fault of the image.
+    """
+    findings = Findings()
+    ((_, _, picture),) = open_sources(image_root, [source], max_pixels, findings, thorough=False)
+    return findings.rejects[0] if picture is None else picture
 
 
 class _Windows(NamedTuple):
