@@ -13,6 +13,7 @@ from typing import IO, BinaryIO, NamedTuple, cast
 import xxhash
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.coco.records import is_tiff
 from pipeline.engines.tasks import report
 from pipeline.images.chip import Picture
 from pipeline.images.decode import ImageRefusedError, decode_image, decoders, format_of, open_image
@@ -95,14 +96,12 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def image_folder(folder: Location | None) -> Location:
+def image_folder(folder: Location) -> Location:
     """Return the image folder after a check that it exists.
 
     Raises:
-        UsageError: no folder was given, or there is no such folder.
+        UsageError: there is no such folder.
     """
-    if folder is None:
-        raise UsageError("--images is missing; give the folder that file_name is relative to")
     if not is_folder(folder):
         raise UsageError(f"{folder}: no such image folder; give the folder that file_name is relative to as --images")
     return folder
@@ -183,7 +182,7 @@ def frame_notes(num_ambiguous: int, num_several: int) -> list[str]:
 
 def is_large(source: SourceImage) -> bool:
     """Tell whether an image is read by windows, if its file allows it."""
-    return source.is_tiff and source.width * source.height > LARGE_PIXELS
+    return is_tiff(source.file_name) and source.width * source.height > LARGE_PIXELS
 
 
 def pixels_held(source: SourceImage) -> int:

@@ -82,7 +82,7 @@ def suggest(
             "or a higher --max-nowhere"
         )
     chips = proposals[chosen]
-    reasons = [*_explain(chips), *choose_training(costs[chosen], source.num_images, chips.size, device)]
+    reasons = [*_explain(chips), *choose_training(costs[chosen], source.num_images, device)]
     choices = _with_given(reasons, settings)
     tree: dict[str, dict[str, Any]] = {}
     for choice in choices:
