@@ -17,7 +17,7 @@ from pipeline.storage import Location, location
 from pipeline.storage.parquet import read_frame
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError, UsageError
-from schemas.wording import shell
+from schemas.wording import interval, shell
 
 MOST_CHIPS = 60  # of one kind and scale, on the sheet of one image
 
@@ -139,5 +139,5 @@ def _nothing(
 
 
 def _title(chip: Chip, count: int) -> str:
-    hi = "inf" if chip["range_max"] == float("inf") else f"{chip['range_max']:g}"
-    return f"scale {chip['scale_index']}: {count} {chip['kind']} chips, valid sizes [{chip['range_min']:g}, {hi}) px"
+    sizes = interval(chip["range_min"], chip["range_max"])
+    return f"scale {chip['scale_index']}: {count} {chip['kind']} chips, valid sizes {sizes} px"

@@ -12,6 +12,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.scales import box_sizes, scale_factors, scale_name
 from schemas.codes import FATE_NAMES, UNCOVERED, Fate, Reason
 from schemas.settings import ChipSettings
+from schemas.wording import interval
 
 # Measured by scripts/bench/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
 BYTES_PER_CHIP_PIXEL = 0.30
@@ -217,10 +218,8 @@ def describe(counts: dict[str, Any], workers: int | None = None) -> str:
         f"{'rescued':>10}{'+ chips':>9}",
     ]
     for row in counts["scales"]:
-        lo, hi = row["range"]
-        bounds = f"[{lo:g}, {'inf' if hi is None else f'{hi:g}'})"
         lines.append(
-            f"{row['scale']:<28}{bounds:>12}{row['chips']:>10,}{row['boxes_in_range']:>10,}"
+            f"{row['scale']:<28}{interval(*row['range']):>12}{row['chips']:>10,}{row['boxes_in_range']:>10,}"
             f"{row['boxes_covered']:>10,}{row['boxes_too_small']:>10,}{row['boxes_too_long']:>10,}"
             f"{row['boxes_rescued']:>10,}{row['chips_for_rescue']:>9,}"
         )
