@@ -1,5 +1,6 @@
 """Small pieces of the sentences that commands tell."""
 
+import math
 import shlex
 
 
@@ -13,6 +14,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def interval(low: float, high: float | None) -> str:
+    """Write an interval that holds its lower end and not its upper one, which None leaves open."""
+    return f"[{low:g}, {math.inf if high is None else high:g})"
 
 
 def shell(*words: object) -> str:

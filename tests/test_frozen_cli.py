@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 import click
 
 from pipeline.cli.main import cli
+from pipeline.cli.options import made_shards
 
 FROZEN = {
     "check": "--annotations --images --workers --report --config --set",
@@ -45,3 +46,9 @@ def options_of(command: click.Command) -> set[str]:
         max(parameter.opts, key=len) if isinstance(parameter, click.Option) else str(parameter.human_readable_name)
         for parameter in command.params
     }
+
+
+def test_made_shards__names_those_that_were_there_only_where_there_are_some() -> None:
+    assert made_shards("out", 1, 1) == "out: made 1 shard"
+    assert made_shards("out", 3, 2) == "out: made 2 shards; 1 was there already"
+    assert made_shards("out", 3, 1) == "out: made 1 shard; 2 were there already"

@@ -15,6 +15,7 @@ from pipeline.cli.options import (
     assigned,
     engine_options,
     given_settings,
+    made_shards,
     refuse_both,
     settings_options,
     tell_next,
@@ -57,7 +58,7 @@ def negatives(
 
     if random is not None and assigned("negatives"):
         raise UsageError("negatives: --random mines nothing, so no --set negatives acts; leave out one of them")
-    build = read_build(data, "sniper chips")
+    build = read_build(data)
     refuse_other_chips(data, build.settings["chips"], settings.chips)
     trains = proposals is None and random is None
     if trains:
@@ -84,9 +85,7 @@ def negatives(
     if trains:
         log.info(f"step 3 of 3 took {duration(time.perf_counter() - started)}")
     click.echo(describe(report.counts, random=random is not None))
-    there = report.num_shards - report.num_made
-    already = f"; {counted(there, 'was', 'were')} there already" if there else ""
-    click.echo(f"{data}/negatives: made {counted(report.num_made, 'shard')}{already}")
+    click.echo(made_shards(f"{data}/negatives", report.num_shards, report.num_made))
     tell_next(
         shell("sniper", "show", data, "--kind", "negative", "--out", "sheet.png"),
         shell("sniper", "train", "--data", data, "--out", "RUN", *given_settings()),

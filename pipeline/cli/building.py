@@ -10,6 +10,7 @@ from pipeline.cli.options import (
     annotation_files_option,
     engine_options,
     given_settings,
+    made_shards,
     settings_options,
     tell_next,
     workers_option,
@@ -137,9 +138,7 @@ def chips(
     if plan_only:
         click.echo(f"{out}/plan: planned {counted(report.num_shards, 'shard')}; no image was read")
     elif report.num_made:
-        there = report.num_shards - report.num_made
-        already = f"; {counted(there, 'was', 'were')} there already" if there else ""
-        click.echo(f"{out}: made {counted(report.num_made, 'shard')}{already}")
+        click.echo(made_shards(out, report.num_shards, report.num_made))
     else:
         click.echo(f"{out}: all {report.num_shards} shards are there already; nothing to do")
     if report.shortfall:

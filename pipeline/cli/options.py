@@ -13,6 +13,7 @@ from pipeline.engines.tasks import cores
 from pipeline.storage import location
 from schemas.errors import UsageError
 from schemas.settings import load_settings
+from schemas.wording import counted
 
 
 class Share(click.FloatRange):
@@ -71,6 +72,13 @@ def assigned(name: str) -> bool:
     """Tell whether --set gives the command that runs a setting, such as train.epochs, or one of a section."""
     given = [text.partition("=")[0].strip() for text in click.get_current_context().params["assignments"]]
     return any(one == name or one.startswith(f"{name}.") for one in given)
+
+
+def made_shards(place: object, num_shards: int, num_made: int) -> str:
+    """Say how many of a build's shards were made and, where some were there already, how many those are."""
+    there = num_shards - num_made
+    already = f"; {counted(there, 'was', 'were')} there already" if there else ""
+    return f"{place}: made {counted(num_made, 'shard')}{already}"
 
 
 def tell_next(*commands: str) -> None:

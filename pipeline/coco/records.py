@@ -20,14 +20,9 @@ class SourceImage(NamedTuple):
         """The window that holds all of it, x1 y1 x2 y2, source pixels."""
         return 0.0, 0.0, float(self.width), float(self.height)
 
-    @property
-    def is_tiff(self) -> bool:
-        """Whether the name is that of a TIFF, which is read by windows where it is large."""
-        return is_tiff(self.file_name)
-
 
 def is_tiff(file_name: str) -> bool:
-    """Tell whether a file is a TIFF by its name."""
+    """Tell by its name whether a file is a TIFF, which is read by windows where it is large."""
     return file_name.lower().endswith((".tif", ".tiff"))
 
 

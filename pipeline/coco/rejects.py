@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pipeline.coco.records import Reject
+from schemas.wording import counted
 
 EXAMPLES = 3
 
@@ -19,7 +20,7 @@ def describe_rejects(rejects: Iterable[Reject]) -> list[str]:
             some.append(reject.message)
     lines = []
     for (kind, reason), count in sorted(counts.items(), key=lambda item: (item[0][0] != "image", -item[1])):
-        lines.append(f"{count:,} {kind}{'s' if count > 1 else ''}: {reason}")
+        lines.append(f"{counted(count, kind)}: {reason}")
         lines += [f"    {message}" for message in examples[kind, reason]]
         if count > EXAMPLES:
             lines.append(f"    ... and {count - EXAMPLES:,} more")

@@ -51,6 +51,11 @@ class Rows(Generic[Row], Iterable[Row], Sized):
         """Return the first `size` rows alone."""
         return Rows(self._make, self._schema).plus(islice(self, size))
 
+    def table(self) -> pa.Table:
+        """Return the rows as a table of their schema."""
+        self.pack()
+        return pa.Table.from_batches(self._batches, self._schema)
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return sum(len(batch) for batch in self._batches) + len(self._last)

@@ -4,7 +4,6 @@ import io
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
@@ -19,7 +18,6 @@ from pipeline.engines.tasks import Engine, Task
 from pipeline.images.sources import Findings, frame_notes, open_sources
 from pipeline.storage import Location, make_folder, write_atomic
 from schemas.errors import UsageError
-from schemas.tables import REJECTS
 
 BATCH = 64  # images per work item
 
@@ -124,9 +122,7 @@ def write_report(rejects: Rows[Reject], place: Location) -> None:
         UsageError: it has another suffix.
         DataError: it cannot be written.
     """
-    columns = list(zip(*rejects, strict=True)) or [()] * len(REJECTS)
-    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)], REJECTS)
-    buffer = io.BytesIO()
+    table, buffer = rejects.table(), io.BytesIO()
     if report_suffix(place) == ".parquet":
         pq.write_table(table, buffer)
     else:

@@ -21,12 +21,12 @@ from pipeline.dataset.build import (
     task_memory,
 )
 from pipeline.dataset.build_file import (
-    COMMANDS,
     NAME,
     POSITIVES,
     build_fingerprint,
     build_versions,
     find_build,
+    former_names,
     write_build,
 )
 from pipeline.dataset.cutting import make_shard
@@ -145,20 +145,18 @@ def chips(
         if plan_only:
             return _write_plan(source, out, settings, limits)
         assert image_root is not None
-        standing = find_build(out, COMMANDS[POSITIVES])
+        standing = find_build(out)
         if standing is not None:
             _refuse_vanishing(out, annotations, source)
             _refuse_missing(out, image_root, standing)
-        target = Target(
-            out, POSITIVES, out / NAME, image_root, settings, recorded_settings(settings), codec(), decoders()
-        )
+        target = Target(out, POSITIVES, image_root, settings, recorded_settings(settings), codec(), decoders())
         return _build(source, target, standing, where, limits)
 
 
 def _refuse_foreign(out: Location) -> None:
     """Refuse a folder that holds files of the names that a build writes, and no build, finished or not."""
     there = [name for name in (NAME, *LEDGERS) if is_file(out / name)]
-    if there and not is_folder(out / POSITIVES) and find_build(out, COMMANDS[POSITIVES]) is None:
+    if there and not is_folder(out / POSITIVES) and find_build(out) is None:
         raise UsageError(
             f"{out}: holds {there[0]}, which `sniper chips` did not write and would replace; choose another --out, or "
             "move that away"
@@ -238,7 +236,6 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
     with showing("writing the ledgers"):
         ledgers = write_ledger(target.out, summary, rejects, standing.files if standing else {})
     fingerprint = build_fingerprint([shard for shard, _ in in_order])
-    is_same = standing is not None and num_made == 0 and standing.num_shards == len(made)
     build = Build(
         fingerprint=fingerprint,
         settings={"chips": settings.model_dump(mode="json")},
@@ -246,7 +243,7 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
         num_shards=len(made),
         files=ledgers,
         counts=summary.counts(),
-        formerly=sorted(standing.names - {fingerprint}) if standing and is_same else [],
+        formerly=former_names(standing, fingerprint, len(made), num_made),
         images=str(target.image_root),
     )
     write_build(target.build_file, build)

@@ -20,13 +20,12 @@ from pipeline.dataset.build import (
     task_memory,
 )
 from pipeline.dataset.build_file import (
-    COMMANDS,
-    NAME,
     NEGATIVES,
     POSITIVES,
     build_fingerprint,
     build_versions,
     find_build,
+    former_names,
     read_build,
     write_build,
 )
@@ -102,13 +101,13 @@ def negatives(
     data, images = location(data), None if images is None else location(images)
     proposals = None if proposals is None else location(proposals)
     settings = settings or NegativeSettings()
-    read_build(data, COMMANDS[POSITIVES])
+    read_build(data)
     where = Engine(engine, workers, address)
     check_engine(where)
     probe_writable(data)
     with locked(data, "sniper negatives"):
         remove_temporary(data)
-        positives = read_build(data, COMMANDS[POSITIVES])
+        positives = read_build(data)
         root = image_root(positives, images)
         kept = read_kept(data, positives.files)
         found = None if proposals is None else _find(proposals, kept, positives)
@@ -116,7 +115,7 @@ def negatives(
             clear_pool(data)
         chips = ChipSettings.model_validate(positives.settings["chips"])
         recorded = recorded_mining(settings, random)
-        target = Target(data, NEGATIVES, data / NEGATIVES / NAME, root, chips, recorded, codec(), decoders())
+        target = Target(data, NEGATIVES, root, chips, recorded, codec(), decoders())
         return _build(target, positives, kept, found, settings, proposals, where)
 
 
@@ -153,7 +152,7 @@ def _build(
 ) -> NegativeReport:
     names = [shard_name(index) for index in range(positives.num_shards)]
     prepare(target, NEGATIVES)
-    standing = find_build(target.out / NEGATIVES, COMMANDS[NEGATIVES])
+    standing = find_build(target.out, NEGATIVES)
     if standing is not None:  # how its chips are stored stands in no row of them
         now = {key: getattr(target.settings, key) for key in ("quality", "subsampling")}
         refuse_changes(target.out / NEGATIVES, "chips", differing(standing.settings.get("chips", now), now))
@@ -173,7 +172,6 @@ def _build(
         )
     num_made = sum(not shard.was_there for shard in in_order)
     fingerprint = build_fingerprint([shard.fingerprint for shard in in_order])
-    is_same = standing is not None and num_made == 0 and standing.num_shards == len(names)
     build = Build(
         fingerprint=fingerprint,
         settings={"chips": positives.settings["chips"], NEGATIVES: settings.model_dump(mode="json")},
@@ -181,7 +179,7 @@ def _build(
         num_shards=len(names),
         files={},
         counts=_counts(in_order, target.settings),
-        formerly=sorted(standing.names - {fingerprint}) if standing and is_same else [],
+        formerly=former_names(standing, fingerprint, len(names), num_made),
         positives=positives.fingerprint,
         random=target.recorded["random"],
         proposals=None if proposals is None else str(proposals),

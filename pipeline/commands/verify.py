@@ -9,7 +9,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from pipeline.dataset.build_file import COMMANDS, NAME, NEGATIVES, POSITIVES, command_for, is_of, read_build
+from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, build_place, command_for, is_of, read_build
 from pipeline.dataset.shards import (
     BLOCK,
     UNBOUNDED,
@@ -67,9 +67,9 @@ def verify(data: Location | str, *, workers: int = 1) -> VerifyReport:
         jobs = (Task(_name(path), path) for path in records)
         for shard in run_tasks(_check_shard, jobs, Engine(workers=workers), progress):
             found[shard.name] = shard
-    problems = list(_check_build(data, data, data / POSITIVES, found))
+    problems = list(_check_build(data, POSITIVES, found))
     if data / NEGATIVES in folders:
-        problems += _check_build(data, data / NEGATIVES, data / NEGATIVES, found)
+        problems += _check_build(data, NEGATIVES, found)
         problems += _check_origin(data)
     for tar in (path for folder in folders for path in shard_files(folder, ".tar")):
         if _name(tar.with_suffix(".parquet")) not in found:
@@ -89,31 +89,31 @@ class _Shard(NamedTuple):
     problems: list[str]
 
 
-def _check_build(data: Location, root: Location, folder: Location, found: dict[str, _Shard]) -> Iterator[str]:
-    """Name what is missing or changed of a build; its record and ledgers lie in `root`, its shards in `folder`."""
-    command = COMMANDS[folder.name]
+def _check_build(data: Location, folder: str, found: dict[str, _Shard]) -> Iterator[str]:
+    """Name what is missing or changed of the build whose shards lie in `folder`, its record and ledgers included."""
+    record, command = build_place(data, folder), COMMANDS[folder]
     try:
-        build = read_build(root, command)
+        build = read_build(data, folder)
     except DataError as error:
         yield str(error)
         return
     fingerprints: list[str] = []
-    wanted = [f"{folder.name}/{shard_name(index)}.parquet" for index in range(build.num_shards)]
+    wanted = [f"{folder}/{shard_name(index)}.parquet" for index in range(build.num_shards)]
     for name in wanted:
         if name not in found:
             yield f"{name.removesuffix('.parquet')}: is missing; run `{command}`"
         elif (fingerprint := found[name].fingerprint) is not None:
             fingerprints.append(fingerprint)
-    for name in sorted(name for name in found.keys() - set(wanted) if name.startswith(f"{folder.name}/")):
+    for name in sorted(name for name in found.keys() - set(wanted) if name.startswith(f"{folder}/")):
         yield f"{name}: is beyond the {build.num_shards} shards of run.json; run `{command}`, which deletes it"
-    if len(fingerprints) == build.num_shards and not is_of(build, fingerprints, read_bytes(root / NAME)):
+    if len(fingerprints) == build.num_shards and not is_of(build, fingerprints, read_bytes(record)):
         yield (
-            f"{folder.name}: the shards are not all those that run.json was written for; run `{command}`, which makes "
+            f"{folder}: the shards are not all those that run.json was written for; run `{command}`, which makes "
             "those anew that do not belong"
         )
     for file, digest in build.files.items():
         try:
-            with local_copy(root / file) as copy, copy.open("rb") as content:
+            with local_copy(record.parent / file) as copy, copy.open("rb") as content:
                 found_digest = hashlib.file_digest(content, "sha256").hexdigest()
         except FileNotFoundError:
             yield f"{file}: is missing; run `{command}`"
@@ -128,8 +128,8 @@ def _check_build(data: Location, root: Location, folder: Location, found: dict[s
 def _check_origin(data: Location) -> Iterator[str]:
     """Name a pool that was mined for other positives; records that cannot be read are named elsewhere."""
     try:
-        positives = read_build(data, COMMANDS[POSITIVES])
-        origin = read_build(data / NEGATIVES, COMMANDS[NEGATIVES]).positives
+        positives = read_build(data)
+        origin = read_build(data, NEGATIVES).positives
     except DataError:
         return
     if origin not in positives.names:

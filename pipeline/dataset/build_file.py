@@ -54,17 +54,22 @@ def write_build(path: Location, build: Build) -> None:
         write_atomic(path, data)
 
 
-def read_build(folder: Location, command: str) -> Build:
-    """Read the build record of a folder.
+def build_place(data: Location, folder: str) -> Location:
+    """Return where the build record of `positives` or `negatives` lies; that of the positives lies in the data set."""
+    return data / NAME if folder == POSITIVES else data / folder / NAME
+
+
+def read_build(data: Location, folder: str = POSITIVES) -> Build:
+    """Read a build record of a data set.
 
     Args:
-        folder: the data set, or its pool.
-        command: what makes the record, such as `sniper chips`; for the message.
+        data: the data set.
+        folder: whose record it is: `positives` or `negatives`.
 
     Raises:
         DataError: it is missing or damaged. OSError: it cannot be read.
     """
-    path = folder / NAME
+    path, command = build_place(data, folder), COMMANDS[folder]
     try:
         return msgspec.json.decode(read_bytes(path), type=Build)
     except FileNotFoundError as error:
@@ -73,12 +78,26 @@ def read_build(folder: Location, command: str) -> Build:
         raise DataError(f"{path}: is damaged ({error}); delete it and run `{command}`") from error
 
 
-def find_build(folder: Location, command: str) -> Build | None:
-    """Read the build record of a folder; None where there is none that can be read."""
+def find_build(data: Location, folder: str = POSITIVES) -> Build | None:
+    """Read the record of a data set's `positives` or `negatives`; None where there is none that can be read."""
     try:
-        return read_build(folder, command)
+        return read_build(data, folder)
     except DataError:
         return None
+
+
+def former_names(standing: Build | None, fingerprint: str, num_shards: int, num_made: int) -> list[str]:
+    """Return the names by which the shards of a new build went before, sorted.
+
+    Args:
+        standing: the record that stood there, if one did.
+        fingerprint: of the new build.
+        num_shards: of the new build.
+        num_made: of these, how many were made anew; with one of them, the former names mean other shards.
+    """
+    if standing is None or num_made or standing.num_shards != num_shards:
+        return []
+    return sorted(standing.names - {fingerprint})
 
 
 def is_of(build: Build, shards: Sequence[str], record: bytes) -> bool:
@@ -104,9 +123,9 @@ def finished_builds(data: Location, pool: bool) -> dict[str, Build]:
     Raises:
         DataError: one is unfinished, or they do not belong together.
     """
-    builds = {POSITIVES: read_build(data, COMMANDS[POSITIVES])}
+    builds = {POSITIVES: read_build(data)}
     if pool and is_folder(data / NEGATIVES):
-        pool_build = read_build(data / NEGATIVES, COMMANDS[NEGATIVES])
+        pool_build = read_build(data, NEGATIVES)
         if pool_build.positives not in builds[POSITIVES].names:
             raise DataError(
                 f"{data / NEGATIVES}: mined for positives {pool_build.positives}, found "

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.coco import SourceImage
-from pipeline.dataset.build_file import command_for
+from pipeline.dataset.build_file import build_place, command_for
 from pipeline.images.chip import Codec
 from pipeline.storage import Location
 from schemas.settings import ChipSettings
@@ -17,7 +17,6 @@ class Target(NamedTuple):
     Attributes:
         out: the data set.
         folder: `positives` or `negatives`.
-        build_file: the build record. It says that the build is finished, so it goes when a shard is made anew.
         image_root: the folder that file names are relative to.
         settings: the settings of the positives.
         recorded: the settings that act on every shard, and that its record names. A shard that names others is not of
@@ -29,12 +28,16 @@ class Target(NamedTuple):
 
     out: Location
     folder: str
-    build_file: Location
     image_root: Location
     settings: ChipSettings
     recorded: dict[str, Any]
     codec: Codec
     decoders: dict[str, str]
+
+    @property
+    def build_file(self) -> Location:
+        """The build record. It says that the build is finished, so it goes when a shard is made anew."""
+        return build_place(self.out, self.folder)
 
 
 class ShardJob(NamedTuple):

@@ -7,8 +7,7 @@ last.
 
 import re
 from collections.abc import Sequence
-from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -35,7 +34,31 @@ from pipeline.storage import (
 from pipeline.storage.parquet import read_frame
 from schemas.errors import UsageError
 
-FORMATS: dict[str, ModuleType] = {"coco": to_coco, "yolo": to_yolo, "hf": to_hf}
+
+class Writer(Protocol):
+    """What the module of a format holds."""
+
+    @property
+    def CARD(self) -> str | None:  # noqa: N802  a constant of the module
+        """The name of the file that names all splits; None where the format has none."""
+
+    def prepare(self, out: Location, split: str) -> None:
+        """Make the folders."""
+
+    def written(self, out: Location, split: str) -> list[Written]:
+        """Return what is written for a split."""
+
+    def shard_names(self, job: ExportJob) -> dict[Location, list[str]]:
+        """Return the names of the files that `write_shard` writes, by their folder."""
+
+    def write_shard(self, job: ExportJob) -> tuple[int, Tally]:
+        """Write the files of a shard; return its position and what it holds."""
+
+    def finish(self, jobs: Sequence[ExportJob]) -> None:
+        """Write what names all chips, last of all."""
+
+
+FORMATS: dict[str, Writer] = {"coco": to_coco, "yolo": to_yolo, "hf": to_hf}
 
 
 class ExportReport(NamedTuple):
@@ -131,7 +154,7 @@ def _check(format: str, split: str, kind: str, blank: bool) -> None:
         raise UsageError(f"--blank: {format} files say which regions are ignored; only yolo needs them blanked")
 
 
-def _refuse_others(out: Location, split: str, writer: ModuleType, format: str) -> None:
+def _refuse_others(out: Location, split: str, writer: Writer, format: str) -> None:
     """Refuse a split, and a file that names all splits, which no export wrote."""
     refuse_chips(out)
     formats = {name: record.format for name, record in read_records(out).items()}
@@ -163,7 +186,7 @@ def _claim(out: Location, split: str, record: Record, overwrite: bool) -> None:
     write_record(out, split, record)
 
 
-def _standing(notes: Location, jobs: Sequence[ExportJob], writer: ModuleType) -> dict[int, Tally]:
+def _standing(notes: Location, jobs: Sequence[ExportJob], writer: Writer) -> dict[int, Tally]:
     """Return the counts, by position, of the shards that were exported and of which no file is gone."""
     folders = [written.folder for written in writer.written(jobs[0].out, jobs[0].split)]
     there = {folder: set(names_in(folder)) for folder in folders}

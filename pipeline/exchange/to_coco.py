@@ -9,6 +9,7 @@ from pipeline.dataset.shards import read_rows
 from pipeline.exchange.shard import IGNORED, KEY, ExportJob, Row, Tally, read_chips, read_keys, tally_of, total, xywh
 from pipeline.exchange.written import Written
 from pipeline.storage import Location, atomic_file, make_folder, write_together
+from schemas.tables import STORAGE
 
 CARD = None  # no file names all splits
 
@@ -72,7 +73,7 @@ def _rows(jobs: Sequence[ExportJob]) -> Iterator[tuple[int, Row]]:
     """Yield every chip with its id, from 1 in the order of the shards."""
     ids = count(1)
     for job in jobs:
-        for row in read_rows(job.manifest).drop_columns(["shard", "offset", "size", "crc32"]).to_pylist():
+        for row in read_rows(job.manifest).drop_columns([field.name for field in STORAGE]).to_pylist():
             yield next(ids), row
 
 

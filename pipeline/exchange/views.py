@@ -174,7 +174,7 @@ def _sources(
                 raise ImageRefusedError(Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
             sources.append(SourceImage(image_id, name, *measure_image(file)[0]))
         except ImageRefusedError as refused:
-            rejects.append(Reject("image", image_id, name, refused.reason, f"{name}: {refused.message}"))
+            rejects.append(refused.as_reject(image_id, name))
     return sources, [], rejects
 
 
@@ -243,8 +243,7 @@ def _encoded(job: _Job, rejects: dict[int, Reject]) -> Iterator[tuple[Location, 
             pixels = cut_chip(picture, view.window, view.scale, view.width, view.height)
         except ImageRefusedError as error:  # a large image that is damaged here
             image = job.images[view.image]
-            message = f"{image.file_name}: {error.message}"
-            rejects[view.image] = Reject("image", image.image_id, image.file_name, error.reason, message)
+            rejects[view.image] = error.as_reject(image.image_id, image.file_name)
             continue
         yield job.out / "images" / name, encode_jpeg(pixels, job.chips.quality, job.chips.subsampling)
 

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
+from pipeline.coco import Reject
 from pipeline.images.frames import DECODE_ERRORS, Frames, find_frames
 from schemas.codes import Reason
 from schemas.errors import MORE_PIXELS
@@ -59,6 +60,10 @@ class ImageRefusedError(Exception):
 
     def __reduce__(self) -> tuple[type["ImageRefusedError"], tuple[Reason, str]]:
         return ImageRefusedError, (self.reason, self.message)
+
+    def as_reject(self, image_id: int, file_name: str) -> Reject:
+        """Return the row of the ledger for the image, whose message begins with the file's name."""
+        return Reject("image", image_id, file_name, self.reason, f"{file_name}: {self.message}")
 
 
 class Opened(NamedTuple):

@@ -13,6 +13,7 @@ from typing import IO, BinaryIO, NamedTuple, cast
 import xxhash
 
 from pipeline.coco import Reject, SourceImage
+from pipeline.coco.records import is_tiff
 from pipeline.engines.tasks import report
 from pipeline.images.chip import Picture
 from pipeline.images.decode import ImageRefusedError, decode_image, decoders, format_of, open_image
@@ -95,14 +96,12 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def image_folder(folder: Location | None) -> Location:
+def image_folder(folder: Location) -> Location:
     """Return the image folder after a check that it exists.
 
     Raises:
-        UsageError: no folder was given, or there is no such folder.
+        UsageError: there is no such folder.
     """
-    if folder is None:
-        raise UsageError("--images is missing; give the folder that file_name is relative to")
     if not is_folder(folder):
         raise UsageError(f"{folder}: no such image folder; give the folder that file_name is relative to as --images")
     return folder
@@ -183,7 +182,7 @@ def frame_notes(num_ambiguous: int, num_several: int) -> list[str]:
 
 def is_large(source: SourceImage) -> bool:
     """Tell whether an image is read by windows, if its file allows it."""
-    return source.is_tiff and source.width * source.height > LARGE_PIXELS
+    return is_tiff(source.file_name) and source.width * source.height > LARGE_PIXELS
 
 
 def pixels_held(source: SourceImage) -> int:
@@ -237,9 +236,27 @@ def open_sources(
                 image_hash = xxhash.xxh3_128_hexdigest(data)
                 image = _open(io.BytesIO(data), source, max_pixels, findings, None)
         except ImageRefusedError as refused:
-            message = f"{source.file_name}: {refused.message}"
-            findings.rejects.append(Reject("image", source.image_id, source.file_name, refused.reason, message))
+            findings.rejects.append(refused.as_reject(source.image_id, source.file_name))
         yield source, image_hash, image
+
+
+def open_source(image_root: Location, source: SourceImage, max_pixels: int) -> Picture | Reject:
+    """Read and decode one image as open_sources does, where nothing is asked of the file but its pixels.
+
+    Args:
+        image_root: the image folder.
+        source: record of the image, with its annotated size.
+        max_pixels: a file that has to be decoded whole is refused if it has more pixels.
+
+    Returns:
+        The image, or why it cannot be used. A large TIFF may still turn out to be damaged where a window is read.
+
+    Raises:
+        DataError: a store does not answer, which is no fault of the image.
+    """
+    findings = Findings()
+    ((_, _, picture),) = open_sources(image_root, [source], max_pixels, findings, thorough=False)
+    return findings.rejects[0] if picture is None else picture
 
 
 class _Windows(NamedTuple):

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import polars as pl
 from PIL import Image, ImageDraw
 
-from pipeline.coco import SourceImage
-from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
+from pipeline.coco import Reject, SourceImage
+from pipeline.dataset.build_file import read_build
 from pipeline.images.chip import cut_chip
 from pipeline.images.pictures import Stroke, draw_box
-from pipeline.images.sources import Findings, image_folder, open_sources
+from pipeline.images.sources import image_folder, open_source
 from pipeline.insight.chip_pictures import Chip, corners
 from pipeline.insight.manifests import scan
 from pipeline.storage import Location, location
@@ -51,15 +51,11 @@ def draw_windows(
         UsageError: there is no such folder.
         DataError: the image cannot be read.
     """
-    build = read_build(data, COMMANDS[POSITIVES])
+    build = read_build(data)
     folder = location(images) if images is not None else location(build.images or "")
-    findings = Findings()
-    opened = open_sources(
-        image_folder(folder), [source], build.settings["chips"]["max_pixels"], findings, thorough=False
-    )
-    ((_, _, picture),) = opened
-    if picture is None:
-        raise DataError(f"{folder}: {findings.rejects[0].message}")
+    picture = open_source(image_folder(folder), source, build.settings["chips"]["max_pixels"])
+    if isinstance(picture, Reject):
+        raise DataError(f"{folder}: {picture.message}")
     zoom = min(width / source.width, MOST_HEIGHT / source.height)
     size = max(1, round(source.width * zoom)), max(1, round(source.height * zoom))
     drawn = Image.fromarray(cut_chip(picture, source.whole, zoom, *size)[:, :, :3].copy())

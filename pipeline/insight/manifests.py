@@ -10,7 +10,6 @@ from pipeline.dataset.build_file import NAME, NEGATIVES, finished_builds
 from pipeline.dataset.shards import shard_files
 from pipeline.storage import Location, is_file, location, read_all
 
-BOX_FIELDS = ("annotation_id", "category_id", "label", "x1", "y1", "x2", "y2", "visible", "status")
 SIZE = ((pl.col("x2") - pl.col("x1")) * (pl.col("y2") - pl.col("y1"))).sqrt()
 
 
@@ -73,7 +72,6 @@ def chip_boxes(chips: pl.LazyFrame) -> pl.LazyFrame:
         chips.select("key", "image_id", "kind", "scale_index", "scale", "boxes")
         .filter(pl.col("boxes").list.len() > 0)
         .explode("boxes")
-        .with_columns(pl.col("boxes").struct.field(name) for name in BOX_FIELDS)
-        .drop("boxes")
+        .unnest("boxes")
         .with_columns(size=SIZE)
     )

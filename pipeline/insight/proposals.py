@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.dataset.build_file import COMMANDS, NEGATIVES, POSITIVES, find_build
+from pipeline.dataset.build_file import NEGATIVES, find_build
 from pipeline.insight.chip_pictures import Chip
 from pipeline.planning.scales import box_sizes
 from pipeline.storage import Location, is_file, is_folder, location
@@ -20,8 +20,8 @@ def add_proposals(data: Location, chips: list[Chip]) -> None:
     from pipeline.dataset.proposals import Extents, find_parts, read_parts, read_proposals
     from pipeline.planning.mine import merge_scales  # compiled code, which sheets of positives do without
 
-    pool = find_build(data / NEGATIVES, COMMANDS[NEGATIVES])
-    positives = find_build(data, COMMANDS[POSITIVES])
+    pool = find_build(data, NEGATIVES)
+    positives = find_build(data)
     if pool is None:  # unfinished
         return
     path, threshold = pool.proposals, pool.settings["negatives"]["nms"]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 from PIL import Image
 
+from pipeline.dataset.build_file import NEGATIVES
 from pipeline.dataset.shards import shard_files
 from pipeline.images.pictures import STATUS_STROKES, picture_format, write_picture
 from pipeline.insight.chip_pictures import PROPOSAL, SHOWN, Chip, Chosen, caption, draw_chip, read_chip, sample_chips
@@ -16,7 +17,7 @@ from pipeline.storage import Location, location
 from pipeline.storage.parquet import read_frame
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError, UsageError
-from schemas.wording import shell
+from schemas.wording import interval, shell
 
 MOST_CHIPS = 60  # of one kind and scale, on the sheet of one image
 
@@ -104,7 +105,7 @@ def show(
 def _kinds(data: Location, kind: str | None, image: int | None) -> list[str]:
     if kind is not None:
         return [kind]
-    pool = image is not None and bool(shard_files(data / "negatives", ".parquet"))
+    pool = image is not None and bool(shard_files(data / NEGATIVES, ".parquet"))
     return ["positive", "negative"] if pool else ["positive"]
 
 
@@ -138,5 +139,5 @@ def _nothing(
 
 
 def _title(chip: Chip, count: int) -> str:
-    hi = "inf" if chip["range_max"] == float("inf") else f"{chip['range_max']:g}"
-    return f"scale {chip['scale_index']}: {count} {chip['kind']} chips, valid sizes [{chip['range_min']:g}, {hi}) px"
+    sizes = interval(chip["range_min"], chip["range_max"])
+    return f"scale {chip['scale_index']}: {count} {chip['kind']} chips, valid sizes {sizes} px"

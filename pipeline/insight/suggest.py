@@ -15,6 +15,7 @@ from schemas.errors import DataError
 from schemas.settings import ChipSettings, Settings
 from schemas.settings.listing import comment
 from schemas.settings.section import as_yaml
+from schemas.wording import interval
 
 CPU_SIZE = 256
 """Side of the chips for a CPU, unless one was given: a quarter of the pixels, with objects half as large."""
@@ -82,7 +83,7 @@ def suggest(
             "or a higher --max-nowhere"
         )
     chips = proposals[chosen]
-    reasons = [*_explain(chips), *choose_training(costs[chosen], source.num_images, chips.size, device)]
+    reasons = [*_explain(chips), *choose_training(costs[chosen], source.num_images, device)]
     choices = _with_given(reasons, settings)
     tree: dict[str, dict[str, Any]] = {}
     for choice in choices:
@@ -148,8 +149,8 @@ def describe(suggestion: Suggestion) -> str:
     for name, chips in suggestion.proposals.items():
         cost = suggestion.costs[name]
         scales = ", ".join(
-            f"{scale_name(scale)} [{lo:g}, {'inf' if hi is None else f'{hi:g}'})"
-            for scale, (lo, hi) in zip(chips.scales, chips.ranges, strict=True)
+            f"{scale_name(scale)} {interval(*bounds)}"
+            for scale, bounds in zip(chips.scales, chips.ranges, strict=True)
         )
         lines.append(
             f"{name:<10}{cost.comfortable / cost.boxes:>12.1%}{cost.nowhere / cost.boxes:>9.2%}"

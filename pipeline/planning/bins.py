@@ -99,7 +99,6 @@ def _bin_along(x: float, side: float, count: int) -> int:
 @kernel
 def rows_starting(
     bins: Bins,
-    boxes: FloatArray | Float32Array,
     low_x: float,
     low_y: float,
     high_x: float,
@@ -111,11 +110,10 @@ def rows_starting(
     """Find the boxes that may start in a place and be of a length; there are others among those found.
 
     Args:
-        bins: of these boxes.
-        boxes: float64 or float32 [N, 4], x1 y1 x2 y2.
+        bins: of the boxes.
         low_x, low_y, high_x, high_y: where the upper left corner may lie, in pixels of the boxes.
         shorter, longer: bounds of the longer side of the boxes.
-        found: int64, as long as there are boxes in the bins; filled from the front with rows of `boxes`.
+        found: int64, as long as there are boxes in the bins; filled from the front with rows of the boxes.
 
     Returns:
         How many there are.

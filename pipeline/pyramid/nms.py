@@ -150,7 +150,7 @@ def _stay(boxes: Float32Array, threshold: float) -> BoolArray:
         reach = (1 / threshold - 1) * 1.0001
         shorter, longer = max(width, height) * threshold * 0.9999, max(width, height) / threshold * 1.0001
         found = rows_starting(
-            bins, boxes, x1 - reach * width, y1 - reach * height, x1 + reach * width, y1 + reach * height,
+            bins, x1 - reach * width, y1 - reach * height, x1 + reach * width, y1 + reach * height,
             shorter, longer, near,
         )  # fmt: skip
         for i in range(found):

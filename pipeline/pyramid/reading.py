@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.coco import Reject, SourceImage
 from pipeline.images.chip import Picture, cut_chip
 from pipeline.images.decode import ImageRefusedError, decode_given
-from pipeline.images.sources import Findings, measure_image, open_sources
+from pipeline.images.sources import measure_image, open_source
 from pipeline.pyramid.views import View
 from pipeline.storage import Location, location
 from schemas.errors import DataError, UsageError
@@ -48,13 +48,7 @@ class ViewBatch(NamedTuple):
 
 def open_files(images: Sequence[SourceImage], root: Location, max_pixels: int) -> Opener:
     """Open image files, whose names are relative to a folder; one with more than `max_pixels` is refused."""
-
-    def opened(position: int) -> Picture | Reject:
-        found = Findings()
-        _, _, picture = next(open_sources(root, [images[position]], max_pixels, found, thorough=False))
-        return found.rejects[0] if picture is None else picture
-
-    return opened
+    return lambda position: open_source(root, images[position], max_pixels)
 
 
 def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceImage], Opener]:
@@ -85,9 +79,8 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
                 with decoding:
                     return decode_given(image)
             except ImageRefusedError as refused:
-                name = sources[position].file_name
-                return Reject("image", position, name, refused.reason, f"{name}: {refused.message}")
-        return open_files([sources[position]], location(image).parent, max_pixels)(0)
+                return refused.as_reject(position, sources[position].file_name)
+        return open_source(location(image).parent, sources[position], max_pixels)
 
     return sources, open_one
 
@@ -154,8 +147,7 @@ def read_batches(
             pixels = cut_chip(picture, view.window, view.scale, view.width, view.height)
         except ImageRefusedError as error:  # a large image that is damaged here
             source = images[view.image]
-            message = f"{source.file_name}: {error.message}"
-            refused[view.image] = Reject("image", source.image_id, source.file_name, error.reason, message)
+            refused[view.image] = error.as_reject(source.image_id, source.file_name)
             return False
         target[: view.height, : view.width] = pixels[:, :, :3]
         return True

@@ -29,7 +29,7 @@ def remove_temporary(folder: Location) -> None:
 
 
 @contextmanager
-def locked(folder: Location, work: str = "sniper chips", name: str = ".lock") -> Iterator[None]:
+def locked(folder: Location, work: str, name: str = ".lock") -> Iterator[None]:
     """Hold a folder against other processes while the block runs. The system lets go when this process ends.
 
     Object stores have no locks: there, two builds of the same settings write the same bytes, and two of different

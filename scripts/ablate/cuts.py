@@ -23,7 +23,6 @@ from pipeline.coco.source import Source
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from pipeline.dataset.build_file import (
-    COMMANDS,
     NAME,
     NEGATIVES,
     POSITIVES,
@@ -108,7 +107,7 @@ def random_negatives(data: Data, settings: Settings) -> list[Path]:
     for count in np.unique(counts[counts > 0]).tolist():
         windows = random_span(span, count, settings.chips.size, settings.chips.seed).windows
         drawn.append(_take(windows, counts[windows.image] == count))
-    _cut_pool(data, source, out, settings.chips, _joined(drawn), read_build(out, COMMANDS[POSITIVES]).fingerprint)
+    _cut_pool(data, source, out, settings.chips, _joined(drawn), read_build(out).fingerprint)
     return [out]
 
 
@@ -281,9 +280,8 @@ def _cut(
     if cut_boxes_learn:
         rows = _with_cut_targets(rows)
     (out / folder).mkdir()
-    build_file = out / (NAME if folder == POSITIVES else f"{folder}/{NAME}")
     recorded = settings.model_dump(mode="json")
-    target = Target(out, folder, build_file, data.train_images, settings, recorded, codec(), decoders())
+    target = Target(out, folder, data.train_images, settings, recorded, codec(), decoders())
     record = cut_shard(ShardJob(target, "chips-00000", source.images(0, source.num_images), rows), out.name)
     assert not record.rejects, record.rejects
 

@@ -74,7 +74,7 @@ def timed_cut(job: ShardJob) -> Timed:
 def make_jobs(source: Source, images: Path, out: Path) -> list[ShardJob]:
     settings = ChipSettings()
     (out / "positives").mkdir(parents=True)
-    target = Target(out, "positives", out / "run.json", images, settings, {}, codec(), decoders())
+    target = Target(out, "positives", images, settings, {}, codec(), decoders())
     jobs = []
     starts = range(0, source.num_images // IMAGES_PER_JOB * IMAGES_PER_JOB, IMAGES_PER_JOB)  # jobs of equal size
     for number, start in enumerate(REPEATS * list(starts)):

@@ -54,8 +54,8 @@ def add_pool(out: Path, data: Path) -> None:
     )
     (out / "negatives").mkdir()
     images = source.images(0, NUM_IMAGES)
-    recorded, build_file = SETTINGS.model_dump(mode="json"), out / "negatives/run.json"
-    target = Target(out, "negatives", build_file, data / "train", SETTINGS, recorded, codec(), decoders())
+    recorded = SETTINGS.model_dump(mode="json")
+    target = Target(out, "negatives", data / "train", SETTINGS, recorded, codec(), decoders())
     cut_shard(ShardJob(target, "chips-00000", images, plan), "pool")
     positives = json.loads((out / "run.json").read_bytes())["fingerprint"]
     run = {"fingerprint": "pool", "positives": positives, "num_shards": 1, "settings": {}, "files": {}, "counts": {}}

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import Params
 
 from pipeline.coco.records import class_names
 from pipeline.storage import Location, read_bytes, refuse_foreign, write_atomic
+from schemas.arrays import FloatArray
 from schemas.errors import UsageError
 from trainer.evaluation.ground_truth import Categories, Objects
 from trainer.evaluation.matching import group_rows, match
@@ -135,14 +136,13 @@ class Scores(NamedTuple):
         areas: names of the ranges of area.
     """
 
-    precisions: Any
-    recalls: Any
-    ious: Any
+    precisions: FloatArray
+    recalls: FloatArray
+    ious: FloatArray
     areas: list[str]
 
     def precision(self, iou: float | None = None, area: str = "all", category: int | None = None) -> float | None:
         """Return the mean precision over the thresholds and all that is not singled out; None without any box."""
-        area = area if area in self.areas else self.areas[0]
         values = self._at(iou, self.precisions)[:, :, :, self.areas.index(area)]
         if category is not None:
             values = values[:, :, category]
@@ -152,11 +152,11 @@ class Scores(NamedTuple):
         """Return the mean recall over the thresholds, or at one of them; None without any box."""
         return _mean(self._at(iou, self.recalls)[:, :, self.areas.index(area)])
 
-    def _at(self, iou: float | None, values: Any) -> Any:
+    def _at(self, iou: float | None, values: FloatArray) -> FloatArray:
         return values if iou is None else values[np.isclose(self.ious, iou)]
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: FloatArray) -> float | None:
     values = values[values > -1]
     return float(values.mean()) if values.size else None
 

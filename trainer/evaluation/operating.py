@@ -32,17 +32,14 @@ class Point(NamedTuple):
         return 2 * self.precision * self.recall / both if both > 0 else 0.0  # also where precision is NaN
 
 
-def class_points(
-    objects: Objects, results: CocoResults, matching: Matching, categories: Categories, score: float | None = None
-) -> list[Point]:
-    """Return the point of every class, in the order of `categories` (docs/method.md, 11.6).
+def class_points(objects: Objects, results: CocoResults, matching: Matching, categories: Categories) -> list[Point]:
+    """Return the point of every class with the largest F1, in the order of `categories` (docs/method.md, 11.6).
 
     Args:
         objects: the ground truth.
         results: the detections, with classes.
         matching: of both.
         categories: (id, name) of the classes.
-        score: where the points are; None: where the F1 of each class is largest.
     """
     if results.category_id is None:  # nothing was found
         nothing = [Curve(*np.empty((3, 0)))] * len(categories)
@@ -50,16 +47,7 @@ def class_points(
     else:
         curves = {id_: class_curve(matching, objects, results, id_) for id_, _ in categories}
     real = objects.category_id[~objects.crowd]
-    pairs = [(curves[id_], int((real == id_).sum())) for id_, _ in categories]
-    return [best_point(*pair) if score is None else point_at(*pair, score) for pair in pairs]
-
-
-def point_at(curve: Curve, num_objects: int, score: float) -> Point:
-    """Return the point of a curve at a score."""
-    taken = int((curve.scores >= np.float32(score)).sum())
-    if taken:
-        return Point(score, float(curve.precision[taken - 1]), float(curve.recall[taken - 1]))
-    return Point(score, float("nan"), 0.0 if num_objects else float("nan"))
+    return [best_point(curves[id_], int((real == id_).sum())) for id_, _ in categories]
 
 
 def best_point(curve: Curve, num_objects: int) -> Point:

@@ -11,7 +11,7 @@ from pipeline.planning.mine import PooledProposals, merge_scales
 from pipeline.pyramid.search import SearchLog
 from pipeline.storage import Location, location
 from schemas.settings import NegativeSettings, Settings
-from trainer.evaluation.coco_scores import Summary, area_range, run_coco
+from trainer.evaluation.coco_scores import COCO_AREAS, Summary, area_range, run_coco
 from trainer.evaluation.evaluate import Evaluation, refuse_replacing, score_source
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
 from trainer.evaluation.results import CocoResults
@@ -109,6 +109,6 @@ def recall(objects: Objects, proposals: CocoResults, max_dets: int) -> Summary:
     objects = objects.as_large_as_boxes()._replace(category_id=np.ones_like(objects.category_id))
     found = proposals._replace(category_id=np.ones_like(proposals.image_id))
     by_size = {f"{lo}-{hi}": area_range(lo, hi) for lo, hi in SIZES}
-    scores = run_coco(objects, [1], found, {"all": (0.0, 1e10), **by_size}, max_dets)
+    scores = run_coco(objects, [1], found, {"all": COCO_AREAS["all"], **by_size}, max_dets)
     summary = {"AR": scores.recall(), "AR50": scores.recall(iou=0.5), "AR75": scores.recall(iou=0.75)}
     return summary | {f"AR_{size}": scores.recall(area=size) for size in by_size}

@@ -47,7 +47,7 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
     Raises:
         DataError: the checkpoint or the data set cannot be read, or images of the chips cannot be read now.
     """
-    positives = read_build(data, "sniper chips")
+    positives = read_build(data)
     sources = kept_images(data)
     folder = data / "proposals"
     make_folder(folder)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.coco import SourceImage
+from pipeline.coco import Reject, SourceImage
 from pipeline.images.chip import Large, cut_chip
 from pipeline.images.drawing import CLASS_COLORS, draw_label
 from pipeline.images.pictures import Stroke, draw_box, write_picture
-from pipeline.images.sources import Findings, open_sources
+from pipeline.images.sources import open_source
 from pipeline.pyramid.focus import FocusMap
 from pipeline.pyramid.views import View
 from pipeline.storage import Location
@@ -70,10 +70,9 @@ def draw_focus(result: dict[str, Any], seen: Sequence[tuple[View, FocusMap | Non
 def _opened(result: dict[str, Any]) -> tuple[Image.Image, float]:
     """Open the image of a result for drawing, and return its factor from source to picture pixels."""
     source = SourceImage(0, result["file"], result["width"], result["height"])
-    findings = Findings()
-    _, _, opened = next(open_sources(Path(), [source], source.width * source.height, findings, thorough=False))
-    if opened is None:
-        raise ValueError(findings.rejects[0].message)
+    opened = open_source(Path(), source, source.width * source.height)
+    if isinstance(opened, Reject):
+        raise ValueError(opened.message)
     zoom = 1.0
     if isinstance(opened, Large):
         zoom = LARGEST_DRAWN / max(source.width, source.height)

@@ -11,7 +11,6 @@ from schemas.errors import DataError
 
 LOG = "log.jsonl"
 POINTS = 300  # of a curve: more records are averaged
-SLOW = ("data_wait", "chips_per_s")
 OF_CLASS = re.compile(r"(AP|AP50)\[(.*)\]", re.DOTALL)  # a name may hold a line break
 
 Record = dict[str, Any]

@@ -11,6 +11,7 @@ from pipeline.pages.charts import histogram, lines, listing, matrix
 from pipeline.pages.page import page_place, write_facts, write_page
 from pipeline.storage import Location, location
 from schemas.settings import ChipSettings
+from schemas.wording import interval
 from trainer.evaluation.errors import Kind
 from trainer.evaluation.ground_truth import read_objects
 from trainer.evaluation.results import read_results
@@ -179,7 +180,7 @@ def _errors(facts: Facts) -> Section:
     ]
     ranges = [
         [
-            f"[{low:g}, {'inf' if high is None else f'{high:g}'})",
+            interval(low, high),
             row["objects"],
             row["found"],
             share,
@@ -237,7 +238,7 @@ def _pictures(found: Findings, source: Source, images: Location, chips: ChipSett
     groups = {
         f"{kind.name.capitalize()}: {ADVICE[kind]}": choose_false(found, kind) for kind in Kind if kind != Kind.MISSED
     }
-    missed = {f"Valid range [{low:g}, {high:g}), px": choose_missed(found, low, high) for low, high in chips.bounds()}
+    missed = {f"Valid range {interval(*bounds)}, px": choose_missed(found, *bounds) for bounds in chips.bounds()}
     names = dict(source.categories)
     crops = [crop for group in (*groups.values(), *missed.values()) for crop in group]
     pictures = draw_crops(crops, found, source, names, images, chips.max_pixels)

@@ -295,7 +295,7 @@ class Epoch:
 
 def _limits(dataset: ChipDataset) -> Limits:
     """Return what the build that chips are from asks of a target."""
-    chips = ChipSettings.model_validate(read_build(dataset.data, "sniper chips").settings["chips"])
+    chips = ChipSettings.model_validate(read_build(dataset.data).settings["chips"])
     return Limits(float(chips.min_visible), float(chips.min_side))
 
 

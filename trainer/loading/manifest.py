@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.dataset.build_file import COMMANDS, command_for, finished_builds
+from pipeline.dataset.build_file import COMMANDS, POSITIVES, command_for, finished_builds
 from pipeline.dataset.shards import read_shard, shard_files
 from pipeline.storage import TEMPORARY, Location, ahead, atomic_file
 from schemas.build import Build
@@ -152,9 +152,9 @@ def _gather(data: Location, builds: dict[str, Build]) -> pa.Table:
                 shards.append(_one_shard(path, rows))
                 sizes.append(record.tar_bytes)
                 hashes.append(record.tar_sha256)
-        if name == "positives":
+        if name == POSITIVES:
             num_positives = sum(table.num_rows for table in tables)
-    about = {"num_positives": num_positives, "chip_size": builds["positives"].settings["chips"]["size"]}
+    about = {"num_positives": num_positives, "chip_size": builds[POSITIVES].settings["chips"]["size"]}
     about |= {"shards": shards, "shard_bytes": sizes, "shard_sha256": hashes}
     return pa.concat_tables(tables).replace_schema_metadata({"sniper": json.dumps(about)})
 

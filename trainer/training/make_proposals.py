@@ -4,7 +4,7 @@ import json
 import time
 
 from pipeline.dataset.build import clear_proposals
-from pipeline.dataset.build_file import COMMANDS, POSITIVES, read_build
+from pipeline.dataset.build_file import POSITIVES, read_build
 from pipeline.storage import Location, is_file, location, read_bytes, remove, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings
@@ -80,7 +80,7 @@ def _refuse_stale(data: Location, folder: Location) -> None:
         UsageError: it was trained on others.
     """
     checkpoints = find_checkpoints(folder / RUN_FOLDER)
-    positives = read_build(data, COMMANDS[POSITIVES])
+    positives = read_build(data)
     if checkpoints and read_checkpoint(checkpoints[-1]).data.get(POSITIVES) not in positives.names:
         command = shell("sniper", "negatives", "--data", data, "--proposals", folder)
         raise UsageError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.dataset.build_file import finished_builds
+from pipeline.dataset.build_file import POSITIVES, finished_builds
 from pipeline.engines.progress import log
 from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location
@@ -275,7 +275,7 @@ def make_run(
     """
     options = settings.train
     builds = finished_builds(dataset.data, pool=not rpn_only)
-    chips: dict[str, Any] = builds["positives"].settings["chips"]
+    chips: dict[str, Any] = builds[POSITIVES].settings["chips"]
     table = read_frame(dataset.data / "categories.parquet").sort("label")
     categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
     precision: Precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")

@@ -116,7 +116,7 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     torch.manual_seed(settings.train.seed)
     make_folder(out)
     builds = finished_builds(data, pool=not rpn_only)
-    refuse_other_chips(data, builds["positives"].settings["chips"], settings.chips)
+    refuse_other_chips(data, builds[POSITIVES].settings["chips"], settings.chips)
     dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
     run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
     if last is None:
@@ -181,7 +181,7 @@ def _scores(out: Location) -> list[Score]:
 
 def _other_network(data: Location, builds: dict[str, Build], settings: Settings) -> list[str]:
     """Say where the network that found the negatives differs from the one to be trained."""
-    if "negatives" not in builds or builds["negatives"].proposals != str(data / "proposals"):
+    if NEGATIVES not in builds or builds[NEGATIVES].proposals != str(data / "proposals"):
         return []
     if not is_file(data / "proposals" / NETWORK):
         return []  # made before it was noted

@@ -12,6 +12,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.scales import box_sizes, scale_factors, scale_name
 from schemas.codes import FATE_NAMES, UNCOVERED, Fate, Reason
 from schemas.settings import ChipSettings
+from schemas.wording import counted, duration, interval
 
 # Measured by scripts/bench/bench_cut.py on real COCO images, one core, quality 95 (docs/benchmarks.md).
 BYTES_PER_CHIP_PIXEL = 0.30
@@ -217,10 +218,8 @@ def describe(counts: dict[str, Any], workers: int | None = None) -> str:
         f"{'rescued':>10}{'+ chips':>9}",
     ]
     for row in counts["scales"]:
-        lo, hi = row["range"]
-        bounds = f"[{lo:g}, {'inf' if hi is None else f'{hi:g}'})"
         lines.append(
-            f"{row['scale']:<28}{bounds:>12}{row['chips']:>10,}{row['boxes_in_range']:>10,}"
+            f"{row['scale']:<28}{interval(*row['range']):>12}{row['chips']:>10,}{row['boxes_in_range']:>10,}"
             f"{row['boxes_covered']:>10,}{row['boxes_too_small']:>10,}{row['boxes_too_long']:>10,}"
             f"{row['boxes_rescued']:>10,}{row['chips_for_rescue']:>9,}"
         )
@@ -236,20 +235,14 @@ def describe(counts: dict[str, Any], workers: int | None = None) -> str:
     if workers is not None:
         seconds = pixels["source"] * DECODE_SECONDS_PER_PIXEL + pixels["chips"] * CHIP_SECONDS_PER_PIXEL
         lines.append(
-            f"writing  about {pixels['chips'] * BYTES_PER_CHIP_PIXEL / 1e9:.2f} GB and {_duration(seconds / workers)} "
-            f"with {workers} worker{'s' if workers > 1 else ''} (rates of docs/benchmarks.md)"
+            f"writing  about {pixels['chips'] * BYTES_PER_CHIP_PIXEL / 1e9:.2f} GB and {duration(seconds / workers)} "
+            f"with {counted(workers, 'worker')} (rates of docs/benchmarks.md)"
         )
     return "\n".join(lines)
 
 
 def _listing(reasons: dict[str, int]) -> str:
     return f" ({', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def mask_to_scales(mask: npt.NDArray[np.uint8], num_scales: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:

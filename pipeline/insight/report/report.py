@@ -17,6 +17,7 @@ from pipeline.pages.blocks import Chart, Figures, Picture, Remarks, Row, Section
 from pipeline.pages.charts import bars, heatmap, histogram, listing
 from pipeline.pages.page import page_place, write_facts, write_page
 from pipeline.storage import Location, location
+from schemas.wording import interval
 
 SAMPLED_SHARDS = 8  # that the pictures of a kind come from, spread over the data set
 PICTURES, TILE = 4, 262  # chips per kind and scale; pixels
@@ -117,7 +118,7 @@ def _scales(facts: Facts) -> Section:
         per_chip = targets / made["chips"] if made["chips"] else None
         kilobytes = made["bytes"] / made["chips"] / 1000 if made["chips"] else None
         rows.append(
-            [index, scale["scale"], _range(scale["range"]), made["chips"], *boxes.values(), per_chip, kilobytes]
+            [index, scale["scale"], interval(*scale["range"]), made["chips"], *boxes.values(), per_chip, kilobytes]
         )
     statuses = list(facts["scales"][0]["positives"]["boxes"])
     columns = ["index", "scale", "range, px", "positives", *statuses, "targets per chip", "kB per chip"]
@@ -133,7 +134,7 @@ def _scales(facts: Facts) -> Section:
 
 
 def _size_charts(index: int, scale: Facts, low: float, high: float) -> Iterator[Chart]:
-    bounds = [(end, f"end of the range {_range(scale['range'])}") for end in scale["range"] if end]
+    bounds = [(end, f"end of the range {interval(*scale['range'])}") for end in scale["range"] if end]
     comfortable = [(low, "comfortable from"), (high, "comfortable up to")]
     before, after = "size in the image, px", "size in the chip, px"
     for title, rows, marks in ((before, scale["sizes"], bounds), (after, scale["chip_sizes"], comfortable)):
@@ -156,11 +157,6 @@ def _each_number(rows: list[Facts]) -> list[Facts]:
     """Add the numbers of targets that no chip has, up to the largest, so that the axis of the chart has no jumps."""
     chips = {row["targets"]: row["chips"] for row in rows}
     return [{"targets": number, "chips": chips.get(number, 0)} for number in range(max(chips) + 1)]
-
-
-def _range(bounds: list[float | None]) -> str:
-    low, high = bounds
-    return f"[{low:g}, {'inf' if high is None else f'{high:g}'})"
 
 
 def _cost(facts: Facts) -> Section:
@@ -289,7 +285,7 @@ def _samples(data: Location, facts: Facts, seed: int) -> Iterator[Section]:
                 for chip in sample_chips(some, PICTURES, seed)
             ]
             if pictures:
-                heading = f"Scale {index}, range {_range(scale['range'])}: some of {scale[folder]['chips']:,} chips"
+                heading = f"Scale {index}, range {interval(*scale['range'])}: some of {scale[folder]['chips']:,} chips"
                 blocks += [Text(heading), Row(pictures)]
         if len(blocks) > 1:
             yield Section(title, blocks)

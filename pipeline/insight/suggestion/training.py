@@ -59,13 +59,12 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose_training(cost: Cost, num_images: int, size: int, device: Device) -> list[Choice]:
+def choose_training(cost: Cost, num_images: int, device: Device) -> list[Choice]:
     """Choose anchors, network and schedule for chips.
 
     Args:
         cost: of the chips that are trained on, for a sample.
         num_images: of the whole data set.
-        size: of a chip, chip pixels.
         device: what trains.
     """
     chips = max(1, round(cost.chips * num_images / max(cost.images, 1)))

@@ -3,12 +3,14 @@
 import pickle
 import tracemalloc
 
+import pyarrow as pa
 import pytest
 
 from pipeline.coco import Reject, rows
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import RefusedBox, no_refused_boxes, no_rejects
 from schemas.codes import Fate, Reason
+from schemas.tables import REJECTS
 
 
 def some(count: int) -> list[Reject]:
@@ -26,7 +28,7 @@ def test_rows__are_a_list(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     longer = kept.plus(some(7))
     assert list(longer) == some(count) + some(7)
     assert list(kept) == some(count)
-    kept.pack()
+    assert kept.table() == pa.Table.from_pylist([row._asdict() for row in some(count)], REJECTS)
     assert list(pickle.loads(pickle.dumps(kept))) == some(count)
 
 

@@ -351,7 +351,7 @@ def test_chips__damaged_shards_are_made_again(demo_set: DataSet, built: Path, tm
 
 
 def test_chips__two_builds_do_not_share_a_folder(demo_set: DataSet, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UsageError, match="`sniper chips`.* is writing here"):
+    with locked(tmp_path, "sniper chips"), pytest.raises(UsageError, match="`sniper chips`.* is writing here"):
         build(demo_set, tmp_path)
 
 

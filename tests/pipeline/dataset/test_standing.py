@@ -9,10 +9,11 @@ import pytest
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from pipeline.commands.verify import verify
-from pipeline.dataset.build_file import finished_builds, read_build, write_build
+from pipeline.dataset.build_file import finished_builds, former_names, read_build, write_build
 from pipeline.dataset.proposals import find_parts
 from pipeline.dataset.standing import differing
 from pipeline.images.chip import codec
+from schemas.build import Build
 from schemas.settings import Settings, load_settings
 from tests.paths import ROOT
 
@@ -47,7 +48,7 @@ def test_version_2__a_rerun_keeps_chips_pool_and_proposals(kept: Path) -> None:
     for _ in range(2):
         assert chips(kept / "annotations.json", kept / "images", out, settings.chips).num_made == 0
         assert verify(out).problems == []
-    after = read_build(out, "sniper chips")
+    after = read_build(out)
     assert after.fingerprint != before["fingerprint"]
     assert after.formerly == [before["fingerprint"]]
     assert find_parts(out / "proposals", after.names, 4) is not None
@@ -65,7 +66,7 @@ def test_build__its_identity_is_that_of_its_shards_alone(kept: Path) -> None:
     """An update of the program, or another count in the report, makes no other positives of them."""
     out, settings = kept / "out", settings_of(kept)
     chips(kept / "annotations.json", kept / "images", out, settings.chips, overwrite=True)
-    before = read_build(out, "sniper chips")
+    before = read_build(out)
     negatives(out, random=1, images=kept / "images")
     other = json.loads((out / "run.json").read_bytes())
     other["versions"]["sniper-chips"] = "0.0.1"
@@ -73,7 +74,7 @@ def test_build__its_identity_is_that_of_its_shards_alone(kept: Path) -> None:
     (out / "run.json").write_text(json.dumps(other))
     assert verify(out).problems == []
     assert chips(kept / "annotations.json", kept / "images", out, settings.chips).num_made == 0
-    assert read_build(out, "sniper chips") == before
+    assert read_build(out) == before
     assert verify(out).problems == []
 
 
@@ -86,12 +87,20 @@ def test_differing__takes_a_setting_that_then_did_not_exist_for_its_default() ->
     assert differing({"random": 2, "nms": 0.5}, {"random": 3}) == [("random", 2, 3)]
 
 
+def test_former_names__are_kept_while_no_shard_is_made_anew() -> None:
+    standing = Build(fingerprint="now", settings={}, num_shards=2, files={}, counts={}, formerly=["once"])
+    assert former_names(standing, "now", 2, 0) == ["once"]
+    assert former_names(standing, "next", 2, 0) == ["now", "once"]
+    assert former_names(standing, "next", 2, 1) == former_names(standing, "next", 3, 0) == []
+    assert former_names(None, "next", 2, 0) == []
+
+
 def test_write_build__leaves_an_equal_record_alone(kept: Path) -> None:
     path = kept / "record.json"
-    build = read_build(kept / "out", "sniper chips")
+    build = read_build(kept / "out")
     write_build(path, build)
     stamp = path.stat().st_mtime_ns
     write_build(path, build)
     assert path.stat().st_mtime_ns == stamp
     (kept / "run.json").write_bytes(path.read_bytes())
-    assert read_build(kept, "sniper chips") == build
+    assert read_build(kept) == build

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, WebPImagePlugin
 
-from pipeline.coco import SourceImage
+from pipeline.coco import Reject, SourceImage
 from pipeline.images.decode import ImageRefusedError, open_image
 from pipeline.images.names import near_misses
-from pipeline.images.sources import Findings, find_images, frame_notes, measure_image, open_sources
+from pipeline.images.sources import Findings, find_images, frame_notes, measure_image, open_source, open_sources
+from schemas.codes import Reason
 from tests.builders import encoded, exif, texture
 
 JPEG = encoded(texture(16, 16))
@@ -103,6 +104,17 @@ def test_open_sources__names_the_decoders_of_what_it_met(tmp_path: Path, monkeyp
     assert reject.reason == "no_decoder"
     assert "libwebp" in reject.message
     assert "apt-get install" in reject.message
+
+
+def test_open_source__gives_the_picture_or_the_row_of_the_ledger(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    opened = open_source(tmp_path, SourceImage(7, "a.jpg", 16, 16), 256)
+    assert isinstance(opened, Image.Image)
+    assert opened.size == (16, 16)
+    refused = open_source(tmp_path, SourceImage(7, "a.jpg", 16, 16), 255)
+    assert isinstance(refused, Reject)
+    assert refused[:4] == ("image", 7, "a.jpg", Reason.TOO_MANY_PIXELS)
+    assert refused.message.startswith("a.jpg: ")
 
 
 def test_open_sources__a_pipe_is_refused_and_a_link_that_leads_nowhere_says_so(tmp_path: Path) -> None:

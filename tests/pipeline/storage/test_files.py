@@ -916,15 +916,15 @@ def test_a_lock_holds_until_its_process_ends_however(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="`sniper train`.* is writing here"), locked(folder):
+        with pytest.raises(UsageError, match="`sniper train`.* is writing here"), locked(folder, "sniper chips"):
             pass
-        with locked(tmp_path / "other"):
+        with locked(tmp_path / "other", "sniper chips"):
             pass
     finally:
         holder.kill()
         holder.communicate()
     (folder / "positives" / "kept.tar").touch()
-    with locked(folder):
+    with locked(folder, "sniper chips"):
         assert [path.name.startswith(TEMPORARY) for path in (folder / "positives").iterdir()].count(True) == 1
         remove_temporary(folder)
     assert _names(files_in(folder / "positives", "*")) == ["kept.tar"]
@@ -936,11 +936,11 @@ def test_a_disk_without_locks_is_no_other_build(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(UsageError, match="cannot be locked: No locks available"), locked(tmp_path):
+    with pytest.raises(UsageError, match="cannot be locked: No locks available"), locked(tmp_path, "sniper chips"):
         pass
 
 
 def test_a_store_has_neither_locks_nor_remains(there: Location) -> None:
-    with locked(there.parent), locked(there.parent):
+    with locked(there.parent, "sniper chips"), locked(there.parent, "sniper chips"):
         remove_temporary(there.parent)
     assert files_in(there.parent, "*") == [there]

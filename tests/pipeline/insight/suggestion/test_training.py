@@ -18,28 +18,28 @@ def cost_of(sides: FloatArray, chips: int = 500) -> Cost:
     return Cost(100, len(sides), len(sides), 0, chips, chips * 512**2, 1, sides, np.zeros(len(sides), np.int64))
 
 
-def chosen(cost: Cost, num_images: int = 100, size: int = 512, device: Device = "gpu") -> Settings:
+def chosen(cost: Cost, num_images: int = 100, device: Device = "gpu") -> Settings:
     tree: dict[str, dict[str, object]] = {}
-    for choice in choose_training(cost, num_images, size, device):
+    for choice in choose_training(cost, num_images, device):
         assert choice.why
         tree.setdefault(choice.section, {})[choice.name] = choice.value
     return Settings.model_validate(tree)
 
 
 @pytest.mark.parametrize(
-    ("sides", "size", "device", "largest", "ratios"),
+    ("sides", "device", "largest", "ratios"),
     [
-        ((40, 40), 512, "gpu", 40, 3),
-        ((10, 10), 512, "gpu", 13, 3),
-        ((6, 6), 512, "gpu", 9, 3),
-        ((20, 100), 512, "gpu", 40, 5),
-        ((6, 6), 256, "cpu", 9, 3),
+        ((40, 40), "gpu", 40, 3),
+        ((10, 10), "gpu", 13, 3),
+        ((6, 6), "gpu", 9, 3),
+        ((20, 100), "gpu", 40, 5),
+        ((6, 6), "cpu", 9, 3),
     ],
 )
 def test_choose_training__anchors_fit_the_targets(
-    sides: tuple[int, int], size: int, device: Device, largest: float, ratios: int
+    sides: tuple[int, int], device: Device, largest: float, ratios: int
 ) -> None:
-    model = chosen(cost_of(np.tile(np.array(sides, float), (50, 1))), size=size, device=device).model
+    model = chosen(cost_of(np.tile(np.array(sides, float), (50, 1))), device=device).model
     assert model.anchor_scales is not None
     assert min(model.anchor_scales) * 2 ** model.levels[0] <= largest
     assert len(model.anchor_ratios) == ratios
@@ -61,7 +61,7 @@ def test_choose_training__the_schedule_fits_the_number_of_chips(chips: int) -> N
 
 @given(st.integers(1, 100_000))
 def test_choose_training__a_cpu_gets_minutes_of_work(chips: int) -> None:
-    train = chosen(cost_of(np.full((1, 2), 50.0), chips), size=256, device="cpu").train
+    train = chosen(cost_of(np.full((1, 2), 50.0), chips), device="cpu").train
     assert train.epochs in (3, 100) or 0.75 * 3000 < train.epochs * chips < 1.25 * 3000
     assert train.batch_size >= 8  # fewer are too few for batch norm
 
