@@ -29,7 +29,7 @@ from schemas.wording import counted, shell
     help="only boxes of this status, and chips that hold one; repeat it",
 )
 @click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips side by side")
-@click.option("--seed", type=int, default=0, help="another seed draws other chips")
+@click.option("--seed", type=click.IntRange(0), default=0, help="another seed draws other chips")
 def show(data: Location, out: Location, **options: Any) -> None:
     """Draw chips with their boxes. With --image it draws an image and the windows of its chips."""
     from pipeline.insight.show import show as run

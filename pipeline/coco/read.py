@@ -1,5 +1,6 @@
 """Reads COCO annotation files of any size into columns, in one pass, and checks every list to its end."""
 
+import posixpath
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -117,7 +118,7 @@ def read_coco(
 
 def _refuse_shared(file_name: pa.Array) -> None:
     """Refuse files that name the same image: each would take the boxes of the other for background."""
-    counts = pc.value_counts(file_name)
+    counts = pc.value_counts(pa.array(map(posixpath.normpath, file_name.to_pylist()), pa.large_string()))
     shared = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(shared):
         raise DataError(
@@ -149,6 +150,8 @@ def _files(found: list[_Lists], places: Sequence[Location], categories: list[tup
     label_of_name = {name: label for label, (_, name) in enumerate(categories, 1)}
     label_of_id = {category_id: label for label, (category_id, _) in enumerate(categories, 1)}
     ids = [abs(int(i)) for lists in found for i in _ends(lists.images.image_id)]
+    refused = [abs(fault.id) for lists in found for fault in lists.images.faults if fault.id is not None]
+    ids += [i for i in refused if i * 100 * len(found) < -ABSENT]  # an id beyond that may be what is wrong
     step = 10 ** (len(str(max(ids, default=0))) + 1)
     if len(found) > 1 and step * len(found) > -ABSENT:
         raise DataError(f"{places[0]} and others: image ids are too large to keep those of {len(found)} files apart")

@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import lzma
 import shutil
 import tempfile
 import zipfile
@@ -22,7 +23,7 @@ MARKS = [  # the longer first: UTF-32's mark starts with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile)
 
 
 @contextmanager
@@ -46,12 +47,24 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 with gzip.open(plain) as inner:
                     yield inner  # type: ignore[misc]  # it reads as any other file does
             elif magic == b"PK\x03\x04":
-                with zipfile.ZipFile(plain) as archive, archive.open(_only_json(archive)) as inner:
+                with zipfile.ZipFile(plain) as archive, _member(archive) as inner:
                     yield inner
             else:
                 yield plain
         except DAMAGED as error:
             raise DataError(f"is a damaged archive: {error}; fetch it again") from error
+
+
+def _member(archive: zipfile.ZipFile) -> IO[bytes]:
+    """Open the JSON file of a zip file.
+
+    Raises:
+        DataError: there is not exactly one, or it is encrypted or packed in a way that Python cannot unpack.
+    """
+    try:
+        return archive.open(_only_json(archive))
+    except (RuntimeError, NotImplementedError) as error:
+        raise DataError(f"is a zip file that cannot be opened: {error}; unpack it and name the JSON file") from error
 
 
 def _only_json(archive: zipfile.ZipFile) -> str:

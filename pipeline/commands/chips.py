@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import msgspec
 import pyarrow as pa
 
 from pipeline.coco import Reject
@@ -12,9 +13,11 @@ from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
 from pipeline.commands.shortfall import Limits, find_shortfall
 from pipeline.dataset.build import (
     LEDGERS,
-    LENGTH,
+    UNDER_WAY,
+    UnderWay,
     clear_build,
     prepare,
+    read_under_way,
     recorded_settings,
     refuse_changes,
     remove_surplus,
@@ -35,7 +38,7 @@ from pipeline.dataset.ledger.compare import find_missing, find_vanished
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import remove_plan, write_plan_files
-from pipeline.dataset.shards import shard_name
+from pipeline.dataset.shards import shard_files, shard_name
 from pipeline.dataset.spans import PlannedSpan, plan_spans, span_length
 from pipeline.engines.progress import Progress, showing
 from pipeline.engines.run import run_tasks
@@ -53,7 +56,6 @@ from pipeline.storage import (
     locked,
     make_folder,
     probe_writable,
-    read_bytes,
     remove,
     remove_temporary,
     write_atomic,
@@ -204,8 +206,11 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
     remove_plan(target.out / "plan")
     settings = _settled(target.settings, standing, source, target.out)
     prepare(target, "chips", standing)
-    if settings.images_per_shard is not None:
-        write_atomic(target.out / LENGTH, str(settings.images_per_shard).encode())
+    folder = str(target.image_root)
+    before = standing.images if standing is not None else read_under_way(target.out).images
+    target = target._replace(is_moved=before != folder and bool(shard_files(target.out / POSITIVES, ".parquet")))
+    under_way = UnderWay(settings.images_per_shard, None if target.is_moved else folder)
+    write_atomic(target.out / UNDER_WAY, msgspec.json.encode(under_way))
     summary = Summary(source, settings)
     spans: dict[str, PlannedSpan] = {}  # by the shard's name, until it is made
     made: dict[str, tuple[str, Rows[Reject]]] = {}  # of each finished shard: fingerprint and rejects
@@ -247,7 +252,7 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
         images=str(target.image_root),
     )
     write_build(target.build_file, build)
-    remove(target.out / LENGTH)
+    remove(target.out / UNDER_WAY)
     shortfall = find_shortfall(
         source, build.counts, limits, "Everything good was written; rejects.parquet names the others"
     )
@@ -263,7 +268,7 @@ def _settled(settings: ChipSettings, standing: Build | None, source: Source, out
         UsageError: the settings ask for another length.
     """
     if standing is None:  # never finished, or stopped while some shards are made anew
-        noted = int(read_bytes(out / LENGTH)) if is_file(out / LENGTH) else None
+        noted = read_under_way(out).images_per_shard
         return settings.model_copy(update={"images_per_shard": settings.images_per_shard or noted})
     then, now = standing.settings.get("chips", {}).get("images_per_shard"), settings.images_per_shard
     if now is None:

@@ -194,7 +194,8 @@ def _tasks(
     paths = [target.out / POSITIVES / f"{name}.parquet" for name in names]
     for name, record in zip(names, ahead(read_record, paths), strict=True):
         ids = [image.image_id for image in record.images] or [0]
-        start, stop = np.searchsorted(kept.source.image_id, [ids[0], ids[-1] + 1]).tolist()
+        start = int(np.searchsorted(kept.source.image_id, ids[0]))
+        stop = int(np.searchsorted(kept.source.image_id, ids[-1], "right"))
         source = kept.source.span(start, stop)
         proposals = (
             slice_pool(found, start, stop) if isinstance(found, PooledProposals) else found and found.of(start, stop)

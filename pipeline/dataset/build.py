@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from pipeline.coco import SourceImage
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES
 from pipeline.dataset.job import Target
@@ -12,13 +14,13 @@ from pipeline.dataset.standing import differing
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
-from pipeline.storage import Location, ahead, files_in, make_folder, remove, remove_files
+from pipeline.storage import Location, ahead, files_in, is_file, make_folder, read_bytes, remove, remove_files
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
 
-LENGTH = ".images-per-shard"
-"""File of a data set that holds chips.images_per_shard while a build is under way, since run.json is gone then."""
+UNDER_WAY = ".building"
+"""File of a data set that holds an UnderWay as JSON while a build is made, when run.json may be gone."""
 LEDGERS = ("images.parquet", "annotations.parquet", "categories.parquet", "rejects.parquet")
 RPN_FILES = {
     "proposals/rpn/pictures": ("step-*.png",),
@@ -30,6 +32,27 @@ RPN_FILES = {
 OF_FEW_SHARDS = {"stride", "max_pixels", "images_per_shard", "ignore_categories"}
 """Settings that act on some shards only, or on none. What they do to a shard stands in its rows and images, so another
 value makes only those shards anew that it changes."""
+
+
+class UnderWay(msgspec.Struct, omit_defaults=True):
+    """What a build of positives that was stopped has to know when it goes on.
+
+    Attributes:
+        images_per_shard: of the settings, where they or the build before said it.
+        images: the folder of the images that every shard there was cut from; None where some may be of another.
+    """
+
+    images_per_shard: int | None = None
+    images: str | None = None
+
+
+def read_under_way(out: Location) -> UnderWay:
+    """Read what a build that was stopped has noted; without a note, or a readable one, nothing is known."""
+    path = out / UNDER_WAY
+    try:
+        return msgspec.json.decode(read_bytes(path), type=UnderWay) if is_file(path) else UnderWay()
+    except msgspec.MsgspecError:
+        return UnderWay()
 
 
 def recorded_settings(settings: ChipSettings) -> dict[str, Any]:
@@ -103,9 +126,9 @@ def clear_build(out: Location) -> None:
     remove(out / NAME)  # first of all: it speaks of the rest
     clear_pool(out)
     clear_proposals(out)
-    _clear_shards(out / POSITIVES)
-    for name in (*LEDGERS, LENGTH):
+    for name in (*LEDGERS, UNDER_WAY):  # before the shards, by which a rerun knows that they are of a build
         remove(out / name)
+    _clear_shards(out / POSITIVES)
     remove_plan(out / "plan")
 
 

@@ -10,10 +10,10 @@ from pipeline.dataset.job import ShardJob
 from pipeline.dataset.shards import ImageHash, Member, Record, TarWriter, chip_json, commit_shard
 from pipeline.dataset.standing import image_stamps, is_limited, shard_fingerprint, standing_record
 from pipeline.images.chip import Picture, codec, cut_chip, encode_jpeg
-from pipeline.images.decode import decoders
+from pipeline.images.decode import ImageRefusedError, decoders
 from pipeline.images.sources import Findings, open_sources
 from pipeline.storage import atomic_file, remove
-from schemas.errors import DataError
+from schemas.errors import AGAIN, DataError
 from schemas.settings import ChipSettings
 from schemas.tables import STORAGE
 
@@ -87,7 +87,11 @@ def cut_shard(job: ShardJob, fingerprint: str) -> Record:
                 continue
             first, count = chips_of.get(source.image_id, (0, 0))
             for row in job.chips.slice(first, count).to_pylist():  # of one image at a time: rows take much memory
-                members.append(_add_chip(tar, image, row, target.settings))
+                try:
+                    members.append(_add_chip(tar, image, row, target.settings))
+                except ImageRefusedError as error:  # of a large TIFF, whose blocks are read once more for the chips
+                    message = f"{source.file_name}: {error.message}, which was in order when it was opened; {AGAIN}"
+                    raise DataError(message) from error
             written += range(first, first + count)
         sha256 = tar.close()
     max_pixels = target.settings.max_pixels

@@ -24,6 +24,7 @@ class Target(NamedTuple):
         codec: what is in use where the command was started; a worker with another one makes other bytes.
         decoders: of the formats whose decoder a build of Pillow may lack, those there are where the command was
             started (images.decode.decoders); a worker with others refuses other images.
+        is_moved: the shards that stand may be of images in another folder, so no file is trusted for its times.
     """
 
     out: Location
@@ -33,6 +34,7 @@ class Target(NamedTuple):
     recorded: dict[str, Any]
     codec: Codec
     decoders: dict[str, str]
+    is_moved: bool = False
 
     @property
     def build_file(self) -> Location:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.coco import Reject
 from pipeline.dataset.build_file import command_for
 from pipeline.storage import HashingFile, Location, atomic_file, files_in, read_bytes, start_writeback
-from pipeline.storage.parquet import read_metadata
+from pipeline.storage.parquet import parse_table, read_metadata
 from schemas.errors import DataError, MissingError
 from schemas.tables import MANIFEST
 
@@ -221,7 +221,7 @@ def read_shard(path: Location) -> tuple[pa.Table, Record]:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: is missing; run `{command_for(path)}`") from error
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = parse_table(content)
         record = msgspec.json.decode((table.schema.metadata or {})[METADATA_KEY], type=Record)
         rows = table.cast(MANIFEST)
         rows.validate(full=True)  # reading alone lets pass what is no UTF-8

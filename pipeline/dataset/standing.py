@@ -167,8 +167,9 @@ def differing(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any,
 def _images_stand(job: ShardJob, stamps: Sequence[Stamp | None], record: Record) -> bool:
     """Tell whether the image files are those that the shard was cut from.
 
-    Their sizes are in the fingerprint. A file that was touched since the shard was written is hashed anew; where all
-    are as they were, the shard's time is set to now, so that this is done once.
+    Their sizes are in the fingerprint. A file that was touched since the shard was written, or that lies in another
+    folder than it did then, is hashed anew; where all are as they were, the shard's time is set to now, so that this
+    is done once.
     """
     path = job.place(".parquet")
     written = stamp_of(path)
@@ -176,7 +177,7 @@ def _images_stand(job: ShardJob, stamps: Sequence[Stamp | None], record: Record)
     touched = [
         (image_place(job.target.image_root, image.file_name), known.hash)
         for image, stamp, known in zip(job.images, stamps, record.images, strict=True)
-        if stamp is not None and stamp.touched >= written.modified
+        if stamp is not None and (job.target.is_moved or stamp.touched >= written.modified)
     ]
     if any(_file_hash(place) != known for place, known in touched):
         return False

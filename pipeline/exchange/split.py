@@ -279,7 +279,7 @@ def _positions(known: Sequence[Any], wanted: Sequence[Any]) -> IntArray:
 
 
 def _group_keys(pattern: str, file_names: list[str]) -> list[str]:
-    """Return what the pattern matches in each file name, and the name itself where it does not.
+    """Return what the pattern, or its first group that took part, matches in each file name; else the name itself.
 
     Raises:
         UsageError: it is no regular expression, or matches in no name.
@@ -293,7 +293,8 @@ def _group_keys(pattern: str, file_names: list[str]) -> list[str]:
         raise UsageError(f"split: --group {pattern!r} matches in no file name, such as {file_names[0]!r}")
     keys = []
     for match, name in zip(found, file_names, strict=True):
-        keys.append(f"name {name}" if match is None else f"text {match[1] if compiled.groups else match[0]}")
+        found_text = match and (match[1] if compiled.groups and match[1] is not None else match[0])
+        keys.append(f"name {name}" if found_text is None else f"text {found_text}")
     return keys
 
 

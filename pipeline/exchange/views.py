@@ -43,6 +43,7 @@ from pipeline.storage import (
     write_atomic,
     write_together,
 )
+from pipeline.storage.parquet import parse_table
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
@@ -291,7 +292,7 @@ def read_index(folder: Location) -> ViewIndex:
     """
     path = folder / INDEX
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(path)))
+        table = parse_table(read_bytes(path))
         about = json.loads(table.schema.metadata[ABOUT])
         table = table.cast(VIEWS)
     except FileNotFoundError as error:

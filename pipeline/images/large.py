@@ -26,9 +26,9 @@ LEAST_CACHED = 4  # blocks: the corner of a window meets four tiles
 _WIDTH, _HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _PLANAR = 256, 257, 278, 277, 284
 _STRIP_OFFSETS, _STRIP_BYTES = 273, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
-# What says how bytes become pixels: bits, compression, colours, fill order, samples, planes, predictor, palette, extra
-# samples, kind of values, JPEG tables, and subsampling and reference of YCbCr.
-_COPIED = (258, 259, 262, 266, 277, 284, 317, 320, 338, 339, 347, 529, 530, 532)
+# What says how bytes become pixels: bits, compression, colours, fill order, samples, planes, options of fax 3 and 4,
+# predictor, palette, extra samples, kind of values, JPEG tables, and subsampling and reference of YCbCr.
+_COPIED = (258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 338, 339, 347, 529, 530, 532)
 _FORMATS = {1: "B", 3: "H", 4: "I", 7: "B", 12: "d"}  # kind of a tag's values -> how struct packs one
 _RATIONAL, _LONG8, _LONG, _SHORT = 5, 16, 4, 3
 

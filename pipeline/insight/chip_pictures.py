@@ -12,7 +12,7 @@ from pipeline.images.drawing import PROPOSAL_COLOR, draw_label
 from pipeline.images.pictures import STATUS_STROKES, Stroke, draw_box
 from pipeline.storage import Location, read_range
 from schemas.codes import STATUS_NAMES
-from schemas.errors import DataError
+from schemas.errors import DataError, UsageError
 from schemas.wording import shell
 
 PROPOSAL = Stroke(PROPOSAL_COLOR, 1)
@@ -55,7 +55,13 @@ ALL = Chosen()
 
 
 def sample_chips(chips: pl.LazyFrame, number: int, seed: int) -> list[Chip]:
-    """Draw up to `number` chips by seed, in key order; positives with targets come first."""
+    """Draw up to `number` chips by seed, in key order; positives with targets come first.
+
+    Raises:
+        UsageError: the seed is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"seed: expected 0 or more, found {seed}")
     empty = (pl.col("num_valid") == 0) & (pl.col("kind") == "positive")
     keys = chips.select("key", empty=empty).sort("key").collect()
     rng = np.random.default_rng([seed, len(keys)])

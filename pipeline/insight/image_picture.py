@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from pipeline.coco import Reject, SourceImage
 from pipeline.dataset.build_file import read_build
 from pipeline.images.chip import cut_chip
+from pipeline.images.decode import ImageRefusedError
 from pipeline.images.pictures import Stroke, draw_box
 from pipeline.images.sources import image_folder, open_source
 from pipeline.insight.chip_pictures import Chip, corners
@@ -58,7 +59,10 @@ def draw_windows(
         raise DataError(f"{folder}: {picture.message}")
     zoom = min(width / source.width, MOST_HEIGHT / source.height)
     size = max(1, round(source.width * zoom)), max(1, round(source.height * zoom))
-    drawn = Image.fromarray(cut_chip(picture, source.whole, zoom, *size)[:, :, :3].copy())
+    try:
+        drawn = Image.fromarray(cut_chip(picture, source.whole, zoom, *size)[:, :, :3].copy())
+    except ImageRefusedError as error:  # a large TIFF is read here, and not when it is opened
+        raise DataError(f"{folder}: {source.file_name}: {error.message}") from error
     draw = ImageDraw.Draw(drawn)
     objects = scan([data / "annotations.parquet"]).filter(pl.col("image_id") == source.image_id).drop_nulls("x1")
     for box in objects.select(CORNERS).collect().iter_rows():

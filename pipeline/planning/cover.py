@@ -118,9 +118,10 @@ def candidate_starts(
     extra = [last]
     latest = -1.0  # of the extra starts; boxes come by their low edges, so what it holds needs none of its own
     for i in np.argsort(lows):
-        nearest = grid[min(int(lows[i] / step), len(grid) - 1)]  # the last grid start not beyond the box
-        if nearest > lows[i] and nearest > 0:  # lows / step was rounded up
-            nearest -= step
+        at = min(int(lows[i] / step), len(grid) - 1)  # of the last grid start not beyond the box
+        if grid[at] > lows[i] and at > 0:  # lows / step was rounded up
+            at -= 1
+        nearest = grid[at]
         is_held = window_end(nearest, extent, side) >= highs[i] or last <= lows[i]
         if not is_held and (latest < 0 or window_end(latest, extent, side) < highs[i]):
             latest = window_start(lows[i], extent, side)

@@ -26,6 +26,8 @@ CELLS = 32
 
 EDGE = 1.0
 """Source pixels: what is found this near to an inner edge of a tile counts as cut by it."""
+ROUNDING = 1e-9
+"""Share of its length by which a region may be longer than a tile and still be one: so much a factor is rounded."""
 
 
 Window = tuple[float, float, float, float]
@@ -111,7 +113,7 @@ def _tiles(start: float, end: float, side: float, overlap: float) -> list[tuple[
     edges.
     """
     extent = end - start
-    if extent <= side:
+    if extent <= side * (1 + ROUNDING):
         return [(start, end)]
     step = side - min(overlap + 2 * EDGE, side / 2)
     count = math.ceil((extent - side) / step) + 1

@@ -25,9 +25,24 @@ def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
     except FileNotFoundError as error:
         raise MissingError(f"{place}: is missing; {MAKE_IT}") from error
     try:
-        return pq.read_table(pa.BufferReader(content), columns=columns)
+        return parse_table(content, columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{place}: is damaged: {error}; delete it and {MAKE_IT}") from error
+
+
+def parse_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """Read the content of a Parquet file, or some of its columns, by this thread alone.
+
+    `pq.read_table` hands the content to threads of Arrow. One of them may give it back when the program already ends,
+    which aborts the program with status 134.
+
+    Raises:
+        OSError, pa.ArrowException: it is no Parquet file, or lacks a column.
+    """
+    file = pq.ParquetFile(pa.BufferReader(content))
+    if missing := set(columns or ()) - set(file.schema_arrow.names):
+        raise pa.ArrowKeyError(f"it has no column {min(missing)}")
+    return file.read(columns, use_threads=False)
 
 
 def read_frame(place: Location) -> pl.DataFrame:

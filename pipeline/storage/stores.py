@@ -60,12 +60,16 @@ def location(text: str | Location) -> Location:
             workers of a cluster run in folders of their own. A remote place is returned as it is.
 
     Raises:
-        UsageError: The protocol is unknown, its package is not installed, there is no bucket in the URL, or the URL
-            has a password or another secret in it.
+        UsageError: The protocol is unknown, its package is not installed, there is no bucket in the URL, the URL has a
+            password or another secret in it, or the path is no text in UTF-8, so that no record could name it.
     """
     if isinstance(text, UPath):
         return text
     text = str(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{ascii(text)}: the path is no text in UTF-8; rename the file or folder") from error
     protocol, separator, rest = text.partition("://")
     if not separator:
         return Path(text).absolute()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.coco.checks.annotations import CROWD, ODD, Annotations, Odd
 from pipeline.coco.checks.images import Images
-from pipeline.coco.checks.values import ABSENT, id_or_none
+from pipeline.coco.checks.values import ABSENT, id_or_none, shifted
 from pipeline.coco.records import Reject
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import AsWritten, RefusedBox, find_ids, no_refused_boxes
@@ -252,7 +252,7 @@ def _refuse(
 ) -> None:
     """Write down record i of a block, with the reason, and a line where it is refused itself."""
     fate, reason, message = _fault(record, i, block, file.images, reasons)
-    image_id = None if record.image_id is None else record.image_id + file.shift
+    image_id = shifted(record.image_id, file.shift)
     refused.append(RefusedBox(record.place, record.annotation_id, image_id, record.category_id, fate, reason))
     if fate == Fate.REFUSED:
         file_name = file.images.file_name[block.image[i]].as_py() if block.has_image[i] else None

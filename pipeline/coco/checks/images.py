@@ -19,6 +19,7 @@ from pipeline.coco.checks.values import (
     is_text,
     repeated_ids,
     repeats,
+    shifted,
     shown,
     whole,
     why_no_id,
@@ -49,7 +50,7 @@ class ImageFault(NamedTuple):
 
     def refused(self, shift: int) -> RefusedImage:
         """Return it for the ledger, with `shift` added to its id."""
-        image_id = None if self.id is None else self.id + shift
+        image_id = shifted(self.id, shift)
         return RefusedImage(image_id, self.file_name, self.width, self.height, Reason(self.reason))
 
 

@@ -70,6 +70,11 @@ def id_or_none(value: int) -> int | None:
     return None if value == ABSENT else value
 
 
+def shifted(value: int | None, shift: int) -> int | None:
+    """Return an id with a number added to it; None where there is none, or where the sum has more than 64 bits."""
+    return None if value is None or not -(2**63) < value + shift < 2**63 else value + shift
+
+
 def why_no_id(value: Any) -> str:
     """Return what is wrong with an id that `whole` does not read, for a message."""
     if type(value) is int or (type(value) is str and value.strip().isdigit()):

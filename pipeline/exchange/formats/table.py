@@ -6,7 +6,7 @@ h`. Without names the columns are `file, x1, y1, x2, y2, class`. A row with a fi
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import PurePosixPath
 
@@ -36,12 +36,22 @@ def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[
     file, box, category, has_sides, first = _columns(annotations, rows)
     known = set(images.names)
     name_of = cache(partial(_name_of, images, known))
+    paths = {_path(row[file]) for row in rows[first:] if len(row) > file}
+    owner_of = _owners(sorted(paths), name_of, images.folder.name)
     boxes: dict[str, list[Box]] = {}
     for number, row in enumerate(rows[first:], first + 1):
-        name = name_of(row[file].strip()) if len(row) > file else ""
+        path = _path(row[file]) if len(row) > file else PurePosixPath()
+        name = name_of(path)
         if not name:
             if any(field.strip() for field in row):
                 notes.refuse_box(annotations.name, f"row {number}", Reason.BAD_RECORD, "names no file")
+            continue
+        if owner_of.get(name, path) != path:
+            message = (
+                f"names {path}, and other rows name another folder's {name}; import the images of each folder "
+                "on their own, each with its rows"
+            )
+            notes.refuse_box(annotations.name, f"row {number}", Reason.REPEATED_FILE, message)
             continue
         of_image = boxes.setdefault(name, [])
         fields = [row[column].strip() if column < len(row) else "" for column in (*box, category)]
@@ -69,9 +79,32 @@ def _rows(place: Location) -> list[list[str]]:
         ) from error
 
 
-def _name_of(images: Images, known: set[str], written: str) -> str:
+def _path(written: str) -> PurePosixPath:
+    return PurePosixPath(written.strip().replace("\\", "/"))
+
+
+def _owners(
+    paths: list[PurePosixPath], name_of: Callable[[PurePosixPath], str], folder: str
+) -> dict[str, PurePosixPath | None]:
+    """Tell which path means the image, of each name that several paths of the table come down to.
+
+    It is the one that is the name itself, or else the only one that goes through a folder called as the image folder.
+    Where there is none, as in a table of several folders with files of the same names, none of them is known to.
+    """
+    of_name: dict[str, list[PurePosixPath]] = {}
+    for path in paths:
+        of_name.setdefault(name_of(path), []).append(path)
+    owners: dict[str, PurePosixPath | None] = {}
+    for name, alike in of_name.items():
+        if len(alike) > 1:
+            exact = [path for path in alike if str(path) == name]
+            found = exact or [path for path in alike if path.parent.name == folder]
+            owners[name] = found[0] if len(found) == 1 else None
+    return owners
+
+
+def _name_of(images: Images, known: set[str], path: PurePosixPath) -> str:
     """Return the name of an image relative to the folder, as the table writes it or without its folders."""
-    path = PurePosixPath(written.replace("\\", "/"))
     if not path.name or str(path) in known:
         return path.name
     is_elsewhere = path.is_absolute() or ".." in path.parts

@@ -240,3 +240,55 @@ def test_read_coco__refused_images_of_several_files_have_the_ids_of_the_ledger(t
     source = read_coco([first, second], folders=["", "more"])
     ids = [image.id for image in source.refused_images]
     assert ids == [reject.id for reject in source.rejects if reject.kind == "image"] == [100 + IMAGES[1]["id"]]
+
+
+def test_read_coco__names_that_mean_the_same_file_are_shared(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    first.write_text(json.dumps(content()))
+    second.write_text(json.dumps(content(images=changed(IMAGES, file_name=lambda name: f".//{name}"))))
+    with pytest.raises(DataError, match=f"{len(IMAGES)} images are named by more than one of the annotation files"):
+        read_coco([first, second])
+
+
+def test_read_coco__huge_ids_of_refused_records_of_several_files(tmp_path: Path) -> None:
+    """They are left out where they leave 64 bits, and keep no other record from being read."""
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    most = 2**63 - 1
+    first.write_text(json.dumps(content()))
+    boxes = [*BOXES, {"id": 99, "image_id": most, "category_id": 4, "bbox": [1, 2, 3, 4]}]
+    images = [*IMAGES, {"id": most, "file_name": "../x.jpg", "width": 9, "height": 9}]
+    second.write_text(json.dumps(content(images=images, annotations=boxes)))
+    source = read_coco([first, second], folders=["", "more"])
+    assert [image.id for image in source.refused_images] == [None]
+    assert next(box for box in source.refused_boxes if box.annotation_id == 99).image_id is None
+    assert source.num_images == 2 * len(IMAGES)
+
+
+def test_read_coco__ids_of_refused_images_of_one_file_meet_no_image_of_another(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    first.write_text(json.dumps(content(images=[*IMAGES, {"id": 105, "file_name": "c.jpg", "width": 0, "height": 9}])))
+    second.write_text(json.dumps(content()))
+    source = read_coco([first, second], folders=["", "more"])
+    assert 105 in [image.id for image in source.refused_images]
+    assert 105 not in source.image_id.tolist()
+
+
+def test_read_coco__zip_files_that_python_cannot_unpack(tmp_path: Path) -> None:
+    data = json.dumps(content()).encode()
+    place = tmp_path / "a.zip"
+    for offset, value, told in ((6, 1, "encrypted"), (8, 9, "compression method is not supported")):
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr("a.json", data)
+        raw = bytearray(place.read_bytes())
+        central = raw.index(b"PK\1\2")
+        raw[offset] = raw[central + offset + 2] = value  # in the member's own header, and in the list of members
+        place.write_bytes(raw)
+        with pytest.raises(DataError, match=f"cannot be opened: .*{told}.*; unpack it"):
+            read_coco(place)
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.json", data * 50)
+    raw = bytearray(place.read_bytes())
+    raw[60:120] = bytes(range(60))
+    place.write_bytes(raw)
+    with pytest.raises(DataError, match="damaged archive"):
+        read_coco(place)

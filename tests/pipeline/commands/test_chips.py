@@ -329,6 +329,54 @@ def test_chips__a_changed_image_of_the_same_size_is_seen(tmp_path: Path) -> None
     assert digests(out) == digests(tmp_path / "fresh")
 
 
+def test_chips__images_of_another_folder_are_compared_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are older than the shards, and where the rerun was stopped before it was through."""
+    made, out, other = small_set(tmp_path / "set", 12), tmp_path / "out", tmp_path / "other"
+    for image in made.images:
+        image["file_name"] = f"{image['id']}.bmp"
+        (made.image_root / image["file_name"]).write_bytes(encoded(texture(64, 64, image["id"]), "BMP"))
+    shutil.copytree(made.image_root, other)
+    for number in (6, 11):
+        (other / f"{number}.bmp").write_bytes(encoded(texture(64, 64, 77), "BMP"))
+    chips(made.write(), made.image_root, out, SMALL)
+    cut = job_module.make_shard
+
+    def stopped(job: ShardJob) -> Any:
+        if job.name == "chips-00002":
+            raise KeyboardInterrupt
+        return cut(job)
+
+    monkeypatch.setattr(job_module, "make_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        chips(made.path, other, out, SMALL)
+    monkeypatch.undo()
+    assert chips(made.path, other, out, SMALL).num_made == 1
+    chips(made.path, other, tmp_path / "fresh", SMALL)
+    assert digests(out) == digests(tmp_path / "fresh")
+    assert chips(made.path, other, out, SMALL).num_made == 0
+
+
+def test_chips__a_kill_amid_overwrite_leaves_nothing_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, out = small_set(tmp_path / "set", 8), tmp_path / "out"
+    chips(made.write(), made.image_root, out, SMALL)
+    from pipeline.dataset import build as build_module
+
+    clear = build_module._clear_shards
+
+    def killed(folder: Location) -> None:
+        clear(folder)
+        if folder.name == "positives":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module, "_clear_shards", killed)
+    with pytest.raises(KeyboardInterrupt):
+        chips(made.path, made.image_root, out, SMALL, overwrite=True)
+    monkeypatch.undo()
+    assert chips(made.path, made.image_root, out, SMALL).num_made == 2
+
+
 def test_chips__a_small_data_set_has_sixteen_shards(tmp_path: Path) -> None:
     made, out = small_set(tmp_path / "set", 17), tmp_path / "out"
     options = SMALL.model_copy(update={"images_per_shard": None})

@@ -33,6 +33,18 @@ def test_functions__take_paths_as_text_and_odd_folder_names(tmp_path: Path, monk
     assert Path("sheet.png").stat().st_size > 0
 
 
+def test_functions__a_path_that_is_no_text_is_refused_before_any_work(tmp_path: Path) -> None:
+    data = sound_set(tmp_path / "in")
+    odd = tmp_path / os.fsdecode(b"im\xe9")
+    shutil.copytree(data.image_root, odd)
+    with pytest.raises(UsageError, match=r"im\\udce9': the path is no text in UTF-8"):
+        chips(data.write(), odd, tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+    moved = data.path.rename(odd / "train.json")
+    with pytest.raises(UsageError, match="the path is no text in UTF-8"):
+        check(moved, data.image_root, max_pixels=SETTINGS.max_pixels)
+
+
 def test_functions__take_no_copy_of_a_manifest_for_a_shard(tmp_path: Path) -> None:
     data, out = sound_set(tmp_path / "in"), tmp_path / "out"
     chips(data.write(), data.image_root, out, SETTINGS)

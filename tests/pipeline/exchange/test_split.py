@@ -75,6 +75,13 @@ def test_split__groups_stay_together(tmp_path: Path) -> None:
     assert report.images == {"train": 70, "val": 30}
 
 
+def test_split__a_group_that_takes_no_part_joins_nothing(tmp_path: Path) -> None:
+    """Images are clip00 to clip09; the first group is of the last five alone."""
+    write_coco(tmp_path / "all.json", 100)
+    report = split(tmp_path / "all.json", tmp_path / "out", val=0.3, group=r"clip0[0-4]|clip(0[5-9])")
+    assert report.num_groups == 10
+
+
 def test_split__equal_images_stay_together_also_through_groups(tmp_path: Path) -> None:
     write_coco(tmp_path / "all.json", 30)
     (tmp_path / "images").mkdir()

@@ -1,6 +1,7 @@
 """Large TIFFs read by windows: the pixels, frames and refusals of small files, in bounded memory."""
 
 import io
+import json
 import struct
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from pipeline.images.chip import Large, cut_chip
 from pipeline.images.decode import ImageRefusedError, decode_given, read_image
 from pipeline.images.frames import TURNS
 from pipeline.images.sources import Findings, open_sources
+from pipeline.insight.show import show
 from pipeline.storage import Location, location, read_range
 from schemas.codes import Reason
+from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from tests.builders import CocoSet, encoded, texture
 
@@ -86,6 +89,7 @@ FILES: dict[str, bytes] = {
     "palette": encoded(PIXELS.convert("P"), "TIFF", compression="tiff_lzw", tiffinfo={278: 16}),
     "alpha": encoded(PIXELS.convert("RGBA"), "TIFF", compression="tiff_lzw", tiffinfo={278: 16}),
     "black and white": encoded(PIXELS.convert("1"), "TIFF", compression="group4", tiffinfo={278: 16}),
+    "fax in two dimensions": encoded(PIXELS.convert("1"), "TIFF", compression="group3", tiffinfo={278: 16, 292: 1}),
 }
 
 
@@ -303,3 +307,39 @@ def test_open_large__takes_bounded_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 4 / 3
+
+
+@pytest.mark.usefixtures("all_large")
+def test_show__of_a_large_image_that_was_damaged_since(tmp_path: Path) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30]}
+    image = {"id": 1, "file_name": "a.tif", "width": SIZE[0], "height": SIZE[1]}
+    coco = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    file = tmp_path / "images/a.tif"
+    file.parent.mkdir()
+    file.write_bytes(FILES["tiles"])
+    settings = ChipSettings.model_validate({"size": 64, "scales": [1.0], "ranges": [[0, None]]})
+    chips(tmp_path / "a.json", file.parent, tmp_path / "out", settings)
+    file.write_bytes(FILES["tiles"][:-200] + bytes(200))
+    with pytest.raises(DataError, match=r"a\.tif: .*the tile at 128,64 cannot be decoded"):
+        show(tmp_path / "out", tmp_path / "sheet.png", image=1)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_chips__a_large_image_that_fails_between_its_check_and_its_chips_stops_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.tif").write_bytes(FILES["tiles"])
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30]}
+    image = {"id": 1, "file_name": "a.tif", "width": SIZE[0], "height": SIZE[1]}
+    coco = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    settings = ChipSettings.model_validate({"size": 64, "scales": [1.0], "ranges": [[0, None]]})
+
+    def fails(*_: object) -> None:
+        raise ImageRefusedError(Reason.UNDECODABLE, "the tile at 0,0 cannot be decoded")
+
+    monkeypatch.setattr("pipeline.dataset.cutting.cut_chip", fails)
+    with pytest.raises(DataError, match=r"a\.tif: the tile at 0,0 .* which was in order when it was opened"):
+        chips(tmp_path / "a.json", tmp_path / "images", tmp_path / "out", settings)

@@ -69,6 +69,19 @@ def test_greedy_cover__holds_every_box_in_windows_inside_the_image(
             assert (np.diff(new) <= 0).all()
 
 
+def test_greedy_cover__holds_boxes_that_begin_one_bit_before_a_start_of_the_grid() -> None:
+    """And that end where a window from the start before ends, or one bit beyond. 1 / step is rounded there."""
+    for extent, side, step in ((8000.0, 512 / 3, 32 / 3), (3000.0, 307.1, 19.2), (997.0, 100.1, 6.3)):
+        starts = candidate_starts(np.zeros(1), np.ones(1), extent, side, step, 0)
+        low = np.nextafter(starts[1:-1], 0)
+        ends = starts[:-2] + side
+        for high in (ends, np.nextafter(ends, np.inf), np.nextafter(low + side, 0)):
+            boxes = np.stack([low, np.full_like(low, 5.0), high, np.full_like(low, 9.0)], axis=1)
+            boxes = boxes[[fits(box[0], box[2], extent, side) for box in boxes]]
+            windows, _ = greedy_cover(boxes, level(extent, extent, side, step), 0, 1, True)
+            assert holds(windows, boxes).any(axis=1).all()
+
+
 @given(problems)
 @settings(max_examples=100)
 def test_greedy_cover__no_window_is_redundant_after_pruning(

@@ -1,6 +1,7 @@
 """Views: they cover every image, and waste little."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +60,12 @@ def test_compose__images_are_done_one_after_the_other() -> None:
         reached = np.searchsorted(np.cumsum(pixels), share * sum(pixels))
         done = sum(number < reached for number in last_batch.values()) / len(images)
         assert share - 0.2 < done <= share
+
+
+@pytest.mark.parametrize("side", [512, 1333])
+def test_plan_views__an_image_at_the_side_of_a_view_is_one_view(side: int) -> None:
+    """Its scale is side / width, and so its width at that scale is the side but for rounding."""
+    settings = ChipSettings.model_validate({"scales": [{"long_side": side}], "ranges": [[0, 700]]})
+    images = [SourceImage(1, "a", width, width // 2) for width in range(side + 1, 4 * side)]
+    views = plan_views(images, settings, side, [700])
+    assert [view.image for view in views] == list(range(len(images)))

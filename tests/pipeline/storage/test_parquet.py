@@ -1,5 +1,7 @@
 """What a Parquet file says of itself, read from its end alone, on disk and in a store."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Location, location, parquet
-from pipeline.storage.parquet import read_frame, read_metadata
+from pipeline.storage.parquet import read_frame, read_metadata, read_table
 from schemas.errors import DataError
+from tests.paths import ROOT
 from tests.s3 import S3
 
 ROWS = pa.table({"a": np.random.default_rng(0).random(50_000)})
@@ -42,6 +45,24 @@ def test_read_metadata__reads_the_end_alone(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(parquet, "read_range", counted)
     assert read_metadata(tmp_path / "a.parquet")[b"said"] == b"little"
     assert sum(read) == parquet.TAIL < (tmp_path / "a.parquet").stat().st_size
+
+
+def test_read_table__some_columns_by_no_thread_of_arrow(tmp_path: Path) -> None:
+    """Threads of Arrow that are left when the program ends may abort it."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(ROWS.append_column("b", ROWS["a"]).append_column("c", ROWS["a"]), path)
+    assert read_table(path, ["c", "a"]).column_names == ["c", "a"]
+    with pytest.raises(DataError, match="it has no column d"):
+        read_table(path, ["a", "d"])
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline.storage.parquet import read_table\n"
+        "before = os.listdir('/proc/self/task'); read_table(Path(sys.argv[1]), ['c', 'a'])\n"
+        "print(len(os.listdir('/proc/self/task')) - len(before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "0\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff" * 40, b"x" * 200_000, b"x" * 100 + b"\xff\xff\xff\x7fPAR1"])

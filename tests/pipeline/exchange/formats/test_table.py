@@ -79,3 +79,21 @@ def test_read_table__a_bad_row_loses_nothing_else(tmp_path: Path) -> None:
 def test_read_table__says_which_columns_it_expects(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="empty|expected columns such as"):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "refused"),
+    [
+        ("train/a.jpg,1,2,3,4,cat\nval/a.jpg,1,2,3,4,dog\n", {}, 2),
+        ("images/a.jpg,1,2,3,4,cat\nval/a.jpg,1,2,3,4,dog\nimages/a.jpg,5,6,7,8,cow\n", {"a.jpg": ["cat", "cow"]}, 1),
+        ("a.jpg,1,2,3,4,cat\nval/a.jpg,1,2,3,4,dog\nval/b.jpg,1,2,3,4,dog\n", {"a.jpg": ["cat"], "b.jpg": ["dog"]}, 1),
+        ("/x/images/a.jpg,1,2,3,4,cat\n/y/images/a.jpg,1,2,3,4,dog\n", {}, 2),
+    ],
+    ids=["neither", "the folder's", "the name itself", "two folders of the same name"],
+)
+def test_read_table__images_of_two_folders_are_not_joined(
+    tmp_path: Path, text: str, kept: dict[str, list[str]], refused: int
+) -> None:
+    found, notes = read(tmp_path, text)
+    assert {image.file_name: [box.category for box in image.boxes] for image in found} == kept
+    assert [reject.reason for reject in notes.rejects] == [Reason.REPEATED_FILE] * refused
