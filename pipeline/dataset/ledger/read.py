@@ -18,9 +18,9 @@ from pipeline.storage.parquet import read_frame
 from schemas.arrays import IntArray
 from schemas.codes import Fate
 from schemas.errors import DataError, MissingError
+from schemas.tables import CORNERS
 
 IMAGE_COLUMNS = ["image_id", "file_name", "width", "height", "state", "hash"]
-CORNERS = ["x1", "y1", "x2", "y2"]
 BOX_COLUMNS = ["image_id", "row", "annotation_id", "category_id", *CORNERS, "fate"]
 
 
