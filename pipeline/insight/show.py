@@ -6,6 +6,7 @@ import polars as pl
 from PIL import Image
 
 from pipeline.dataset.build_file import NEGATIVES
+from pipeline.dataset.ledger.read import read_categories
 from pipeline.dataset.shards import shard_files
 from pipeline.images.pictures import STATUS_STROKES, picture_format, write_picture
 from pipeline.insight.chip_pictures import PROPOSAL, SHOWN, Chip, Chosen, caption, draw_chip, read_chip, sample_chips
@@ -14,7 +15,6 @@ from pipeline.insight.manifests import scan
 from pipeline.insight.proposals import add_proposals
 from pipeline.insight.sheet import GAP, Row, draw_sheet, sheet_width
 from pipeline.storage import Location, location
-from pipeline.storage.parquet import read_frame
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError, UsageError
 from schemas.wording import interval, shell
@@ -65,7 +65,7 @@ def show(
     data, out = location(data), location(out)
     picture_format(out)
     frames = {one: _chips(data, one) for one in _kinds(data, kind, image)}
-    names = dict(read_frame(data / "categories.parquet").select("id", "name").iter_rows())
+    names = dict(read_categories(data))
     chosen = Chosen(statuses or STATUS_NAMES, _ids(data, classes, names) if classes else None)
     found: list[tuple[str, list[Chip]]] = []
     try:

@@ -89,6 +89,16 @@ def read_kept(data: Location, digests: dict[str, str] | None = None) -> Kept:
     return Kept(source, images["hash"].combine_chunks(), refused)
 
 
+def read_categories(data: Location) -> list[tuple[int, str]]:
+    """Read the categories of a data set, (id, name), by label from 1.
+
+    Raises:
+        DataError: categories.parquet is missing or damaged. OSError: it cannot be read.
+    """
+    table = read_frame(data / "categories.parquet").sort("label")
+    return list(table.select("id", "name").iter_rows())
+
+
 def _images(path: Location, digests: dict[str, str] | None) -> tuple[pa.Table, IntArray]:
     """Read the kept images, by id, and the ids of the refused ones."""
     with _opened(path, digests) as file:
