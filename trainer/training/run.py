@@ -94,6 +94,11 @@ class Run:
         """Return the context that the network computes in."""
         return autocast(self.rank.device, self.precision)
 
+    @cached_property
+    def chip_settings(self) -> ChipSettings:
+        """The settings that the positive chips were made with, `chips` as a model."""
+        return ChipSettings.model_validate(self.chips)
+
     @property
     def epoch_steps(self) -> int:
         """Optimiser steps of the epoch at hand."""
