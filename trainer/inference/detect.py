@@ -74,7 +74,10 @@ def detect(
             write_results(place, found, ids)
         return found
     detect_into(
-        *(out, checkpoint, images, settings),
+        out,
+        checkpoint,
+        images,
+        settings,
         min_drawn=min_drawn,
         classes=classes,
         results=results,

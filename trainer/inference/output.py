@@ -168,7 +168,9 @@ def _remove_earlier(out: Location) -> None:
     if others := [path.name for path in files_in(out, "*.jpg") if PICTURE.fullmatch(path.name)]:
         log.warning(
             "%s: holds %d pictures that are not of this run, such as %s; remove them or choose another --out",
-            *(out, len(others), others[0]),
+            out,
+            len(others),
+            others[0],
         )
 
 
