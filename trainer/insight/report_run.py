@@ -17,7 +17,7 @@ from trainer.evaluation.ground_truth import read_objects
 from trainer.evaluation.results import read_results
 from trainer.evaluation.score_results import foreign
 from trainer.insight.crops import choose_false, choose_missed, draw_crops
-from trainer.insight.findings import ADVICE, Findings, as_facts, find_errors
+from trainer.insight.findings import ADVICE, Judged, as_facts, find_errors
 from trainer.insight.history import read_history
 from trainer.runtime.checkpoint import read_checkpoint
 
@@ -228,7 +228,7 @@ def _at_scores(facts: Facts) -> Section:
     return Section("Which score to ask for", blocks)
 
 
-def _pictures(found: Findings, source: Source, images: Location, chips: ChipSettings) -> Iterator[Section]:
+def _pictures(found: Judged, source: Source, images: Location, chips: ChipSettings) -> Iterator[Section]:
     """Show the surest false detections of each kind, and the largest misses of each valid range."""
     groups = {
         f"{kind.name.capitalize()}: {ADVICE[kind]}": choose_false(found, kind) for kind in Kind if kind != Kind.MISSED
