@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from schemas.arrays import IntArray
+from schemas.arrays import BoolArray, IntArray
 from trainer.evaluation.ground_truth import Objects
-from trainer.evaluation.matching import MATCH_IOU, NONE, Bools, Matching, box_ious, class_curve, group_rows
+from trainer.evaluation.matching import MATCH_IOU, NONE, Matching, box_ious, class_curve, group_rows
 from trainer.evaluation.results import CocoResults
 
 BACKGROUND_IOU = 0.1
@@ -36,7 +36,7 @@ class Errors(NamedTuple):
 
     kind: IntArray
     object: IntArray
-    missed: Bools
+    missed: BoolArray
 
     def count(self, kind: Kind) -> int:
         """Return how many errors are of a kind."""

@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pycocotools import mask
 
-from schemas.arrays import FloatArray, IntArray
+from schemas.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.results import CocoResults
 
@@ -15,8 +14,6 @@ MATCH_IOU = 0.5
 NONE = -1
 """Stands for no detection and no object."""
 RECALLS = np.linspace(0, 1, 101)  # at which COCO reads the precision
-
-Bools = npt.NDArray[np.bool_]
 
 
 class Matching(NamedTuple):
@@ -31,16 +28,16 @@ class Matching(NamedTuple):
 
     object: IntArray
     detection: IntArray
-    counts: Bools
+    counts: BoolArray
 
     @property
-    def is_true(self) -> Bools:
+    def is_true(self) -> BoolArray:
         """Whether each detection found an object, bool [D]."""
-        found: Bools = self.object != NONE
+        found: BoolArray = self.object != NONE
         return found
 
     @property
-    def is_false(self) -> Bools:
+    def is_false(self) -> BoolArray:
         """Whether each detection counts and found nothing, bool [D]."""
         return self.counts & ~self.is_true
 
@@ -87,7 +84,7 @@ def match(objects: Objects, results: CocoResults, *, max_dets: int = 100) -> Mat
     return Matching(found, finder, counts)
 
 
-def box_ious(boxes: FloatArray, others: FloatArray, crowd: Bools) -> FloatArray:
+def box_ious(boxes: FloatArray, others: FloatArray, crowd: BoolArray) -> FloatArray:
     """Return the IoU of each pair of boxes; of a crowd the share of the first box that lies in it.
 
     Args:
@@ -128,7 +125,7 @@ class Curve(NamedTuple):
 
     precision: FloatArray
     recall: FloatArray
-    scores: npt.NDArray[np.float32]
+    scores: Float32Array
 
     def average_precision(self) -> float:
         """Return COCO's AP: the mean, over RECALLS, of the best precision at that recall or above; NaN: no object."""
@@ -139,7 +136,7 @@ class Curve(NamedTuple):
         return float(np.append(best, 0.0)[np.minimum(places, len(best))].mean())
 
 
-def curve(is_true: Bools, scores: npt.NDArray[np.float32], num_objects: int) -> Curve:
+def curve(is_true: BoolArray, scores: Float32Array, num_objects: int) -> Curve:
     """Return the curve of some detections.
 
     Args:
