@@ -16,6 +16,14 @@ class Status(IntEnum):
 
 STATUS_NAMES = [status.name.lower() for status in Status]
 
+TARGETS = (Status.VALID, Status.RESCUED)
+"""The statuses of boxes that a chip trains."""
+
+IGNORED = (Status.CROWD, Status.IGNORE)
+"""The statuses of boxes that nothing is to be learnt from: they are neither targets nor background."""
+
+TARGET_NAMES, IGNORED_NAMES = ([STATUS_NAMES[status] for status in group] for group in (TARGETS, IGNORED))
+
 
 class Fate(IntEnum):
     """What became of one source box; exactly one applies. The ledger stores the lower-case name."""

@@ -5,6 +5,9 @@ import pyarrow as pa
 FORMAT_VERSION = 3
 """Raised whenever the same input and settings give other bytes; part of every fingerprint."""
 
+CORNERS = ["x1", "y1", "x2", "y2"]
+"""The columns, or fields, of a box or window in every table."""
+
 BOX = pa.struct(
     [
         ("annotation_id", pa.int64()),
@@ -32,11 +35,8 @@ PLAN = pa.schema(
         ("y2", pa.float64()),
         ("width", pa.int16()),  # stored content, chip pixels
         ("height", pa.int16()),
-        (
-            "range_min",
-            pa.float32(),
-        ),  # valid range of the scale, sqrt(area) in source pixels; infinity: unbounded
-        ("range_max", pa.float32()),
+        ("range_min", pa.float32()),  # valid range of the scale, sqrt(area) in source pixels
+        ("range_max", pa.float32()),  # infinity: unbounded
         ("boxes", pa.list_(BOX)),
         ("num_valid", pa.int32()),
         ("num_boxes", pa.int32()),

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -102,6 +103,20 @@ def test_rooms__say_what_flows_through_them() -> None:
         if path.name == "__init__.py" and module != "sniper_chips":
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
             assert len(text.split()) > 10, f"{path}: say what flows in, what flows out and what the room may import"
+
+
+def test_rooms__that_list_what_they_import_list_all_of_it_and_nothing_else() -> None:
+    imports: dict[str, set[str]] = {}
+    for module in FILES:
+        package = module.partition(".")[0]
+        rooms = {room(other) for other in imported(module)} - {room(module), package}
+        names = {name.removeprefix(f"{package}.").partition(".")[0] for name in rooms}
+        imports.setdefault(room(module), set()).update(names)
+    for module, names in imports.items():
+        text = " ".join((ast.get_docstring(ast.parse(FILES[module].read_text())) or "").split())
+        _, is_list, listed = text.partition("imports `")
+        if is_list and floor(module) is not None:
+            assert set(re.findall(r"`(\w+)", f"`{listed}")) == names, f"{module}: imports {sorted(names)}"
 
 
 def test_modules__import_no_circle() -> None:

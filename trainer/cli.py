@@ -273,7 +273,10 @@ def detect(
     wanted = [name.strip() for names in csv.reader(classes, skipinitialspace=True) for name in names]
     with stoppable(f"To go on, run the same command again: what was found is in {out}"):
         report = run(
-            *(out, checkpoint, images, settings),
+            out,
+            checkpoint,
+            images,
+            settings,
             min_drawn=min_drawn,
             classes=wanted,
             focus_map=focus_map,

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.coco.records import Reject, SourceImage
 from pipeline.coco.rows import Rows
-from schemas.arrays import FloatArray, IntArray
+from schemas.arrays import BoolArray, FloatArray, IntArray
 from schemas.codes import Fate, Reason
 from schemas.tables import REJECTS
 
@@ -131,16 +131,16 @@ class Source:
         as_written: the boxes as their records give them, where that was asked for.
     """
 
-    image_id: npt.NDArray[np.int64]
+    image_id: IntArray
     file_name: pa.Array
-    width: npt.NDArray[np.int64]
-    height: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
-    row: npt.NDArray[np.uint32] | npt.NDArray[np.int64]
-    annotation_id: npt.NDArray[np.int64]
+    width: IntArray
+    height: IntArray
+    offsets: IntArray
+    row: npt.NDArray[np.uint32] | IntArray
+    annotation_id: IntArray
     label: npt.NDArray[np.int32]
-    box: npt.NDArray[np.float64]
-    crowd: npt.NDArray[np.bool_]
+    box: FloatArray
+    crowd: BoolArray
     categories: list[tuple[int, str]]
     rejects: Rows[Reject] = field(default_factory=no_rejects)
     refused_images: Rows[RefusedImage] = field(default_factory=no_refused_images)
@@ -156,7 +156,7 @@ class Source:
         return len(self.image_id)
 
     @cached_property
-    def category_of_label(self) -> npt.NDArray[np.int64]:
+    def category_of_label(self) -> IntArray:
         """Category ids, int64 [K + 1], by label; label 0 is background and has none, here 0."""
         return np.array([0, *(category_id for category_id, _ in self.categories)], np.int64)
 
@@ -186,7 +186,7 @@ class Source:
         )
 
 
-def find_ids(among: IntArray, ids: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+def find_ids(among: IntArray, ids: IntArray) -> tuple[IntArray, BoolArray]:
     """Return where int64 ids [m] stand in a sorted array, int64 [m], and whether they do, bool [m]."""
     if not len(among):
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)

@@ -20,8 +20,7 @@ from pipeline.storage import Location
 from pipeline.storage.parquet import read_table
 from schemas.arrays import FloatArray, IntArray
 from schemas.settings import ChipSettings, NegativeSettings
-
-WINDOW = ["x1", "y1", "x2", "y2"]
+from schemas.tables import CORNERS
 
 
 class MineJob(NamedTuple):
@@ -148,9 +147,9 @@ def _per_scale(mined: Mined, num_scales: int) -> FloatArray:
 
 def _positives(path: Location, source: Source) -> Windows:
     """Return the chips of a positives' shard, with the position of each one's image in the source."""
-    rows = read_table(path, ["image_id", "scale_index", *WINDOW])
+    rows = read_table(path, ["image_id", "scale_index", *CORNERS])
     image = np.searchsorted(source.image_id, rows["image_id"].to_numpy())
-    window = np.stack([rows[name].to_numpy() for name in WINDOW], axis=1)
+    window = np.stack([rows[name].to_numpy() for name in CORNERS], axis=1)
     return Windows(image, rows["scale_index"].to_numpy(), window)
 
 

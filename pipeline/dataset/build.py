@@ -14,7 +14,7 @@ from pipeline.dataset.standing import differing
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
-from pipeline.storage import Location, ahead, files_in, is_file, make_folder, read_bytes, remove, remove_files
+from pipeline.storage import Location, files_in, is_file, make_folder, read_bytes, remove, remove_all, remove_files
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
@@ -149,8 +149,7 @@ def _clear_shards(folder: Location) -> None:
     files = [file for suffix in SUFFIXES for file in shard_files(folder, suffix)]
     if files:
         log.info(f"{folder}: --overwrite removes {len(files)} files (chips-*)")
-    for _ in ahead(remove, files):
-        pass
+    remove_all(files)
     remove_files(folder)
 
 

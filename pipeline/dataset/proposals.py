@@ -19,7 +19,7 @@ from pipeline.coco.source import find_ids
 from pipeline.planning.mine import PooledProposals
 from pipeline.storage import Location, files_in, is_file, is_folder, local_copy, read_bytes
 from pipeline.storage.parquet import read_metadata
-from schemas.arrays import Float32Array, IntArray
+from schemas.arrays import Float32Array, FloatArray, IntArray
 from schemas.errors import DataError, UsageError
 from schemas.tables import PROPOSALS
 
@@ -49,7 +49,7 @@ class Extents(NamedTuple):
     """
 
     image_id: IntArray
-    size: npt.NDArray[np.float64]
+    size: FloatArray
     others: IntArray | None
 
 
@@ -66,8 +66,8 @@ class _Batch(NamedTuple):
 
     first_row: int
     image_id: IntArray
-    box: npt.NDArray[np.float64]
-    score: npt.NDArray[np.float64]
+    box: FloatArray
+    score: FloatArray
     faults: dict[int, str]
 
 

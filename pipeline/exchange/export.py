@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from pipeline.dataset.build_file import POSITIVES, finished_builds
+from pipeline.dataset.ledger.read import read_categories
 from pipeline.dataset.shards import shard_files
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
@@ -31,7 +32,6 @@ from pipeline.storage import (
     remove_folder,
     write_atomic,
 )
-from pipeline.storage.parquet import read_frame
 from schemas.errors import UsageError
 
 
@@ -116,8 +116,7 @@ def export(
     manifests = [path for folder in builds for path in shard_files(data / folder, ".parquet")]
     if not manifests:
         raise UsageError(f"{data}: holds no chips; see rejects.parquet in it")
-    frame = read_frame(data / "categories.parquet").sort("label")
-    categories = list(frame.select("id", "name").iter_rows())
+    categories = read_categories(data)
     fingerprints = {folder: build.fingerprint for folder, build in builds.items()}
     record = Record(format, kind, blank, fingerprints, categories)
     chips = builds[POSITIVES].settings["chips"]

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.exchange.views import ViewIndex
@@ -43,7 +42,7 @@ def merge_views(
             f"{where}: has results of {len(unknown):,} images that are no views, such as image_id {unknown[0]}; "
             "expected the ids of views.json"
         )
-    rows_of_view: dict[int, npt.NDArray[np.int64]] = dict(
+    rows_of_view: dict[int, IntArray] = dict(
         zip(ids.tolist(), np.split(order, starts[1:]) if len(ids) else [], strict=True)
     )
     image_id = index.table["image_id"].to_numpy()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pipeline.dataset.shards import read_rows
 from pipeline.storage import Location, open_binary
+from schemas.codes import IGNORED_NAMES
 from schemas.errors import DataError
 from schemas.wording import shell
 
@@ -14,9 +15,6 @@ Row = dict[str, Any]
 
 KEY = r"[-\d]{12,}-\d+[pn]\d{3,}"
 """What the key of a chip looks like, as a regular expression."""
-
-IGNORED = ("crowd", "ignore")
-"""The statuses of boxes that nothing is to be learnt from."""
 
 
 class ExportJob(NamedTuple):
@@ -88,8 +86,8 @@ def read_keys(job: ExportJob) -> list[str]:
 
 def split_boxes(row: Row) -> tuple[list[Row], list[Row]]:
     """Part the boxes of a chip into objects, and regions that nothing is to be learnt from."""
-    objects = [box for box in row["boxes"] if box["status"] not in IGNORED]
-    return objects, [box for box in row["boxes"] if box["status"] in IGNORED]
+    objects = [box for box in row["boxes"] if box["status"] not in IGNORED_NAMES]
+    return objects, [box for box in row["boxes"] if box["status"] in IGNORED_NAMES]
 
 
 def tally_of(row: Row, *, blanked: bool = False) -> Tally:

@@ -111,14 +111,7 @@ def split(
     category_of = _positions([_id(category.id) for category in categories], [_id(mark.category_id) for mark in marks])
     known = (image_of >= 0) & (category_of >= 0)
     shown = np.unique(np.stack([image_of[known], category_of[known]], axis=1), axis=0)  # once for image and class
-    counts = np.zeros((groups.max(initial=-1) + 1, len(categories)), np.int64)
-    np.add.at(counts, (groups[shown[:, 0]], shown[:, 1]), 1)
-    part_of_image = stratify(counts, np.bincount(groups), [*shares.values()], seed)[groups]
-    if missing := [part for number, part in enumerate(shares) if not (part_of_image == number).any()]:
-        raise DataError(
-            f"{place}: {len(records):,} images in {len(counts):,} groups are too few: {missing[0]} would get none; "
-            "ask for a larger share, or for smaller groups"
-        )
+    part_of_image = _deal(place, groups, shown, len(categories), shares, seed)
     part_of_mark = np.where(image_of >= 0, part_of_image[image_of], 0)
 
     make_folder(out)
@@ -133,10 +126,40 @@ def split(
         files=files,
         images={part: int((part_of_image == number).sum()) for number, part in enumerate(shares)},
         boxes=boxes,
-        num_groups=len(counts),
+        num_groups=len(np.unique(groups)),
         num_equal=len(contents) - len(set(contents)),
         without_image=int((image_of < 0).sum()),
     )
+
+
+def _deal(
+    place: Location, groups: IntArray, shown: IntArray, num_classes: int, shares: dict[str, float], seed: int
+) -> IntArray:
+    """Deal the images out to the parts, whole groups of them, each class by the same shares.
+
+    Args:
+        place: the annotation file, for the message.
+        groups: int64 [images], the group of each image, numbered from 0.
+        shown: int64 [n, 2], image and class of all classes that each image shows.
+        num_classes: of the file.
+        shares: of the images, by part.
+        seed: of the draw where several images would do.
+
+    Returns:
+        int64 [images], the number of each image's part.
+
+    Raises:
+        DataError: a part would get no image.
+    """
+    counts = np.zeros((groups.max(initial=-1) + 1, num_classes), np.int64)
+    np.add.at(counts, (groups[shown[:, 0]], shown[:, 1]), 1)
+    part_of_image = stratify(counts, np.bincount(groups), [*shares.values()], seed)[groups]
+    if missing := [part for number, part in enumerate(shares) if not (part_of_image == number).any()]:
+        raise DataError(
+            f"{place}: {len(groups):,} images in {len(counts):,} groups are too few: {missing[0]} would get none; "
+            "ask for a larger share, or for smaller groups"
+        )
+    return part_of_image
 
 
 def describe(report: SplitReport) -> str:

@@ -6,9 +6,10 @@ from itertools import count
 from typing import IO, Any
 
 from pipeline.dataset.shards import read_rows
-from pipeline.exchange.shard import IGNORED, KEY, ExportJob, Row, Tally, read_chips, read_keys, tally_of, total, xywh
+from pipeline.exchange.shard import KEY, ExportJob, Row, Tally, read_chips, read_keys, tally_of, total, xywh
 from pipeline.exchange.written import Written
 from pipeline.storage import Location, atomic_file, make_folder, write_together
+from schemas.codes import IGNORED_NAMES
 from schemas.tables import STORAGE
 
 CARD = None  # no file names all splits
@@ -96,7 +97,7 @@ def _boxes(jobs: Sequence[ExportJob]) -> Iterator[dict[str, Any]]:
                 "category_id": box["category_id"],
                 "bbox": bbox,
                 "area": round(bbox[2] * bbox[3], 4),
-                "iscrowd": int(box["status"] in IGNORED),
+                "iscrowd": int(box["status"] in IGNORED_NAMES),
                 "status": box["status"],
                 "visible": round(box["visible"], 4),
                 "source_annotation_id": box["annotation_id"],

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco.records import class_names
-from pipeline.exchange.shard import IGNORED, ExportJob, Row, Tally, read_chips, tally_of, total, xywh
+from pipeline.exchange.shard import ExportJob, Row, Tally, read_chips, tally_of, total, xywh
 from pipeline.exchange.written import Written
 from pipeline.storage import Location, atomic_file, files_in, make_folder, write_atomic
+from schemas.codes import IGNORED_NAMES
 
 CARD = "README.md"  # names all splits
 ROWS = 100  # chips of a row group: what a reader holds at a time
@@ -107,7 +108,7 @@ def _record(row: Row) -> dict[str, Any]:
             "category": [box["label"] - 1 for box in boxes],
             "bbox": places,
             "area": [width * height for _, _, width, height in places],
-            "iscrowd": [box["status"] in IGNORED for box in boxes],
+            "iscrowd": [box["status"] in IGNORED_NAMES for box in boxes],
             "status": [box["status"] for box in boxes],
         },
     }

@@ -1,7 +1,6 @@
 """Chips as a YOLO data set: OUT/images/SPLIT/KEY.jpg, OUT/labels/SPLIT/KEY.txt and OUT/data.yaml."""
 
 import io
-import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,13 +8,13 @@ import yaml
 from PIL import Image
 
 from pipeline.coco.records import class_names
+from pipeline.engines.progress import log
 from pipeline.exchange.records import read_records
 from pipeline.exchange.shard import KEY, ExportJob, Row, Tally, read_chips, read_keys, split_boxes, tally_of, total
 from pipeline.exchange.written import Written
 from pipeline.images.chip import encode_jpeg
 from pipeline.storage import Location, is_folder, make_folder, write_atomic, write_together
 
-LOG = logging.getLogger("sniper")
 CARD = "data.yaml"  # names all splits
 GREY = 114  # of blanked pixels, with which YOLO pads images, too
 NEEDED = ("train", "val")  # splits without which YOLO refuses a data.yaml
@@ -68,7 +67,7 @@ def finish(jobs: Sequence[ExportJob]) -> None:
     paths = {split: f"images/{split}" for split in splits}
     for needed in NEEDED:
         if needed not in splits:
-            LOG.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, splits[0])
+            log.info("%s: there is no split %s yet; data.yaml names %s for it", out, needed, splits[0])
             paths[needed] = f"images/{splits[0]}"
     names = dict(enumerate(class_names(jobs[0].categories)))
     content = yaml.safe_dump(paths | {"names": names}, sort_keys=False, allow_unicode=True)

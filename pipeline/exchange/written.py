@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pipeline.dataset.build_file import NAME
-from pipeline.storage import TEMPORARY, Location, ahead, files_in, is_file, names_in, remove
+from pipeline.storage import TEMPORARY, Location, files_in, is_file, names_in, remove_all
 from schemas.errors import UsageError
 
 
@@ -54,8 +54,7 @@ def remove_written(written: Iterable[Written]) -> None:
     """
     for folder, names, _ in written:
         name = re.compile(rf"({re.escape(TEMPORARY)}\d+-)?({names})")
-        for _ in ahead(remove, [path for path in files_in(folder, "*") if name.fullmatch(path.name)]):
-            pass
+        remove_all([path for path in files_in(folder, "*") if name.fullmatch(path.name)])
 
 
 def refuse_chips(out: Location) -> None:

@@ -11,13 +11,12 @@ from PIL import Image, ImageDraw
 from pipeline.images.drawing import PROPOSAL_COLOR, draw_label
 from pipeline.images.pictures import STATUS_STROKES, Stroke, draw_box
 from pipeline.storage import Location, read_range
-from schemas.codes import STATUS_NAMES
+from schemas.codes import STATUS_NAMES, TARGET_NAMES
 from schemas.errors import DataError, UsageError
 from schemas.wording import shell
 
 PROPOSAL = Stroke(PROPOSAL_COLOR, 1)
 SHOWN = 10  # proposals of a chip, the best: hundreds would hide what the chip shows
-LABELLED = ("valid", "rescued")
 
 Chip = dict[str, Any]
 """A row of a manifest, by the names of schema MANIFEST; `proposals`, float64 [n, 4], chip pixels, where there are."""
@@ -105,11 +104,11 @@ def draw_chip(image: Image.Image, chip: Chip, names: dict[int, str], tile: int, 
     for proposal in chip.get("proposals", ())[:SHOWN][::-1]:
         draw_box(draw, corners(proposal.tolist(), zoom), PROPOSAL)
     labels = []
-    for box in sorted(chosen.of(chip), key=lambda box: box["status"] in LABELLED):  # those that are learnt lie on top
+    for box in sorted(chosen.of(chip), key=lambda box: box["status"] in TARGET_NAMES):  # targets lie on top
         place = corners([box[name] for name in ("x1", "y1", "x2", "y2")], zoom)
         stroke = STATUS_STROKES[box["status"]]
         draw_box(draw, place, stroke)
-        if box["status"] in LABELLED:
+        if box["status"] in TARGET_NAMES:
             labels.append(((place[0] + 2, place[1] + 2), names.get(box["category_id"], "?"), stroke.color))
     for corner, name, color in labels:  # last, so that no box crosses them
         draw_label(draw, corner, name, color, 12)

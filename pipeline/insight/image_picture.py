@@ -15,13 +15,13 @@ from pipeline.insight.chip_pictures import Chip, corners
 from pipeline.insight.manifests import scan
 from pipeline.storage import Location, location
 from schemas.errors import DataError, UsageError
+from schemas.tables import CORNERS
 
 MOST_HEIGHT = 1_200  # of the picture, pixels
 OBJECT = Stroke("#ffffff", 1)
 WINDOW_COLORS = ("#ff5252", "#6b8cff", "#c58bff", "#d0a878", "#7fffd4")
 """Of windows, by their scale; none is the colour of a status."""
 DASH = {"positive": None, "negative": 6}
-CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def find_image(data: Location, image_id: int) -> SourceImage:

@@ -1,7 +1,6 @@
 """The proposals that negative chips were mined from, read back for pictures."""
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from pipeline.dataset.build_file import NEGATIVES, find_build
@@ -9,6 +8,7 @@ from pipeline.insight.chip_pictures import Chip
 from pipeline.planning.scales import box_sizes
 from pipeline.storage import Location, is_file, is_folder, location
 from pipeline.storage.parquet import read_frame
+from schemas.arrays import FloatArray
 
 
 def add_proposals(data: Location, chips: list[Chip]) -> None:
@@ -45,11 +45,11 @@ def add_proposals(data: Location, chips: list[Chip]) -> None:
         chip["proposals"] = _inside(boxes, chip)
 
 
-def _inside(boxes: npt.NDArray[np.float64], chip: Chip) -> npt.NDArray[np.float64]:
+def _inside(boxes: FloatArray, chip: Chip) -> FloatArray:
     """Return those of `boxes` [n, 4], source pixels, in the chip's range and whole in its window, in chip pixels."""
     size = box_sizes(boxes)
     low, high = (chip["x1"], chip["y1"]), (chip["x2"], chip["y2"])
     held = (boxes[:, :2] >= low).all(axis=1) & (boxes[:, 2:] <= high).all(axis=1)
     chosen = boxes[held & (size >= chip["range_min"]) & (size < chip["range_max"])]
-    in_chip: npt.NDArray[np.float64] = (chosen - np.tile(low, 2)) * chip["scale"]
+    in_chip: FloatArray = (chosen - np.tile(low, 2)) * chip["scale"]
     return in_chip

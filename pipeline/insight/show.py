@@ -1,11 +1,12 @@
 """`sniper show`: draw chips, read back from the shards, or one image with its windows, so that the eye can check."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 from PIL import Image
 
 from pipeline.dataset.build_file import NEGATIVES
+from pipeline.dataset.ledger.read import read_categories
 from pipeline.dataset.shards import shard_files
 from pipeline.images.pictures import STATUS_STROKES, picture_format, write_picture
 from pipeline.insight.chip_pictures import PROPOSAL, SHOWN, Chip, Chosen, caption, draw_chip, read_chip, sample_chips
@@ -14,7 +15,6 @@ from pipeline.insight.manifests import scan
 from pipeline.insight.proposals import add_proposals
 from pipeline.insight.sheet import GAP, Row, draw_sheet, sheet_width
 from pipeline.storage import Location, location
-from pipeline.storage.parquet import read_frame
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError, UsageError
 from schemas.wording import interval, shell
@@ -65,22 +65,13 @@ def show(
     data, out = location(data), location(out)
     picture_format(out)
     frames = {one: _chips(data, one) for one in _kinds(data, kind, image)}
-    names = dict(read_frame(data / "categories.parquet").select("id", "name").iter_rows())
+    names = dict(read_categories(data))
     chosen = Chosen(statuses or STATUS_NAMES, _ids(data, classes, names) if classes else None)
-    found: list[tuple[str, list[Chip]]] = []
+    if classes or statuses:
+        frames = {one: frame.filter(chosen.is_held()) for one, frame in frames.items()}
     try:
         source = None if image is None else find_image(data, image)
-        for one, frame in frames.items():
-            if classes or statuses:
-                frame = frame.filter(chosen.is_held())
-            if image is not None:
-                frame = frame.filter(pl.col("image_id") == image)
-            for index, count in sorted(frame.group_by("scale_index").len().collect().iter_rows()):
-                here = frame.filter(pl.col("scale_index") == index)
-                sample = sample_chips(here, columns if image is None else MOST_CHIPS, seed)
-                if one == "negative":
-                    add_proposals(data, sample)
-                found.append((_title(sample[0], count), sample))
+        found = list(_sampled(data, frames, image, columns if image is None else MOST_CHIPS, seed))
     except pl.exceptions.PolarsError as error:
         command = shell("sniper", "verify", data)
         raise DataError(f"{data}: a manifest is damaged: {error}; `{command}` names it") from error
@@ -100,6 +91,28 @@ def show(
     ]
     write_picture(out, draw_sheet(rows, columns, tile, strokes, head))
     return len(chips)
+
+
+def _sampled(
+    data: Location, frames: dict[str, pl.LazyFrame], image: int | None, most: int, seed: int
+) -> Iterator[tuple[str, list[Chip]]]:
+    """Draw chips of each kind and scale, at most so many; yield the title of their row, and the chips.
+
+    Args:
+        data: the data set.
+        frames: the chips to draw from, by kind.
+        image: id of the one image whose chips are drawn; None: those of all.
+        most: chips of a row.
+        seed: another seed draws other chips.
+    """
+    for kind, frame in frames.items():
+        if image is not None:
+            frame = frame.filter(pl.col("image_id") == image)
+        for index, count in sorted(frame.group_by("scale_index").len().collect().iter_rows()):
+            sample = sample_chips(frame.filter(pl.col("scale_index") == index), most, seed)
+            if kind == "negative":
+                add_proposals(data, sample)
+            yield _title(sample[0], count), sample
 
 
 def _kinds(data: Location, kind: str | None, image: int | None) -> list[str]:
@@ -130,9 +143,11 @@ def _nothing(
 ) -> str:
     """Say which chips were looked for in vain."""
     of = f" of image {image}" if image is not None else ""
-    held = [f"of class {' or '.join(classes)}"] * bool(classes) + [f"with status {' or '.join(statuses)}"] * bool(
-        statuses
-    )
+    held = []
+    if classes:
+        held.append(f"of class {' or '.join(classes)}")
+    if statuses:
+        held.append(f"with status {' or '.join(statuses)}")
     box = f" with a box {' '.join(held)}" if held else ""
     see = "see images.parquet and rejects.parquet, and `manifests` in docs/inspect.md"
     return f"{data}: its shards hold no {' or '.join(kinds)} chips{of}{box} at all; {see}"

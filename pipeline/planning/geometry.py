@@ -18,7 +18,7 @@ from pipeline.planning.cover import (
     pyramid_level,
     window_end,
 )
-from schemas.arrays import BoolArray, FloatArray, IntArray
+from schemas.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from schemas.codes import Fate, Status
 
 MAX_STARTS = 512
@@ -102,8 +102,8 @@ class ChipBoxes(NamedTuple):
 
     offsets: IntArray
     source: IntArray
-    box: npt.NDArray[np.float32]
-    visible: npt.NDArray[np.float32]
+    box: Float32Array
+    visible: Float32Array
     status: npt.NDArray[np.uint8]
 
 

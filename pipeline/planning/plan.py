@@ -12,7 +12,7 @@ from pipeline.kernels import writable
 from pipeline.planning.geometry import ChipBoxes, SpanColumns, Windows, chip_boxes, plan_windows
 from pipeline.planning.scales import content_size, scale_factors
 from schemas.arrays import BoolArray, IntArray
-from schemas.codes import STATUS_NAMES, Status
+from schemas.codes import STATUS_NAMES, TARGETS
 from schemas.settings import ChipSettings
 from schemas.tables import BOX, PLAN
 
@@ -86,7 +86,7 @@ def chip_rows(
     """
     num_chips = len(windows.image)
     cut = chip_boxes(span, windows, rescue_chip, float(settings.min_visible), float(settings.min_side))
-    trains = (cut.status == Status.VALID) | (cut.status == Status.RESCUED)
+    trains = np.isin(cut.status, TARGETS)
     chip_of_box = np.repeat(np.arange(num_chips), np.diff(cut.offsets))
     num_proposals, mean_score = proposals or (pa.nulls(num_chips), pa.nulls(num_chips))
     scales = span.factors[windows.image, windows.scale_index]

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.coco import SourceImage
 from pipeline.planning.scales import box_sizes
 from pipeline.pyramid.views import CELLS, EDGE, View, Viewed, Window, to_source
-from schemas.arrays import FloatArray
+from schemas.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from schemas.settings import DetectSettings
 
 ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
@@ -43,9 +42,9 @@ class Detections(NamedTuple):
         labels: int64 [N], as the network gives them; of our own 1..K, in the order of its categories.
     """
 
-    boxes: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    boxes: Float32Array
+    scores: Float32Array
+    labels: IntArray
 
 
 def merge(
@@ -108,7 +107,7 @@ def most_detections(width: int, height: int, options: DetectSettings, chip_size:
     return math.ceil(options.max_detections * num_chips)
 
 
-def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt.NDArray[np.bool_]:
+def admitted(boxes: Float32Array, bounds: tuple[float, float]) -> BoolArray:
     """Say of each detection whether its size lies in a range (docs/method.md, 10.3).
 
     Args:
@@ -119,7 +118,7 @@ def admitted(boxes: npt.NDArray[np.float32], bounds: tuple[float, float]) -> npt
         bool [N]; false for what has no area.
     """
     size = box_sizes(boxes)
-    inside: npt.NDArray[np.bool_] = (size > 0) & (size >= bounds[0]) & (size < bounds[1])
+    inside: BoolArray = (size > 0) & (size >= bounds[0]) & (size < bounds[1])
     return inside
 
 
@@ -131,9 +130,7 @@ def _tiles_of_regions(views: Sequence[View]) -> dict[tuple[int, Window | None], 
     return {region: np.array(windows) for region, windows in groups.items()}
 
 
-def _left_to_others(
-    boxes: npt.NDArray[np.float32], window: Window, tiles: FloatArray, overlap: float
-) -> npt.NDArray[np.bool_]:
+def _left_to_others(boxes: Float32Array, window: Window, tiles: FloatArray, overlap: float) -> BoolArray:
     """Say of each detection whether an inner edge of its tile cuts it, and the tile behind that edge is to find it.
 
     It is to where that tile shows more of it, since it begins clear of that tile's own edge, and where it is shorter
@@ -164,9 +161,7 @@ def _left_to_others(
     return left
 
 
-def _at_inner_edge(
-    boxes: npt.NDArray[np.float32], region: Window, image: Window, margin: float
-) -> npt.NDArray[np.bool_]:
+def _at_inner_edge(boxes: Float32Array, region: Window, image: Window, margin: float) -> BoolArray:
     """Say of each detection whether it lies at an edge of a focus window that is no edge of the image.
 
     There it is a part of something larger, which a coarser scale finds (docs/method.md, 16.4).

@@ -16,6 +16,7 @@ from pipeline.pyramid.focus import THRESHOLD, Focus, FocusMap, focus_limits, pai
 from pipeline.pyramid.merging import Detections, merge
 from pipeline.pyramid.reading import ImageLike, Opener, Pixels, ViewBatch, open_any, read_batches
 from pipeline.pyramid.views import Output, View, Viewed
+from schemas.arrays import Float32Array
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Settings
 
@@ -177,7 +178,7 @@ def _checked_view(one: Any) -> Output:
     return boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int64), *_maps(one)
 
 
-def _maps(one: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
+def _maps(one: Sequence[Any]) -> list[Float32Array]:
     return [_checked_map(values) for values in one[3:] if values is not None]
 
 
@@ -193,7 +194,7 @@ def _numbers(values: Any, name: str) -> npt.NDArray[Any]:
     raise UsageError(f"the detector gave {name} that are no array of numbers ({found}) for a view")
 
 
-def _checked_map(values: Any) -> npt.NDArray[np.float32]:
+def _checked_map(values: Any) -> Float32Array:
     expected = "expected [rows, columns] of numbers in 0 to 1, or None"
     try:
         array = np.asarray(_plain(values), np.float32)

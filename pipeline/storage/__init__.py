@@ -22,6 +22,7 @@ from pipeline.storage.files import (
     refuse_foreign,
     refuse_inputs,
     remove,
+    remove_all,
     remove_files,
     remove_folder,
     size_of,
@@ -29,7 +30,7 @@ from pipeline.storage.files import (
     touch,
 )
 from pipeline.storage.locks import locked, remove_temporary
-from pipeline.storage.stores import Location, lies_in, location
+from pipeline.storage.stores import Location, is_disk_full, lies_in, location
 from pipeline.storage.writing import (
     TEMPORARY,
     HashingFile,
@@ -49,6 +50,7 @@ __all__ = [
     "atomic_file",
     "download",
     "files_in",
+    "is_disk_full",
     "is_file",
     "is_folder",
     "local_copy",
@@ -64,6 +66,7 @@ __all__ = [
     "read_each",
     "read_range",
     "remove",
+    "remove_all",
     "remove_files",
     "remove_folder",
     "remove_temporary",

@@ -344,6 +344,16 @@ def _inside(folder: UPath) -> dict[str, str]:
     return {name: entry["type"] for name, entry in found.items() if name.startswith(start)}
 
 
+def remove_all(places: Sequence[Location]) -> None:
+    """Delete files, several of a store at a time; those that are not there are no fault.
+
+    Raises:
+        OSError: A file cannot be deleted.
+    """
+    for _ in ahead(remove, places):
+        pass
+
+
 def remove_files(folder: Location, *patterns: str) -> None:
     """Delete files directly in a folder, and then the folder if nothing else is in it.
 
@@ -355,8 +365,7 @@ def remove_files(folder: Location, *patterns: str) -> None:
         OSError: A file cannot be deleted.
     """
     files = [file for pattern in patterns for file in files_in(folder, pattern)]
-    for _ in ahead(remove, files):
-        pass
+    remove_all(files)
     if isinstance(folder, Path):
         with suppress(OSError):  # there is none, or something else is in it
             folder.rmdir()

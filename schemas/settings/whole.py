@@ -1,4 +1,4 @@
-"""Settings: frozen models, one section per command, unknown keys refused. All errors are reported at once."""
+"""All settings together: frozen models, one per section, unknown keys refused. All errors are reported at once."""
 
 from pathlib import Path
 from typing import Any

@@ -24,7 +24,7 @@ from trainer.evaluation.errors import gains
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
 from trainer.evaluation.matching import NONE
 from trainer.evaluation.results import CocoResults, read_results
-from trainer.insight.findings import Findings, best_of_all, find_errors
+from trainer.insight.findings import Judged, best_of_all, find_errors
 
 MAX_DETS = 100
 TILE = 320  # pixels
@@ -51,7 +51,7 @@ class Shown(NamedTuple):
         is_missed: bool [N], objects that none of the detections above that score found.
     """
 
-    found: Findings
+    found: Judged
     is_false: npt.NDArray[np.bool_]
     is_missed: npt.NDArray[np.bool_]
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.exchange.export import ExportReport, export
-from pipeline.exchange.shard import IGNORED
+from schemas.codes import IGNORED_NAMES
 from tests.builders import read_manifest
 
 pytestmark = pytest.mark.peers
@@ -54,7 +54,7 @@ def test_datasets__loads_the_export_and_the_shards_themselves(
         row = rows[one["key"]]
         assert one["image"].size == (row["width"], row["height"])
         assert [names[label] for label in one["objects"]["category"]] == [names[b["label"] - 1] for b in row["boxes"]]
-        assert one["objects"]["iscrowd"] == [box["status"] in IGNORED for box in row["boxes"]]
+        assert one["objects"]["iscrowd"] == [box["status"] in IGNORED_NAMES for box in row["boxes"]]
         for (x, y, width, height), box in zip(one["objects"]["bbox"], row["boxes"], strict=True):
             assert [x, y, x + width, y + height] == pytest.approx([box[n] for n in ("x1", "y1", "x2", "y2")], abs=0.01)
     shards = sorted(map(str, (data / "positives").glob("*.tar")))

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from schemas.arrays import IntArray
+from schemas.arrays import BoolArray, IntArray
 from trainer.evaluation.ground_truth import Objects
-from trainer.evaluation.matching import NONE, Bools, Matching, box_ious, class_curve, group_rows
+from trainer.evaluation.matching import MATCH_IOU, NONE, Matching, box_ious, class_curve, group_rows
 from trainer.evaluation.results import CocoResults
 
 BACKGROUND_IOU = 0.1
@@ -36,21 +36,20 @@ class Errors(NamedTuple):
 
     kind: IntArray
     object: IntArray
-    missed: Bools
+    missed: BoolArray
 
     def count(self, kind: Kind) -> int:
         """Return how many errors are of a kind."""
         return int(self.missed.sum() if kind == Kind.MISSED else (self.kind == kind).sum())
 
 
-def split_errors(objects: Objects, results: CocoResults, matching: Matching, *, iou: float = 0.5) -> Errors:
+def split_errors(objects: Objects, results: CocoResults, matching: Matching) -> Errors:
     """Tell for each false detection what is wrong with it, and which objects were missed.
 
     Args:
         objects: the ground truth; crowds take no part.
         results: the detections, with classes.
-        matching: of both, at the same `iou`.
-        iou: from which a box fits an object.
+        matching: of both.
     """
     kind, meant = np.full(len(results.scores), NONE), np.full(len(results.scores), NONE)
     real = np.flatnonzero(~objects.crowd)
@@ -72,9 +71,9 @@ def split_errors(objects: Objects, results: CocoResults, matching: Matching, *, 
         nearest = {Kind.PLACE: there[same.argmax(axis=1)], Kind.CLASS: there[other.argmax(axis=1)]}
         same_iou, other_iou = same.max(axis=1), other.max(axis=1)
         tests = {
-            Kind.PLACE: (same_iou >= BACKGROUND_IOU) & (same_iou < iou),
-            Kind.CLASS: other_iou >= iou,
-            Kind.DUPLICATE: same_iou >= iou,
+            Kind.PLACE: (same_iou >= BACKGROUND_IOU) & (same_iou < MATCH_IOU),
+            Kind.CLASS: other_iou >= MATCH_IOU,
+            Kind.DUPLICATE: same_iou >= MATCH_IOU,
             Kind.BACKGROUND: overlaps.max(axis=1) < BACKGROUND_IOU,
         }
         kind[rows] = np.select(list(tests.values()), [int(name) for name in tests], int(Kind.BOTH))

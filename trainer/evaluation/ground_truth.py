@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import AsWritten, Source
@@ -13,7 +12,7 @@ from pipeline.images.sources import image_folder, image_place
 from pipeline.pyramid.merging import most_detections
 from pipeline.storage import Location, is_file
 from pipeline.storage.files import ahead
-from schemas.arrays import FloatArray, IntArray
+from schemas.arrays import BoolArray, FloatArray, IntArray
 from schemas.errors import DataError
 from schemas.settings import ChipSettings, DetectSettings
 
@@ -39,9 +38,9 @@ class Objects(NamedTuple):
     category_id: IntArray
     boxes: FloatArray
     area: FloatArray
-    crowd: npt.NDArray[np.bool_]
+    crowd: BoolArray
 
-    def take(self, rows: npt.NDArray[np.bool_] | IntArray) -> "Objects":
+    def take(self, rows: BoolArray | IntArray) -> "Objects":
         """Return some of the boxes."""
         return Objects(*(column[rows] for column in self))  # type: ignore[arg-type]
 

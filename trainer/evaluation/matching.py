@@ -3,18 +3,17 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pycocotools import mask
 
-from schemas.arrays import FloatArray, IntArray
+from schemas.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.results import CocoResults
 
+MATCH_IOU = 0.5
+"""Least IoU of a detection and the object that it found."""
 NONE = -1
 """Stands for no detection and no object."""
 RECALLS = np.linspace(0, 1, 101)  # at which COCO reads the precision
-
-Bools = npt.NDArray[np.bool_]
 
 
 class Matching(NamedTuple):
@@ -29,31 +28,30 @@ class Matching(NamedTuple):
 
     object: IntArray
     detection: IntArray
-    counts: Bools
+    counts: BoolArray
 
     @property
-    def is_true(self) -> Bools:
+    def is_true(self) -> BoolArray:
         """Whether each detection found an object, bool [D]."""
-        found: Bools = self.object != NONE
+        found: BoolArray = self.object != NONE
         return found
 
     @property
-    def is_false(self) -> Bools:
+    def is_false(self) -> BoolArray:
         """Whether each detection counts and found nothing, bool [D]."""
         return self.counts & ~self.is_true
 
 
-def match(objects: Objects, results: CocoResults, *, iou: float = 0.5, max_dets: int = 100) -> Matching:
+def match(objects: Objects, results: CocoResults, *, max_dets: int = 100) -> Matching:
     """Match detections to objects of the same image and class (docs/method.md, 11.4).
 
     In each image and class the detections choose one after the other, the best score first and equal scores in their
     order: each takes the object it overlaps most, of those that no better one has taken, if their IoU is at least
-    `iou`; of equal ones the last. One that finds none, and of which at least `iou` lies in a crowd, does not count.
+    MATCH_IOU; of equal ones the last. One that finds none, and of which as much lies in a crowd, does not count.
 
     Args:
         objects: the ground truth.
         results: the detections, with classes.
-        iou: least IoU of a detection and its object, above 0.
         max_dets: detections of each image and class that take part.
 
     Returns:
@@ -66,7 +64,6 @@ def match(objects: Objects, results: CocoResults, *, iou: float = 0.5, max_dets:
         return Matching(found, finder, counts)
     boxes = results.xywh()
     of_group = group_rows(objects.image_id, objects.category_id)
-    least = min(iou, 1 - 1e-10)
     for group, rows in group_rows(results.image_id, results.category_id).items():
         rows = rows[np.argsort(-results.scores[rows], kind="stable")][:max_dets]
         counts[rows] = True
@@ -76,18 +73,18 @@ def match(objects: Objects, results: CocoResults, *, iou: float = 0.5, max_dets:
         overlaps = box_ious(boxes[rows], objects.boxes[there], objects.crowd[there])
         crowd = objects.crowd[there]
         taken = crowd.copy()
-        for place in np.flatnonzero((overlaps >= least).any(axis=1)):
+        for place in np.flatnonzero((overlaps >= MATCH_IOU).any(axis=1)):
             free = np.where(taken, -1.0, overlaps[place])
             best = len(free) - 1 - int(np.argmax(free[::-1]))
-            if free[best] >= least:
+            if free[best] >= MATCH_IOU:
                 taken[best] = True
                 found[rows[place]], finder[there[best]] = there[best], rows[place]
-            elif (overlaps[place][crowd] >= least).any():
+            elif (overlaps[place][crowd] >= MATCH_IOU).any():
                 counts[rows[place]] = False
     return Matching(found, finder, counts)
 
 
-def box_ious(boxes: FloatArray, others: FloatArray, crowd: Bools) -> FloatArray:
+def box_ious(boxes: FloatArray, others: FloatArray, crowd: BoolArray) -> FloatArray:
     """Return the IoU of each pair of boxes; of a crowd the share of the first box that lies in it.
 
     Args:
@@ -128,7 +125,7 @@ class Curve(NamedTuple):
 
     precision: FloatArray
     recall: FloatArray
-    scores: npt.NDArray[np.float32]
+    scores: Float32Array
 
     def average_precision(self) -> float:
         """Return COCO's AP: the mean, over RECALLS, of the best precision at that recall or above; NaN: no object."""
@@ -139,7 +136,7 @@ class Curve(NamedTuple):
         return float(np.append(best, 0.0)[np.minimum(places, len(best))].mean())
 
 
-def curve(is_true: Bools, scores: npt.NDArray[np.float32], num_objects: int) -> Curve:
+def curve(is_true: BoolArray, scores: Float32Array, num_objects: int) -> Curve:
     """Return the curve of some detections.
 
     Args:

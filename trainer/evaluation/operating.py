@@ -6,7 +6,7 @@ import numpy as np
 
 from schemas.arrays import IntArray
 from trainer.evaluation.ground_truth import Categories, Objects
-from trainer.evaluation.matching import NONE, Curve, Matching, box_ious, class_curve, group_rows
+from trainer.evaluation.matching import MATCH_IOU, NONE, Curve, Matching, box_ious, class_curve, group_rows
 from trainer.evaluation.results import CocoResults
 
 
@@ -66,22 +66,19 @@ def confusion(
     matching: Matching,
     categories: Categories,
     score: float,
-    *,
-    iou: float = 0.5,
 ) -> IntArray:
     """Count which class is taken for which (docs/method.md, 11.6).
 
     A detection that found an object of its class stays with it. Each other one, the best score first, takes the
-    object of its image that it overlaps most, of those that are left, if their IoU is at least `iou`. Detections in
-    crowds and crowds themselves do not count.
+    object of its image that it overlaps most, of those that are left, if their IoU is at least MATCH_IOU. Detections
+    in crowds and crowds themselves do not count.
 
     Args:
         objects: the ground truth.
         results: the detections, with classes.
-        matching: of both, at the same `iou`.
+        matching: of both.
         categories: (id, name) of the K classes; detections and objects of other classes are left out.
         score: detections from this score on are taken.
-        iou: from which a box fits an object.
 
     Returns:
         int64 [K + 1, K + 1]: rows are the classes of objects, columns those of detections, in the order of
@@ -108,7 +105,7 @@ def confusion(
         rows = there[of_image.get((int(results.image_id[row]),), np.empty(0, np.int64))]
         rows = rows[left[rows]]
         overlaps = box_ious(results.take(slice(row, row + 1)).xywh(), objects.boxes[rows], np.zeros(len(rows), bool))
-        if len(rows) and overlaps.max() >= iou:
+        if len(rows) and overlaps.max() >= MATCH_IOU:
             partner[row] = rows[overlaps.argmax()]
             left[partner[row]] = False
     for row in np.flatnonzero(taken).tolist():

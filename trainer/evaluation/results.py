@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, atomic_file, read_bytes
-from schemas.arrays import IntArray
+from schemas.arrays import Float32Array, FloatArray, IntArray
 from schemas.errors import DataError, MissingError
 
 BLOCK = 10_000  # boxes that are written to a file at a time
@@ -29,14 +29,14 @@ class CocoResults(NamedTuple):
 
     image_id: IntArray
     category_id: IntArray | None
-    boxes: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
+    boxes: Float32Array
+    scores: Float32Array
 
     def take(self, rows: npt.NDArray[Any] | slice) -> "CocoResults":
         """Return some of the boxes, in the order of `rows`."""
         return CocoResults(*(None if column is None else column[rows] for column in self))  # type: ignore[arg-type]
 
-    def xywh(self) -> npt.NDArray[np.float64]:
+    def xywh(self) -> FloatArray:
         """Return the boxes as x y width height, float64 [N, 4]."""
         boxes = self.boxes.astype(np.float64)
         return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)

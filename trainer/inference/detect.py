@@ -1,7 +1,6 @@
 """Detect on whole images of any size at all scales, `sniper detect`: one list of boxes per image."""
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby, islice
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from upath import UPath
 
 from pipeline.coco import SourceImage
-from pipeline.engines.progress import Progress
+from pipeline.engines.progress import Progress, log
 from pipeline.images.decode import ImageRefusedError
 from pipeline.images.sources import SUFFIXES, find_images, frame_notes, measure_image
 from pipeline.pyramid.search import SearchLog, split_spans
@@ -26,7 +25,6 @@ from trainer.inference.results_file import check_results, image_ids, write_resul
 if TYPE_CHECKING:
     from trainer.runtime.ranks import Rank
 
-LOG = logging.getLogger("sniper")
 SPAN = 8  # images whose views share batches; few, so that results come soon
 
 
@@ -76,7 +74,10 @@ def detect(
             write_results(place, found, ids)
         return found
     detect_into(
-        *(out, checkpoint, images, settings),
+        out,
+        checkpoint,
+        images,
+        settings,
         min_drawn=min_drawn,
         classes=classes,
         results=results,
@@ -211,25 +212,25 @@ def _search(predictor: Predictor, files: Sequence[Path], *, focus_map: bool = Fa
     """Yield the result of each file, in order; with `focus_map` and the views and focus maps under FOCUS."""
     sources, errors, num_several = _measure(files)
     for note in frame_notes(0, num_several):
-        LOG.warning(note)
+        log.warning(note)
     ready: dict[int, Result] = {}  # by position among the files; those that wait for an earlier one of their span
     for position, file in enumerate(files):
         if str(file) in errors:
             ready[position] = {"file": str(file), "error": errors[str(file)]}
-    log, following = SearchLog(maps={} if focus_map else None), 0
+    searched, following = SearchLog(maps={} if focus_map else None), 0
 
     def pass_on() -> Iterator[Result]:
         nonlocal following
-        for reject in log.rejects:
+        for reject in searched.rejects:
             assert reject.id is not None
             ready[reject.id] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
-        log.rejects.clear()
+        searched.rejects.clear()
         while following in ready:
             yield ready.pop(following)
             following += 1
 
     with Progress("detect", len(sources), "images") as progress:
-        for index, found in predictor.detect_files(sources, Path(), _spans(sources), log):
+        for index, found in predictor.detect_files(sources, Path(), _spans(sources), searched):
             source = sources[index]
             ready[source.image_id] = {
                 "file": source.file_name,
@@ -240,8 +241,8 @@ def _search(predictor: Predictor, files: Sequence[Path], *, focus_map: bool = Fa
                     for box, score, label in zip(*(column.tolist() for column in found), strict=True)
                 ],
             }
-            if log.maps is not None:
-                ready[source.image_id][FOCUS] = log.maps.pop(index)
+            if searched.maps is not None:
+                ready[source.image_id][FOCUS] = searched.maps.pop(index)
             yield from pass_on()
             progress.add(1)
     yield from pass_on()
@@ -266,7 +267,7 @@ def _files(path: Location, out: Location | None) -> list[Path]:
     if path.is_dir():
         listing = find_images(path, without=out if isinstance(out, Path) else None)
         for note in listing.notes():
-            LOG.warning("%s: %s", path, note)
+            log.warning("%s: %s", path, note)
         if not listing.images:
             raise UsageError(f"{path}: holds no image ({', '.join(sorted(SUFFIXES))})")
         return listing.images

@@ -6,7 +6,6 @@ what the run is made with, so that it can be gone on with.
 """
 
 import json
-import logging
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from pipeline.engines.progress import log
 from pipeline.images.decode import ImageRefusedError
 from pipeline.storage import Location, atomic_file, files_in, is_file, locked, remove, write_atomic
 from schemas.errors import UsageError
 
-LOG = logging.getLogger("sniper")
 LINES, FINAL, RECORD = "detections.jsonl", "detections.json", ".unfinished.json"
 FOCUS = "focus"
 """Key of a result under which it takes its views and focus maps along until they are drawn."""
@@ -115,7 +114,7 @@ def open_output(out: Location, files: Sequence[Path], made_with: Any, min_drawn:
             _remove_earlier(out)
             write_atomic(here / RECORD, record)
         if done:
-            LOG.info("%s: %d of %d images are done already", out, done, len(files))
+            log.info("%s: %d of %d images are done already", out, done, len(files))
         with (here / LINES).open("ab") as lines:
             output = Output(lines, here / LINES, done)
             yield output
@@ -163,13 +162,15 @@ def _remove_earlier(out: Location) -> None:
             for name in (result[kind] for kind in ("picture", "focus_picture") if kind in result):
                 remove(out / name)
                 removed += 1
-        LOG.warning("%s: the results of an earlier run were removed, with %d pictures", out, removed)
+        log.warning("%s: the results of an earlier run were removed, with %d pictures", out, removed)
     for name in (LINES, FINAL):
         remove(out / name)
     if others := [path.name for path in files_in(out, "*.jpg") if PICTURE.fullmatch(path.name)]:
-        LOG.warning(
+        log.warning(
             "%s: holds %d pictures that are not of this run, such as %s; remove them or choose another --out",
-            *(out, len(others), others[0]),
+            out,
+            len(others),
+            others[0],
         )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from upath import UPath
@@ -18,6 +17,7 @@ from pipeline.pyramid.reading import ImageLike, ViewBatch, open_files
 from pipeline.pyramid.search import SearchLog, focus_threshold, search_any, search_images
 from pipeline.pyramid.views import Output, View
 from pipeline.storage import Location, location
+from schemas.arrays import BoolArray
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.inference.opening import Inference, allocator, as_network, open_detector
@@ -159,7 +159,7 @@ def focus_of(inference: Inference) -> Focus | None:
     return Focus(focus_threshold(options), of)
 
 
-def _wanted(categories: Sequence[tuple[int, str]], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _wanted(categories: Sequence[tuple[int, str]], classes: Sequence[str]) -> BoolArray:
     """Say of each label, 0 to K, whether its class is among the names that are wanted."""
     known = [name for _, name in categories]
     if unknown := [name for name in classes if name not in known]:
@@ -169,7 +169,7 @@ def _wanted(categories: Sequence[tuple[int, str]], classes: Sequence[str]) -> np
     return np.array([False, *(name in classes for name in known)])
 
 
-def _only(network: Network, is_wanted: npt.NDArray[np.bool_]) -> Network:
+def _only(network: Network, is_wanted: BoolArray) -> Network:
     """Return a network that keeps of each view what has a wanted label."""
 
     def narrowed(batch: ViewBatch) -> list[Output]:

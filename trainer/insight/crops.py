@@ -11,14 +11,13 @@ from pipeline.images.chip import Picture as Opened
 from pipeline.images.chip import cut_chip
 from pipeline.images.drawing import DETECTION_COLOR, PROPOSAL_COLOR, STATUS_COLORS, draw_label
 from pipeline.images.pictures import Stroke, draw_box
-from pipeline.images.sources import Findings as Refusals
-from pipeline.images.sources import open_sources
+from pipeline.images.sources import Findings, open_sources
 from pipeline.pages.blocks import Picture
 from pipeline.storage import Location
 from schemas.arrays import FloatArray
 from trainer.evaluation.errors import Kind
 from trainer.evaluation.matching import NONE
-from trainer.insight.findings import Findings, object_sizes
+from trainer.insight.findings import Judged, object_sizes
 
 SHOWN = 4  # of each kind of error, and misses of each range
 SIDE = 262  # of a picture, pixels
@@ -36,7 +35,7 @@ class Crop(NamedTuple):
     object: int
 
 
-def choose_false(found: Findings, kind: Kind) -> list[Crop]:
+def choose_false(found: Judged, kind: Kind) -> list[Crop]:
     """Choose the detections of a kind of error with the best scores, of different images first."""
     rows = np.flatnonzero(found.errors.kind == kind)
     rows = rows[np.argsort(-found.results.scores[rows], kind="stable")]
@@ -46,7 +45,7 @@ def choose_false(found: Findings, kind: Kind) -> list[Crop]:
     ]
 
 
-def choose_missed(found: Findings, low: float, high: float) -> list[Crop]:
+def choose_missed(found: Judged, low: float, high: float) -> list[Crop]:
     """Choose the largest missed objects of a range of sizes, [low, high) source pixels, of different images first."""
     sizes = object_sizes(found.objects)
     rows = np.flatnonzero(found.errors.missed & (sizes >= low) & (sizes < high))
@@ -63,7 +62,7 @@ def _spread(rows: Sequence[int], images: Sequence[int]) -> list[int]:
 
 
 def draw_crops(
-    crops: Sequence[Crop], found: Findings, source: Source, names: dict[int, str], images: Location, max_pixels: int
+    crops: Sequence[Crop], found: Judged, source: Source, names: dict[int, str], images: Location, max_pixels: int
 ) -> dict[Crop, Picture]:
     """Draw the surroundings of errors: what was detected in orange, what was missed in red, other objects in green.
 
@@ -82,7 +81,7 @@ def draw_crops(
     wanted = sorted({crop.image_id for crop in crops if crop.image_id in position}, key=position.__getitem__)
     records = [source.images(position[id_], position[id_] + 1)[0] for id_ in wanted]
     drawn: dict[Crop, Picture] = {}
-    for record, _, opened in open_sources(images, records, max_pixels, Refusals(), thorough=False):
+    for record, _, opened in open_sources(images, records, max_pixels, Findings(), thorough=False):
         if opened is not None:
             of_image = [crop for crop in crops if crop.image_id == record.image_id]
             size = record.width, record.height
@@ -90,7 +89,7 @@ def draw_crops(
     return {crop: drawn[crop] for crop in crops if crop in drawn}
 
 
-def _draw(crop: Crop, found: Findings, names: dict[int, str], opened: Opened, size: tuple[int, int]) -> Picture:
+def _draw(crop: Crop, found: Judged, names: dict[int, str], opened: Opened, size: tuple[int, int]) -> Picture:
     """Draw one crop with the detection it is about and all objects in it."""
     xywh = found.results.xywh()[crop.detection] if crop.object == NONE else found.objects.boxes[crop.object]
     x1, y1, x2, y2 = _window(xywh, size)

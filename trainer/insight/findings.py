@@ -26,7 +26,7 @@ ADVICE = {
 }
 
 
-class Findings(NamedTuple):
+class Judged(NamedTuple):
     """Detections held against the objects that there were to find.
 
     Attributes:
@@ -42,20 +42,20 @@ class Findings(NamedTuple):
     errors: Errors
 
 
-def find_errors(objects: Objects, results: CocoResults) -> Findings:
+def find_errors(objects: Objects, results: CocoResults) -> Judged:
     """Match detections to objects, and split what does not match into kinds of errors."""
     matching = match(objects, results)
-    return Findings(objects, results, matching, split_errors(objects, results, matching))
+    return Judged(objects, results, matching, split_errors(objects, results, matching))
 
 
-def best_of_all(found: Findings) -> Point:
+def best_of_all(found: Judged) -> Point:
     """Return what a detector does at the score with the best F1 over all classes together (docs/method.md, 11.6)."""
     matching, num = found.matching, int((~found.objects.crowd).sum())
     of_all = curve(matching.is_true[matching.counts], found.results.scores[matching.counts], num)
     return best_point(of_all, num)
 
 
-def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def as_facts(found: Judged, categories: Categories, bounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return the findings as names and numbers, as JSON has them.
 
     Args:
@@ -101,7 +101,7 @@ def as_facts(found: Findings, categories: Categories, bounds: Sequence[tuple[flo
     }
 
 
-def _confusion(found: Findings, categories: Categories, score: float) -> list[dict[str, Any]]:
+def _confusion(found: Judged, categories: Categories, score: float) -> list[dict[str, Any]]:
     """Return the cells of the confusion matrix at a score that are not 0; None stands for nothing."""
     objects, results, matching, _ = found
     names = [*class_names(categories), None]
@@ -122,7 +122,7 @@ def object_sizes(objects: Objects) -> FloatArray:
     return np.sqrt(objects.boxes[:, 2] * objects.boxes[:, 3])
 
 
-def _by_size(found: Findings) -> list[dict[str, Any]]:
+def _by_size(found: Judged) -> list[dict[str, Any]]:
     """Count found and other objects over bins of their size."""
     real = ~found.objects.crowd & (object_sizes(found.objects) > 0)
     bins = np.floor(np.log2(object_sizes(found.objects)[real]) * BINS_PER_OCTAVE).astype(int)
@@ -139,7 +139,7 @@ def _by_size(found: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def _of_range(found: Findings, low: float, high: float) -> dict[str, Any]:
+def _of_range(found: Judged, low: float, high: float) -> dict[str, Any]:
     """Count the objects of a range and those that were found, and the false detections of background in it."""
     real = ~found.objects.crowd
     sizes = object_sizes(found.objects)

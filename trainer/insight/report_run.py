@@ -17,7 +17,7 @@ from trainer.evaluation.ground_truth import read_objects
 from trainer.evaluation.results import read_results
 from trainer.evaluation.score_results import foreign
 from trainer.insight.crops import choose_false, choose_missed, draw_crops
-from trainer.insight.findings import ADVICE, Findings, as_facts, find_errors
+from trainer.insight.findings import ADVICE, Judged, as_facts, find_errors
 from trainer.insight.history import read_history
 from trainer.runtime.checkpoint import read_checkpoint
 
@@ -57,21 +57,21 @@ def report_run(
     run, out = location(run), page_place(location(out))
     facts: Facts = {"run": str(run), **read_history(run)}
     facts["remarks"] = list(_remarks(facts))
-    sections = [_overview(facts), _training(facts), *_scores(facts)]
+    of_detections: list[Section] = []
     if scored is not None:
         detections, annotations, images = map(location, scored)
         chips = ChipSettings.model_validate(read_checkpoint(run).chips)
         source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
         results = read_results(detections)
         facts["remarks"] += foreign(results, source, detections, annotations)
-        sections[0] = _overview(facts)
         found = find_errors(read_objects(source)[0], results)
         facts["detections"] = as_facts(found, source.categories, chips.bounds())
-        sections += [
+        of_detections = [
             _errors(facts["detections"]),
             _at_scores(facts["detections"]),
             *_pictures(found, source, image_folder(images), chips),
         ]
+    sections = [_overview(facts), _training(facts), *_scores(facts), *of_detections]
     write_page(out, f"Report: {run.name}", str(run), sections)
     write_facts(out, facts)
     return facts
@@ -178,18 +178,6 @@ def _errors(facts: Facts) -> Section:
         [error["kind"], error["count"], error["AP50_gain"], ADVICE[Kind[error["kind"].upper()]]]
         for error in facts["errors"]
     ]
-    ranges = [
-        [
-            interval(low, high),
-            row["objects"],
-            row["found"],
-            share,
-            row["background"],
-        ]
-        for row in facts["ranges"]
-        for (low, high) in [row["range"]]
-        for share in [row["found"] / row["objects"] if row["objects"] else None]
-    ]
     points = [
         {"recall": point["recall"], "precision": point["precision"], "class": curve["class"], "score": point["score"]}
         for curve in sorted(facts["precision_recall"], key=lambda curve: -curve["AP50"])[:DRAWN_CLASSES]
@@ -204,9 +192,16 @@ def _errors(facts: Facts) -> Section:
         Chart("Precision over recall at IoU 0.5", lines(points, "recall", "precision", "class", top=1.0)),
         Chart("Objects by size", sizes),
     ]
+    ranges = [_range_row(row) for row in facts["ranges"]]
     columns = ["valid range, px", "objects", "found", "share found", "false detections of background"]
     blocks: list[Block] = [Text(text), Table(["error", "number", "gain in AP50", "what it tells"], rows)]
     return Section("What goes wrong", [*blocks, Row(charts), Table(columns, ranges)])
+
+
+def _range_row(row: Facts) -> list[Any]:
+    """Return what a table says of one valid range: its bounds, objects, those found, their share, and false ones."""
+    share = row["found"] / row["objects"] if row["objects"] else None
+    return [interval(*row["range"]), row["objects"], row["found"], share, row["background"]]
 
 
 def _at_scores(facts: Facts) -> Section:
@@ -233,7 +228,7 @@ def _at_scores(facts: Facts) -> Section:
     return Section("Which score to ask for", blocks)
 
 
-def _pictures(found: Findings, source: Source, images: Location, chips: ChipSettings) -> Iterator[Section]:
+def _pictures(found: Judged, source: Source, images: Location, chips: ChipSettings) -> Iterator[Section]:
     """Show the surest false detections of each kind, and the largest misses of each valid range."""
     groups = {
         f"{kind.name.capitalize()}: {ADVICE[kind]}": choose_false(found, kind) for kind in Kind if kind != Kind.MISSED

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.codes import Status
+from schemas.codes import IGNORED, TARGETS, Status
 from trainer.learning.ground_truth import PaddedBoxes, hash_slots
 from trainer.loading.batch import Batch
 from trainer.model.anchors import may_learn
@@ -61,7 +61,7 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
     Returns:
         Labels int8 [B, A]; for positives the box with the highest IoU, int64 [B, A], a column of `boxes`.
     """
-    learns = boxes.having(Status.VALID, Status.RESCUED)
+    learns = boxes.having(*TARGETS)
     crowd = boxes.having(Status.CROWD)
     other = boxes.real & ~learns & ~crowd
     # One limit per box does for both kinds: IoU > 0.3 to others, IoU >= 0.4 to crowds.
@@ -223,7 +223,7 @@ def add_ground_truth(
         Boxes float32 [B, P, 4] with the annotated ones first, and which slots are in use, bool [B, P].
     """
     width, height = sides(truth.boxes)
-    target = truth.real & ~truth.having(Status.IGNORE, Status.CROWD) & (width > 0) & (height > 0)
+    target = truth.real & ~truth.having(*IGNORED) & (width > 0) & (height > 0)
     wanted = target & (in_range(truth.boxes, batch) | truth.having(Status.RESCUED))
     num = rois.shape[1]
     drawn, order = torch.where(wanted, hash_slots(states, wanted.shape[1]), -1).topk(min(num, wanted.shape[1]))

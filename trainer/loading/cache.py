@@ -12,7 +12,6 @@ Locks are the system's (flock): they end with their process, however it ends, an
 What a killed process left behind is removed by the next one that makes room.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -26,7 +25,7 @@ from typing import NamedTuple
 
 from upath import UPath
 
-from pipeline.storage import TEMPORARY, download
+from pipeline.storage import TEMPORARY, download, is_disk_full
 from schemas.errors import DataError
 from schemas.settings import LoaderSettings
 
@@ -218,7 +217,7 @@ def _download(shard: Shard, path: Path) -> None:
 def _is_full(error: BaseException | None) -> bool:
     """Tell whether an error, or one that caused it, is that the disk is full."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             return True
         error = error.__cause__
     return False

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.dataset.build_file import read_build
 from pipeline.engines.tasks import available_cores
 from schemas.arrays import IntArray
-from schemas.codes import Status
+from schemas.codes import IGNORED
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, LoaderSettings
 from trainer.loading.augment import Draws, Limits, augment, draw_changes
@@ -123,7 +123,7 @@ class BatchLoader:
         if settings.repeat_threshold is not None:
             offsets = m.box_offsets[: m.num_positives + 1]
             boxes = slice(offsets[-1])
-            is_target = ~np.isin(m.status[boxes], [Status.CROWD, Status.IGNORE])
+            is_target = ~np.isin(m.status[boxes], IGNORED)
             self._factors = repeat_factors(offsets, m.labels[boxes] * is_target, settings.repeat_threshold)
 
     def epoch(self, state: State) -> "Epoch":

@@ -21,6 +21,7 @@ import xxhash
 from pipeline.dataset.build_file import COMMANDS, POSITIVES, command_for, finished_builds
 from pipeline.dataset.shards import read_shard, shard_files
 from pipeline.storage import TEMPORARY, Location, ahead, atomic_file
+from schemas.arrays import Float32Array, IntArray
 from schemas.build import Build
 from schemas.codes import STATUS_NAMES
 from schemas.errors import DataError
@@ -66,19 +67,19 @@ class Manifest:
     shard_sha256: list[str]  # hex
     keys: pa.Array  # strings [N]
     key_hashes: npt.NDArray[np.uint64]  # [N]
-    image_ids: npt.NDArray[np.int64]  # [N]
-    scales: npt.NDArray[np.float32]  # [N], source -> chip
+    image_ids: IntArray  # [N]
+    scales: Float32Array  # [N], source -> chip
     scale_indices: npt.NDArray[np.int8]  # [N], the finest 0
-    ranges: npt.NDArray[np.float32]  # [N, 2], [lo, hi) in source pixels, hi maybe infinite
+    ranges: Float32Array  # [N, 2], [lo, hi) in source pixels, hi maybe infinite
     contents: npt.NDArray[np.int16]  # [N, 2], height and width, chip pixels
     shard_indices: npt.NDArray[np.int32]  # [N], into `shards`
-    jpeg_offsets: npt.NDArray[np.int64]  # [N], bytes from the shard's start
+    jpeg_offsets: IntArray  # [N], bytes from the shard's start
     jpeg_sizes: npt.NDArray[np.int32]  # [N], bytes
     jpeg_crc32s: npt.NDArray[np.uint32]  # [N], CRC-32 of the JPEG's bytes
-    box_offsets: npt.NDArray[np.int64]  # [N + 1]; chip i owns the boxes box_offsets[i]:box_offsets[i + 1]
-    corners: npt.NDArray[np.float32]  # [M, 4], x1 y1 x2 y2, chip pixels
+    box_offsets: IntArray  # [N + 1]; chip i owns the boxes box_offsets[i]:box_offsets[i + 1]
+    corners: Float32Array  # [M, 4], x1 y1 x2 y2, chip pixels
     labels: npt.NDArray[np.int32]  # [M], 1..K
-    visible: npt.NDArray[np.float32]  # [M]
+    visible: Float32Array  # [M]
     status: npt.NDArray[np.uint8]  # [M], schemas.codes.Status
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from schemas.arrays import FloatArray, IntArray, Uint64Array
+from schemas.arrays import BoolArray, FloatArray, IntArray, Uint64Array
 
 
 class State(NamedTuple):
@@ -169,7 +169,7 @@ def copy_hashes(hashes: Uint64Array, copies: IntArray) -> Uint64Array:
     return hashes + copies.astype(np.uint64) * np.uint64(GOLDEN)
 
 
-def group_shards(is_pool: npt.NDArray[np.bool_], hashes: Uint64Array, window: int) -> IntArray:
+def group_shards(is_pool: BoolArray, hashes: Uint64Array, window: int) -> IntArray:
     """Group the shards whose chips are mixed with each other.
 
     The groups are as even as can be, and so is the share of the pool's shards in each: positives and pool are each

@@ -3,7 +3,6 @@
 Without torchrun there is one process, and nothing here costs anything.
 """
 
-import logging
 import os
 import pickle
 import signal
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _abort_process_group
 
+from pipeline.engines.progress import log
 from schemas.errors import SniperError, UsageError
 from trainer.runtime.launch import check_launch
 from trainer.runtime.stopping import Stop
@@ -121,7 +121,7 @@ def _leave_after(error: BaseException, watch: "_Watch") -> None:
     watch.close()
     rank = dist.get_rank()
     text = f"rank {rank} of {dist.get_world_size()} ended: {type(error).__name__}: {error}"
-    logging.getLogger("sniper").error(text)
+    log.error(text)
     sys.stdout.flush()
     sys.stderr.flush()
     with suppress(Exception):  # the process that holds the store may be gone already

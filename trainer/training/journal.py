@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from pipeline.engines.progress import log
 from pipeline.images.drawing import DETECTION_COLOR, STATUS_COLORS, draw_label
 from pipeline.storage import Location, is_file, make_folder, read_bytes, write_atomic
-from schemas.codes import Status
+from schemas.codes import TARGETS
 from schemas.errors import DataError, UsageError
 from schemas.wording import duration
 from trainer.loading.batch import Batch
@@ -208,7 +208,7 @@ def draw_batch(path: Location, batch: Batch, found: list[RawDetections], names: 
         tile = Image.fromarray(images[i].contiguous().numpy())
         draw = ImageDraw.Draw(tile)
         for box, status in list(zip(boxes, statuses, strict=True))[offsets[i] : offsets[i + 1]]:
-            is_target = status in (Status.VALID, Status.RESCUED)
+            is_target = status in TARGETS
             draw.rectangle(box, outline=STATUS_COLORS["valid" if is_target else "ignore"], width=2 if is_target else 1)
         for box, score, label in zip(*(values.tolist() for values in found[i]), strict=True):
             if score >= SHOWN_SCORE:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.build_file import POSITIVES, finished_builds
+from pipeline.dataset.ledger.read import read_categories
 from pipeline.engines.progress import log
 from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location
-from pipeline.storage.parquet import read_frame
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Norm, Precision, Settings, TrainSettings
 from trainer.learning.objective import Objective
@@ -93,6 +93,11 @@ class Run:
     def autocast(self) -> torch.autocast:
         """Return the context that the network computes in."""
         return autocast(self.rank.device, self.precision)
+
+    @cached_property
+    def chip_settings(self) -> ChipSettings:
+        """The settings that the positive chips were made with, `chips` as a model."""
+        return ChipSettings.model_validate(self.chips)
 
     @property
     def epoch_steps(self) -> int:
@@ -276,8 +281,7 @@ def make_run(
     options = settings.train
     builds = finished_builds(dataset.data, pool=not rpn_only)
     chips: dict[str, Any] = builds[POSITIVES].settings["chips"]
-    table = read_frame(dataset.data / "categories.parquet").sort("label")
-    categories: list[tuple[int, str]] = list(table.select("id", "name").iter_rows())
+    categories = read_categories(dataset.data)
     precision: Precision = options.precision or ("bf16" if rank.device.type == "cuda" else "fp32")
     norm = _norm(options, rank, last)
     classes = [name for _, name in categories]

@@ -12,7 +12,7 @@ from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
-from schemas.settings import ChipSettings, Settings, TrainSettings
+from schemas.settings import Settings, TrainSettings
 from schemas.wording import counted, shell
 from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
@@ -120,11 +120,10 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     dataset = ChipDataset(data, pool=not rpn_only, cache=cache_of(settings.loader))
     run = make_run(dataset, out, settings, rank, last=last, rpn_only=rpn_only)
     if last is None:
-        chips = ChipSettings.model_validate(run.chips)
-        remarks = [anchor_report(dataset, chips, settings.model)]
+        remarks = [anchor_report(dataset, run.chip_settings, settings.model)]
         if settings.model.focus and not rpn_only:
-            limits = focus_limits(chips.bounds(), settings.model.focus_limits)
-            remarks.append(focus_report(dataset, chips, limits))
+            limits = focus_limits(run.chip_settings.bounds(), settings.model.focus_limits)
+            remarks.append(focus_report(dataset, run.chip_settings, limits))
         for remark in filter(None, remarks):
             tell(rank, remark)
     else:

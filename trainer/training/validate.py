@@ -9,7 +9,6 @@ import torchvision
 from pipeline.coco.rejects import describe_rejects
 from pipeline.storage import Location
 from schemas.errors import StoppedError
-from schemas.settings import ChipSettings
 from trainer.evaluation.evaluate import Evaluation, score_model
 from trainer.evaluation.ground_truth import GroundTruth, check_images, open_ground_truth
 from trainer.evaluation.seen import refuse_seen
@@ -49,8 +48,7 @@ def open_validation(run: Run, annotations: Location, images: Location, *, allow_
         UsageError: there is no such image folder.
     """
     options = run.settings.detect
-    chips = ChipSettings.model_validate(run.chips)
-    truth = open_ground_truth(annotations, images, chips, run.categories, MAX_DETS, options)
+    truth = open_ground_truth(annotations, images, run.chip_settings, run.categories, MAX_DETS, options)
     from_first(lambda: check_images(truth))
     if not allow_seen:
         from_first(lambda: refuse_seen(run.out, truth))
@@ -80,8 +78,7 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
         StoppedError: a signal asked for an end. The validation is made again when the run is resumed.
     """
     model = make_detector(run.checkpoint()).to(run.rank.device).eval()
-    chips = ChipSettings.model_validate(run.chips)
-    inference = Inference(model, chips, run.settings.detect, run.rank.device, run.precision)
+    inference = Inference(model, run.chip_settings, run.settings.detect, run.rank.device, run.precision)
     report = None
     with suppress(StoppedError):  # perhaps on this rank alone; all ranks end below
         report = score_model(inference, truth, run.rank, None, MAX_DETS)

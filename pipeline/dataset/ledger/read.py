@@ -18,9 +18,9 @@ from pipeline.storage.parquet import read_frame
 from schemas.arrays import IntArray
 from schemas.codes import Fate
 from schemas.errors import DataError, MissingError
+from schemas.tables import CORNERS
 
 IMAGE_COLUMNS = ["image_id", "file_name", "width", "height", "state", "hash"]
-CORNERS = ["x1", "y1", "x2", "y2"]
 BOX_COLUMNS = ["image_id", "row", "annotation_id", "category_id", *CORNERS, "fate"]
 
 
@@ -87,6 +87,16 @@ def read_kept(data: Location, digests: dict[str, str] | None = None) -> Kept:
         categories=list(zip(known.tolist(), categories["name"].to_pylist(), strict=True)),
     )
     return Kept(source, images["hash"].combine_chunks(), refused)
+
+
+def read_categories(data: Location) -> list[tuple[int, str]]:
+    """Read the categories of a data set, (id, name), by label from 1.
+
+    Raises:
+        DataError: categories.parquet is missing or damaged. OSError: it cannot be read.
+    """
+    table = read_frame(data / "categories.parquet").sort("label")
+    return list(table.select("id", "name").iter_rows())
 
 
 def _images(path: Location, digests: dict[str, str] | None) -> tuple[pa.Table, IntArray]:

@@ -17,6 +17,7 @@ from pipeline.coco import Reject
 from pipeline.coco.source import RefusedBox, RefusedImage
 from pipeline.dataset.ledger.summary import Summary, mask_to_scales
 from pipeline.storage import HashingFile, Location, atomic_file, is_file, remove
+from schemas.arrays import IntArray
 from schemas.codes import FATE_NAMES, UNCOVERED, Fate
 from schemas.tables import ANNOTATIONS, CATEGORIES, IMAGES, REJECTS
 
@@ -136,7 +137,7 @@ def _refused_box(box: RefusedBox) -> tuple[Any, ...]:
     return row, annotation_id, image_id, category_id, None, None, None, None, FATE_NAMES[fate], reason, []
 
 
-def _reasons(summary: Summary, image: npt.NDArray[np.int64], fate: npt.NDArray[np.uint8]) -> pa.Array:
+def _reasons(summary: Summary, image: IntArray, fate: npt.NDArray[np.uint8]) -> pa.Array:
     """Return why each of some boxes is in no chip, or null; `image` is the position of its image in the source."""
     reason = np.full(len(fate), None, object)
     for uncovered in UNCOVERED:

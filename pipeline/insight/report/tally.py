@@ -8,16 +8,16 @@ import polars as pl
 from pipeline.engines.progress import Progress
 from pipeline.insight.manifests import chip_boxes, scan
 from pipeline.storage import Location
+from schemas.codes import TARGET_NAMES
 
 SHARDS = 16  # manifests in memory at a time
 BINS_PER_OCTAVE = 4  # of histograms of sizes: a bin ends 19 % above its start
 CELL = 10  # of the map of negatives, per cent of an image's side
 SHARE_BINS = 20  # of shares and scores, 0 to 1
-TARGETS = ("valid", "rescued")
 
 COUNT = pl.len().cast(pl.Int64).alias("count")
 PIXELS = pl.col("width").cast(pl.Int64) * pl.col("height")
-IS_TARGET = pl.col("status").is_in(TARGETS)
+IS_TARGET = pl.col("status").is_in(TARGET_NAMES)
 SUMS = ("count", "pixels", "bytes", "without_targets", "sum_targets", "chips")
 """Columns that are summed over shards. All others are keys."""
 

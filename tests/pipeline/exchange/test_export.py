@@ -18,8 +18,9 @@ from pycocotools.coco import COCO
 from pipeline.coco.read import read_coco
 from pipeline.dataset.shards import read_rows, shard_files
 from pipeline.exchange.export import export
-from pipeline.exchange.shard import IGNORED, ExportJob, Tally
+from pipeline.exchange.shard import ExportJob, Tally
 from pipeline.storage import location
+from schemas.codes import IGNORED_NAMES
 from schemas.errors import DataError, UsageError
 from tests.builders import CocoSet, build, digest
 from tests.conftest import RunSniper
@@ -50,7 +51,7 @@ def chips_in(data: Path) -> list[Row]:
 
 
 def boxes_of(row: Row) -> Boxes:
-    return [(b["label"], b["status"] in IGNORED, [b[n] for n in ("x1", "y1", "x2", "y2")]) for b in row["boxes"]]
+    return [(b["label"], b["status"] in IGNORED_NAMES, [b[n] for n in ("x1", "y1", "x2", "y2")]) for b in row["boxes"]]
 
 
 def in_coco(out: Path) -> dict[str, tuple[bytes, Boxes]]:

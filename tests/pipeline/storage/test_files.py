@@ -41,6 +41,7 @@ from pipeline.storage import (
     read_each,
     read_range,
     remove,
+    remove_all,
     remove_files,
     remove_folder,
     remove_temporary,
@@ -274,6 +275,14 @@ def test_remove_folder_takes_it_whole_and_nothing_else(folder: Location) -> None
     with suppress(NotADirectoryError):
         remove_folder(folder / "runs")
     assert [name for name in kept if is_file(folder / name)] == kept
+
+
+def test_remove_all_takes_the_files_that_are_there_alone(folder: Location) -> None:
+    for name in "abc":
+        write_atomic(folder / name, b"x")
+    remove_all([folder / "a", folder / "absent", folder / "b"])
+    assert files_in(folder, "*") == [folder / "c"]
+    remove_all([])
 
 
 def test_remove_files_takes_what_matches_and_a_folder_that_is_then_empty(folder: Location) -> None:

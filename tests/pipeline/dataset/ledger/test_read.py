@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.coco.source import Source
 from pipeline.dataset.ledger import write as ledger
-from pipeline.dataset.ledger.read import read_kept
+from pipeline.dataset.ledger.read import read_categories, read_kept
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.planning.plan import plan_span
@@ -51,6 +51,10 @@ def test_read_kept_gives_the_source_without_what_was_refused(source: Source, wri
     assert found.source.categories == source.categories
     assert found.hashes.to_pylist() == [f"{i:032x}" for i in images]
     assert found.refused.tolist() == [source.image_id[REFUSED]]
+
+
+def test_read_categories__are_those_of_the_source_by_label(source: Source, written: Path) -> None:
+    assert read_categories(written) == source.categories
 
 
 @pytest.mark.parametrize("name", ["images", "annotations", "categories"])
