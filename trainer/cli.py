@@ -271,6 +271,8 @@ def detect(
         options = settings.detect.model_copy(update={"min_score": min_score})
         settings = settings.model_copy(update={"detect": options})
     wanted = [name.strip() for names in csv.reader(classes, skipinitialspace=True) for name in names]
+    if classes and not any(wanted):
+        raise UsageError("--classes names no class; leave it out for all")
     with stoppable(f"To go on, run the same command again: what was found is in {out}"):
         report = run(
             out,

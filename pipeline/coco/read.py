@@ -43,6 +43,7 @@ def read_coco(
     *,
     folders: Sequence[str] = (),
     as_written: bool = False,
+    of_training: bool = False,
 ) -> Source:
     """Read and check COCO annotation files as one data set.
 
@@ -60,13 +61,14 @@ def read_coco(
         ignore_categories: names of categories whose boxes are regions that nobody labelled; read as crowd.
         folders: for each file, what to put before its file names; none: nothing.
         as_written: keep the boxes as their records give them, with the field `area`: 80 more bytes per box.
+        of_training: ignore_categories are those of chips that were trained on, and the file may lack them.
 
     Raises:
         DataError: a file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images, boxes but no
             categories, a list that stands twice, or two images or categories that differ and have one id; all that is
             wrong in the lists is named at once.
             Or two files name the same image.
-        UsageError: no category has one of the names in ignore_categories.
+        UsageError: no category has one of the names in ignore_categories, and they are not those of a training.
     """
     places = places if isinstance(places, Sequence) else [places]
     records, seen = Annotations(with_area=as_written), Seen()
@@ -87,7 +89,8 @@ def read_coco(
             rejects.append(Reject("image", refused.id, refused.file_name, refused.reason, message))
     tally = Tally()
     boxes = check_boxes(records, files, rejects, tally)
-    _refuse_unknown(ignore_categories, categories)
+    if not of_training:
+        _refuse_unknown(ignore_categories, categories)
     is_ignored = np.array([False, *(name in ignore_categories for _, name in categories)])
     if is_ignored.any():
         boxes.crowd[:] |= is_ignored[boxes.label]
@@ -113,6 +116,7 @@ def read_coco(
         notes=[*seen.lines(), *remarks.notes(categories, boxes, files)],
         warnings=remarks.warnings(categories, used, ignore_categories, boxes, tally),
         as_written=boxes.as_written,
+        ignored=[id_ for id_, name in categories if name in ignore_categories],
     )
 
 

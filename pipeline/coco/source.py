@@ -129,6 +129,7 @@ class Source:
         notes: what was read otherwise than it is written, one line each; nothing is wrong with the result.
         warnings: lines about what is probably a mistake of the file although it can be read.
         as_written: the boxes as their records give them, where that was asked for.
+        ignored: ids of the categories that were to be ignored. Their boxes are crowd, and of no class in particular.
     """
 
     image_id: IntArray
@@ -149,6 +150,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     as_written: AsWritten | None = None
+    ignored: list[int] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:

@@ -25,7 +25,7 @@ LEDGERS = ("images.parquet", "annotations.parquet", "categories.parquet", "rejec
 RPN_FILES = {
     "proposals/rpn/pictures": ("step-*.png",),
     "proposals/rpn/tensorboard": ("events.out.tfevents.*",),
-    "proposals/rpn": ("*.pt", "log.jsonl", "non-finite-rank*.json", ".lock"),
+    "proposals/rpn": ("*.pt", "log.jsonl", "training-images.parquet", "non-finite-rank*.json", ".lock"),
     "proposals": ("part-*.parquet", "network.json"),
 }
 """What the run of the RPN and the extraction of its proposals write, by folder."""

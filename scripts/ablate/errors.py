@@ -66,8 +66,8 @@ def shown(objects: Objects, results: CocoResults) -> Shown:
     found = find_errors(objects, results)
     matching = found.matching
     is_shown = results.scores >= best_of_all(found).score
-    finder = matching.detection
-    is_found = (finder != NONE) & is_shown[finder]
+    is_found = matching.detection != NONE
+    is_found[is_found] = is_shown[matching.detection[is_found]]
     return Shown(found, matching.is_false & is_shown, ~objects.crowd & ~is_found)
 
 

@@ -89,15 +89,16 @@ def fit(folders: list[Path], out: Path, settings: Settings, steps: int, deadline
         last = read_last(out)
         datasets = [ChipDataset(folder) for folder in folders]
         run = make_run(datasets[0], out, settings, rank, last=last, rpn_only=False)
-        if last is not None:
-            run.restore(last)
-        decay = DECAY_AT * steps / run.epoch_steps
-        warmup = min(settings.train.warmup_steps, steps // 4)
-        run.schedule = run.schedule._replace(warmup_steps=warmup, decays=(decay,))
         loaders = [run.loader] + [
             BatchLoader(dataset, settings.loader, settings.train.batch_size, pin=rank.device.type == "cuda")
             for dataset in datasets[1:]
         ]
+        decay = DECAY_AT * steps / run.epoch_steps  # of the first folder, also in a run that goes on
+        if last is not None:
+            run.loader = loaders[State(*last.loader).epoch % len(loaders)]  # the place is one of its epoch
+            run.restore(last)
+        warmup = min(settings.train.warmup_steps, steps // 4)
+        run.schedule = run.schedule._replace(warmup_steps=warmup, decays=(decay,))
         while run.step < steps:
             run.loader = loaders[run.state.epoch % len(loaders)]
             epoch = run.loader.epoch(run.state)

@@ -18,7 +18,7 @@ from scripts.ablate.errors import main as draw_errors
 from scripts.ablate.errors import shown
 from scripts.ablate.report import EMPTY, T_95, by_seed, estimate, fill, paired, recall_table, score_table
 from scripts.ablate.rows import MAIN, ROWS
-from scripts.ablate.two_stage import OutOfTimeError, fit
+from scripts.ablate.two_stage import OutOfTimeError, Stopwatch, epoch_of, fit
 from tests.paths import ROOT
 from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.results import CocoResults
@@ -83,6 +83,33 @@ def test_fit__goes_on_where_the_time_was_over(folder: Path) -> None:
     one, other = (read_checkpoint(folder / name).model for name in ("resumed", "through"))
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_fit__goes_on_at_the_end_of_an_epoch_that_is_longer_than_the_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(SETTINGS, ("loader.negatives_per_image=0", "train.batch_size=1"))
+    wide = settings.chips.model_copy(update={"ranges": [(0, None)] * 3})
+    data = scenes(folder / "work", 3)
+    folders = [
+        *positives(data, settings),
+        *positives(data, settings.model_copy(update={"chips": wide})),
+    ]
+    folders.sort(key=lambda one: epoch_of(one, settings)[0])
+    short, long = (epoch_of(one, settings)[0] for one in folders)
+    assert long > short + 1
+    calls = 0
+
+    def step(self: Stopwatch) -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == short + long - 1
+
+    monkeypatch.setattr(Stopwatch, "step", step)
+    total = short + long
+    with pytest.raises(OutOfTimeError, match=f"step {total - 1} of {total}"):
+        fit(folders, folder / "longer", settings, total, math.inf)
+    fit(folders, folder / "longer", settings, total, math.inf)
 
 
 @given(st.floats(32, 2000), st.floats(32, 700))
@@ -165,3 +192,10 @@ def test_fill__replaces_the_tables_of_the_page_and_nothing_else() -> None:
     once = fill(page, dict.fromkeys(names, "| a |"))
     assert once.count("| a |") == len(names)
     assert fill(once, dict.fromkeys(names, "| b |")) == once.replace("| a |", "| b |")
+
+
+def test_shown__without_a_detection_everything_is_missed() -> None:
+    objects = Objects(*map(np.array, ([1], [1], [[0.0, 0, 9, 9]], [81.0], [False])))
+    nothing = np.empty(0, np.int64)
+    errors = shown(objects, CocoResults(nothing, nothing, np.empty((0, 4), np.float32), np.empty(0, np.float32)))
+    assert errors.counts(1) == (0, 1)

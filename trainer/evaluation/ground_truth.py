@@ -91,44 +91,43 @@ def open_ground_truth(
         UsageError: there is no such image folder.
     """
     image_folder(images)
-    source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
-    notes = [*source.warnings, *source.notes]
-    objects, num_wrong = read_objects(source)
-    if num_wrong:
-        notes.append(
-            f"the field area of {num_wrong:,} of {len(source.row):,} boxes cannot be true (not positive and finite, "
-            "or not between 0.001 and 1.01 of width * height); width * height stands in for it"
-        )
+    source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True, of_training=True)
+    objects, remarks = read_objects(source)
+    notes = [*source.warnings, *source.notes, *remarks]
     ids: list[int | None] = []
     if categories is not None:
         ids, remarks = match_categories(categories, source.categories, annotations)
         notes += remarks
-    notes += _crowded_notes(source, chips, max_dets, None if categories is None else options)
+    notes += crowded_notes(source, max_dets, by_class=categories is not None)
+    if categories is not None and options is not None:
+        notes += _kept_notes(source, chips, options)
     return GroundTruth(images, source, objects, ids, notes)
 
 
-def _crowded_notes(source: Source, chips: ChipSettings, max_dets: int, options: DetectSettings | None) -> list[str]:
-    """Say how many images have more boxes than results can count; see `open_ground_truth`."""
+def crowded_notes(source: Source, max_dets: int, *, by_class: bool) -> list[str]:
+    """Say how many images have more boxes than results count, of each class where they count by class."""
     counts = np.diff(source.offsets)
-    notes = []
-    if options is None:
-        if crowded := int((counts > max_dets).sum()):
-            notes.append(f"{crowded:,} images hold more boxes than the {max_dets} results that count; see --max-dets")
-        return notes
+    if not by_class:
+        crowded = int((counts > max_dets).sum())
+        text = f"{crowded:,} images hold more boxes than the {max_dets} results that count; see --max-dets"
+        return [text] if crowded else []
     image = np.repeat(np.arange(source.num_images), counts)
     (of_image, _), of_class = np.unique(np.stack([image, source.label]), axis=1, return_counts=True)
-    if crowded := len(np.unique(of_image[of_class > max_dets])):
-        notes.append(
-            f"{crowded:,} images hold more boxes of one class than the {max_dets} detections of it that count; see "
-            "--max-dets"
-        )
+    crowded = len(np.unique(of_image[of_class > max_dets]))
+    text = (
+        f"{crowded:,} images hold more boxes of one class than the {max_dets} detections of it that count; see "
+        "--max-dets"
+    )
+    return [text] if crowded else []
+
+
+def _kept_notes(source: Source, chips: ChipSettings, options: DetectSettings) -> list[str]:
+    """Say how many images have more boxes than detections are kept of them."""
     sizes = zip(source.width.tolist(), source.height.tolist(), strict=True)
     kept = [most_detections(width, height, options, chips.size) for width, height in sizes]
-    if crowded := int((counts > np.array(kept, np.int64)).sum()):
-        notes.append(
-            f"{crowded:,} images hold more boxes than the detections that are kept of them; see detect.max_detections"
-        )
-    return notes
+    crowded = int((np.diff(source.offsets) > np.array(kept, np.int64)).sum())
+    text = f"{crowded:,} images hold more boxes than the detections that are kept of them; see detect.max_detections"
+    return [text] if crowded else []
 
 
 def match_categories(known: Categories, there: Categories, where: Location) -> tuple[list[int | None], list[str]]:
@@ -179,20 +178,32 @@ def _listed(categories: Categories) -> str:
     return shown + (", ..." if len(categories) > 10 else "")
 
 
-def read_objects(source: Source) -> tuple[Objects, int]:
+def read_objects(source: Source) -> tuple[Objects, list[str]]:
     """Return the boxes of an annotation file that are in order, as they were written.
+
+    Scores go class by class. So a box of an ignored category, in which no detection of any class counts, stands there
+    once for each of the other categories, too, behind all other boxes.
 
     Args:
         source: read with `as_written`.
 
     Returns:
-        The boxes, and of how many the field `area` is not believed.
+        The boxes; and a note for the user where the field `area` of some is not believed.
     """
     assert source.as_written is not None
     areas, num_wrong = trusted_areas(source.as_written)
+    note = (
+        f"the field area of {num_wrong:,} of {len(source.row):,} boxes cannot be true (not positive and finite, "
+        "or not between 0.001 and 1.01 of width * height); width * height stands in for it"
+    )
     image_id = np.repeat(source.image_id, np.diff(source.offsets))
     boxes = np.ascontiguousarray(source.as_written.xywh)
-    return Objects(image_id, source.category_of_label[source.label], boxes, areas, source.crowd), num_wrong
+    objects = Objects(image_id, source.category_of_label[source.label], boxes, areas, source.crowd)
+    regions = objects.take(np.isin(objects.category_id, source.ignored))
+    others = [id_ for id_, _ in source.categories if id_ not in source.ignored] if len(regions.crowd) else []
+    parts = [objects, *(regions._replace(category_id=np.full_like(regions.category_id, id_)) for id_ in others)]
+    every = Objects(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return every, [note] if num_wrong else []
 
 
 def trusted_areas(written: AsWritten) -> tuple[FloatArray, int]:

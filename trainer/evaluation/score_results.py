@@ -11,7 +11,7 @@ from pipeline.storage import Location, location
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from trainer.evaluation.coco_scores import Summary, score
-from trainer.evaluation.ground_truth import read_objects
+from trainer.evaluation.ground_truth import crowded_notes, read_objects
 from trainer.evaluation.results import CocoResults, read_results
 
 
@@ -52,9 +52,11 @@ def score_results(
     place, truth = location(results), location(annotations)
     source = read_coco(truth, settings.max_pixels, settings.ignore_categories, as_written=True)
     found = read_results(place)
-    notes = [*source.warnings, *source.notes, *foreign(found, source, place, truth)]
+    objects, remarks = read_objects(source)
+    remarks += crowded_notes(source, max_dets, by_class=True)
+    notes = [*source.warnings, *source.notes, *remarks, *foreign(found, source, place, truth)]
     found = found.take(np.isin(found.image_id, source.image_id))  # a refused image has no boxes to score against
-    summary = score(read_objects(source)[0], source.categories, found, settings.bounds(), max_dets)
+    summary = score(objects, source.categories, found, settings.bounds(), max_dets)
     return ScoredFile(summary, list(source.rejects), notes)
 
 

@@ -6,7 +6,7 @@ import polars as pl
 
 from pipeline.engines.progress import log
 from pipeline.images.contents import hash_images
-from pipeline.storage import Location, is_file, is_folder, write_atomic
+from pipeline.storage import Location, is_file, is_folder, remove, write_atomic
 from pipeline.storage.parquet import read_frame
 from schemas.errors import DataError
 from trainer.evaluation.ground_truth import GroundTruth
@@ -16,15 +16,18 @@ SEEN = "training-images.parquet"
 """In the folder of a run: file_name and hash of the images whose chips it was trained on."""
 
 
-def note_seen(run: Location, data: Location) -> None:
+def note_seen(run: Location, data: Location, *, anew: bool) -> None:
     """Keep the hashes of a chip data set's images with a run that is trained on it.
 
-    What is there already stays. Where the ledger is gone, nothing is noted.
+    Where the ledger is gone, nothing is noted.
 
     Args:
         run: folder of the run.
         data: the chip data set.
+        anew: the run begins, and a note of an attempt before it is replaced; otherwise what is there stays.
     """
+    if anew:
+        remove(run / SEEN)
     if is_file(run / SEEN) or not is_file(data / LEDGER):
         return
     kept = read_frame(data / LEDGER).filter(pl.col("state") == "kept")

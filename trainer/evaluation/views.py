@@ -16,7 +16,7 @@ from schemas.settings import ChipSettings, Settings
 from schemas.settings.section import contradictions
 from schemas.wording import shell
 from trainer.evaluation.coco_scores import Summary, score
-from trainer.evaluation.ground_truth import read_objects
+from trainer.evaluation.ground_truth import crowded_notes, read_objects
 from trainer.evaluation.results import CocoResults, join_results, read_results, summary_file, write_results
 
 
@@ -103,7 +103,8 @@ def _score(
             f"{annotations}: {len(other):,} of the images that the views are of are not in it, such as {name} with "
             f"the id {id_}; make the views with `{shell('sniper', 'views', '--annotations', annotations)}`"
         )
-    objects, _ = read_objects(source)
+    objects, remarks = read_objects(source)
+    remarks += crowded_notes(source, max_dets, by_class=True)
     scored = objects.take(np.isin(objects.image_id, [id_ for id_, _ in searched]))
-    notes = [*source.warnings, *source.notes, *describe_rejects(source.rejects)]
+    notes = [*source.warnings, *source.notes, *remarks, *describe_rejects(source.rejects)]
     return score(scored, source.categories, detections, index.bounds, max_dets), notes

@@ -52,6 +52,8 @@ def extract_proposals(data: Location, checkpoint: Location, images: Location, op
     folder = data / "proposals"
     make_folder(folder)
     identity = hashlib.sha256(read_bytes(checkpoint)).hexdigest().encode()
+    if options.max_side != DetectSettings().max_side:  # larger or smaller views give other proposals
+        identity += f", views up to {options.max_side} px".encode()
     parts = json.dumps({"positives": positives.fingerprint, "length": SPAN}).encode()
     about = {RPN_KEY: identity, PARTS_KEY: parts}
     spans = dict(enumerate(split_spans(len(sources))))

@@ -61,8 +61,9 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
     if int(os.environ.get("RANK", 0)) == 0:
         log.info(origin(path, checkpoint))
     chips = dict(checkpoint.chips)
-    if "max_pixels" in settings.chips.model_fields_set:
-        chips["max_pixels"] = settings.chips.max_pixels
+    for name in ("max_pixels", "ignore_categories"):
+        if name in settings.chips.model_fields_set:
+            chips[name] = getattr(settings.chips, name)
     there = {"chips": {name: chips[name] for name in ("scales", "ranges")}, "model": checkpoint.settings["model"]}
     differing = [
         line
@@ -74,15 +75,13 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
             f"{path}: was trained with other settings, which stay as they are:\n  " + "\n  ".join(differing)
         )
     try:
-        model = make_detector(checkpoint)
+        model, chip_settings = make_detector(checkpoint), ChipSettings.model_validate(chips)
     except (RuntimeError, ValueError) as error:
         raise DataError(
             f"{path}: its network cannot be made again: {str(error).splitlines()[0]}; train anew"
         ) from error
     ready = model.to(device).eval()
-    return checkpoint, Inference(
-        ready, ChipSettings.model_validate(chips), settings.detect, device, checkpoint.precision
-    )
+    return checkpoint, Inference(ready, chip_settings, settings.detect, device, checkpoint.precision)
 
 
 def open_detector(path: Location, settings: Settings, device: torch.device) -> tuple[Checkpoint, Inference]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
 from pipeline.images.sources import image_folder
@@ -61,10 +63,12 @@ def report_run(
     if scored is not None:
         detections, annotations, images = map(location, scored)
         chips = ChipSettings.model_validate(read_checkpoint(run).chips)
-        source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True)
+        source = read_coco(annotations, chips.max_pixels, chips.ignore_categories, as_written=True, of_training=True)
         results = read_results(detections)
-        facts["remarks"] += foreign(results, source, detections, annotations)
-        found = find_errors(read_objects(source)[0], results)
+        objects, remarks = read_objects(source)
+        facts["remarks"] += [*remarks, *foreign(results, source, detections, annotations)]
+        results = results.take(np.isin(results.image_id, source.image_id))  # what lies on a refused image is no error
+        found = find_errors(objects, results)
         facts["detections"] = as_facts(found, source.categories, chips.bounds())
         of_detections = [
             _errors(facts["detections"]),

@@ -70,5 +70,5 @@ def resumed_schedule(
     decays = new.decays
     if same_decays:
         pairs = zip(kept["decays"], new.decays, strict=True)
-        decays = tuple(before if before <= progress else after for before, after in pairs)
+        decays = tuple(before if before < progress else after for before, after in pairs)
     return new._replace(warmup_steps=warmup_steps, decays=decays)

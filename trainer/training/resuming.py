@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.storage import Location
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
 from schemas.settings.section import as_yaml
 from trainer.runtime.checkpoint import Checkpoint
@@ -75,7 +77,9 @@ def check_resumable(
         raise UsageError(
             f"{path}: was trained with other settings:\n  "
             + "\n  ".join(changed)
-            + "\nLeave these out, or start a new run in another --out; docs/training.md lists what may change"
+            + "\nLeave these out, or start a new run: "
+            + ("with `sniper negatives --overwrite`" if checkpoint.rpn_only else "in another --out")
+            + "; docs/training.md lists what may change"
         )
 
 
@@ -102,11 +106,22 @@ def _may_change(name: str) -> bool:
 
 
 def resumed_settings(checkpoint: Checkpoint, given: Settings) -> Settings:
-    """Take the settings of a run from its checkpoint, apart from those that are given now."""
-    sections = {
-        name: type(getattr(given, name)).model_validate(
-            values | getattr(given, name).model_dump(mode="json", include=getattr(given, name).model_fields_set)
-        )
-        for name, values in checkpoint.settings.items()
-    }
+    """Take the settings of a run from its checkpoint, apart from those that are given now.
+
+    Raises:
+        DataError: another version of the program wrote the checkpoint, with settings that this one does not know.
+    """
+    try:
+        sections = {
+            name: type(getattr(given, name)).model_validate(
+                values | getattr(given, name).model_dump(mode="json", include=getattr(given, name).model_fields_set)
+            )
+            for name, values in checkpoint.settings.items()
+        }
+    except (AttributeError, ValidationError) as error:
+        told = "; ".join(str(error).splitlines()[:3])
+        raise DataError(
+            f"the checkpoint of step {checkpoint.step:,} has settings that this version of the program does not know "
+            f"({told}); resume it with the version that wrote it"
+        ) from error
     return given.model_copy(update=sections)

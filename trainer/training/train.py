@@ -106,6 +106,11 @@ def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> Non
     checkpoints = find_checkpoints(out)
     if checkpoints and not resume:
         raise UsageError(f"{out}: holds a run already ({checkpoints[-1].name}); --resume it, or choose another --out")
+    if not checkpoints and is_file(out / BEST):
+        raise UsageError(
+            f"{out}: holds {BEST} of a run whose other checkpoints are gone, which would pass for the new run's; move "
+            "it away, or choose another --out"
+        )
 
 
 def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, rpn_only: bool) -> Run:
@@ -142,7 +147,7 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     tell(rank, outline(run))
     for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
         warn(rank, warning)
-    from_first(lambda: note_seen(out, data))
+    from_first(lambda: note_seen(out, data, anew=last is None))
     return run
 
 

@@ -49,7 +49,7 @@ def test_match_categories__nothing_in_common_is_refused() -> None:
         match_categories(KNOWN, [(9, "star")], Path("val.json"))
 
 
-def objects_in(path: Path, content: dict[str, Any]) -> tuple[Objects, int]:
+def objects_in(path: Path, content: dict[str, Any]) -> tuple[Objects, list[str]]:
     path.write_text(json.dumps(content))
     return read_objects(read_coco(path, as_written=True))
 
@@ -63,10 +63,10 @@ def test_read_objects__keeps_what_is_in_order(tmp_path: Path) -> None:
     ]
     images = [{"id": 1, "file_name": "1.jpg", "width": 50, "height": 50}]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
-    objects, num_wrong = objects_in(tmp_path / "coco.json", content)
+    objects, notes = objects_in(tmp_path / "coco.json", content)
     assert (objects.image_id.tolist(), objects.category_id.tolist()) == ([1, 1], [1, 1])
     assert objects.boxes.tolist() == [[1, 1, 5, 5], [-2, 1, 5, 5]]
-    assert (objects.area.tolist(), objects.crowd.tolist(), num_wrong) == ([25, 20], [False, True], 0)
+    assert (objects.area.tolist(), objects.crowd.tolist(), notes) == ([25, 20], [False, True], [])
 
 
 @pytest.mark.parametrize("area", [0, -1, 0.01, 41, 1e999, "12", [1], True, 10**400])
@@ -77,9 +77,9 @@ def test_read_objects__areas_that_cannot_be_true_are_those_of_the_box(area: Any,
         "annotations": [{**box, "area": area}, {**box, "area": 20}, {**box, "area": 0.04}, {**box, "area": None}, box],
         "categories": [{"id": 1, "name": "a"}],
     }
-    objects, num_wrong = objects_in(tmp_path / "coco.json", content)
+    objects, notes = objects_in(tmp_path / "coco.json", content)
     assert objects.area.tolist() == [40, 20, 0.04, 40, 40]
-    assert num_wrong == 1
+    assert ["area of 1 of 5 boxes" in note for note in notes] == [True]
 
 
 def opened(made: CocoSet) -> GroundTruth:
@@ -131,3 +131,12 @@ def test_check_images__one_in_a_thousand_is_let_through(tmp_path: Path) -> None:
     for index in range(1000):
         made.add_image(index, b"not looked into", boxes=[], write=index != 5)
     check_images(opened(made))
+
+
+def test_open_ground_truth__lacks_the_category_that_a_training_ignored(tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    made.add_image(5, boxes=[[1, 1, 5, 5]])
+    chips = ChipSettings(ignore_categories=["ignored regions"])
+    known = [(category["id"], "a") for category in made.categories]
+    truth = open_ground_truth(made.write(), made.image_root, chips, known, 9)
+    assert not truth.objects.crowd.any()

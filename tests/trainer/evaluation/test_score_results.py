@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from schemas.errors import DataError, UsageError
+from schemas.settings import ChipSettings
 from tests.conftest import RunSniper
 from trainer.evaluation.coco_scores import check_table
 from trainer.evaluation.score_results import score_results
@@ -65,6 +66,29 @@ def test_score_results__what_is_found_on_a_refused_image_counts_neither_way(trut
     scored = score_results(found(tmp_path, *rows), truth)
     assert scored.summary["AP"] == 1
     assert [reject.kind for reject in scored.rejects][0] == "image"
+
+
+def test_score_results__an_ignored_category_is_of_no_class(truth: Path, tmp_path: Path) -> None:
+    """What is found in its boxes counts neither way, of whatever class; as if it were a crowd of each class."""
+    content = json.loads(truth.read_bytes())
+    content["categories"].append({"id": 9, "name": "ignored regions"})
+    region = {"image_id": 1, "bbox": [0, 50, 100, 50], "area": 5000, "iscrowd": 0}
+    content["annotations"].append({"id": 9, "category_id": 9, **region})
+    truth.write_text(json.dumps(content))
+    rows = ((1, 3, [10, 10, 40, 40], 0.8), (1, 8, [60, 10, 30, 30], 0.8), (2, 3, [5, 5, 80, 80], 0.8))
+    results = found(tmp_path, *rows, (1, 3, [10, 60, 30, 30], 0.9), (1, 8, [60, 60, 30, 30], 0.9))
+    assert (score_results(results, truth).summary["AP"] or 0) < 1
+    ignoring = ChipSettings(ignore_categories=["ignored regions"])
+    assert score_results(results, truth, ignoring).summary["AP"] == 1
+
+
+def test_score_results__says_which_areas_and_boxes_do_not_count(truth: Path, tmp_path: Path) -> None:
+    content = json.loads(truth.read_bytes())
+    content["annotations"] = [{**box, "image_id": 1, "category_id": 3, "area": 1e9} for box in content["annotations"]]
+    truth.write_text(json.dumps(content))
+    notes = score_results(found(tmp_path, (1, 3, [1, 1, 9, 9], 0.5)), truth, max_dets=2).notes
+    assert any("area of 3 of 3 boxes cannot be true" in note for note in notes)
+    assert any("1 images hold more boxes of one class than the 2 detections" in note for note in notes)
 
 
 def test_evaluate__says_what_does_not_go_together(sniper: RunSniper, truth: Path, tmp_path: Path) -> None:

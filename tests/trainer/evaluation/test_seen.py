@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.chips import chips
 from pipeline.storage.parquet import read_frame
 from schemas.errors import DataError
+from schemas.settings import load_settings
 from tests.conftest import RunSniper
-from tests.trainer.runs import tiny_settings
+from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.recall import evaluate_proposals
 from trainer.evaluation.seen import SEEN, note_seen
@@ -50,6 +52,22 @@ def test_refuse_seen__before_the_first_step_of_a_training(demo: Path, leaky: Pat
     train(demo / "chips", tmp_path / "run", tiny_settings(), validation=validation, allow_seen=True)
 
 
+def test_refuse_seen__goes_by_the_chips_of_the_run_and_not_of_an_attempt_before(
+    demo: Path, leaky: Path, tmp_path: Path
+) -> None:
+    """The advice is to part the data anew, and then the same folder is used again."""
+    validation = (leaky / "val.json", leaky / "images")
+    with pytest.raises(DataError, match="1 of 9 images"):
+        train(demo / "chips", tmp_path / "run", tiny_settings(), validation=validation)
+    content = json.loads((demo / "train.json").read_text())
+    del content["images"][0]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [box for box in content["annotations"] if box["image_id"] in kept]
+    (tmp_path / "fewer.json").write_text(json.dumps(content))
+    chips(tmp_path / "fewer.json", demo / "train", tmp_path / "chips", load_settings(None, TINY_CHIPS).chips)
+    train(tmp_path / "chips", tmp_path / "run", tiny_settings(), validation=validation)
+
+
 def test_refuse_seen__says_where_it_cannot_know(
     demo: Path, checkpoint: Path, leaky: Path, tmp_path: Path, sniper: RunSniper
 ) -> None:
@@ -64,5 +82,5 @@ def test_note_seen__holds_the_kept_images_of_the_ledger(demo: Path, checkpoint: 
     ledger = read_frame(demo / "chips/images.parquet")
     seen = read_frame(checkpoint.parent / SEEN)
     assert seen.rows() == ledger.select("file_name", "hash").rows()
-    note_seen(tmp_path, demo)  # no ledger there
+    note_seen(tmp_path, demo, anew=False)  # no ledger there
     assert not (tmp_path / SEEN).exists()

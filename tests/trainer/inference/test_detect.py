@@ -57,6 +57,7 @@ def test_detect__files_folders_and_bad_files(demo: Path, checkpoint: Path, tmp_p
         ({"format": 1, "model": {}}, "of another version of this program; train anew"),
         ("lacks a weight", "its network cannot be made again"),
         ("other network", "its network cannot be made again"),
+        ("other chips", "its network cannot be made again"),
     ],
 )
 def test_detect__says_what_is_wrong_with_a_checkpoint(
@@ -69,6 +70,8 @@ def test_detect__says_what_is_wrong_with_a_checkpoint(
         kept = read_checkpoint(checkpoint)
         if content == "lacks a weight":
             kept.model.popitem()
+        elif content == "other chips":
+            kept.chips["unheard_of"] = 1
         else:
             kept.settings["model"]["unheard_of"] = 1
         write_checkpoint(path, kept)

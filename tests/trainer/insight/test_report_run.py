@@ -150,6 +150,18 @@ def test_report__of_a_run_shows_what_goes_wrong(
         assert browser.faults() == []
 
 
+def test_report__what_is_found_on_a_refused_image_is_no_error(checkpoint: Path, demo: Path, tmp_path: Path) -> None:
+    content = json.loads((demo / "val.json").read_text())
+    names = ("image_id", "category_id", "bbox")
+    results = [{**{name: box[name] for name in names}, "score": 0.9} for box in content["annotations"]]
+    (tmp_path / "found.json").write_text(json.dumps(results))
+    content["images"][1]["width"] = 0
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    scored = (tmp_path / "found.json", tmp_path / "val.json", demo / "val")
+    facts = report_run(checkpoint.parent, tmp_path / "run.html", scored=scored)
+    assert {row["kind"]: row["count"] for row in facts["detections"]["errors"]}["background"] == 0
+
+
 def test_report__of_a_validated_run_shows_ap(tmp_path: Path) -> None:
     scores = [{"step": i, "epoch": i, "AP": ap, "AP50": ap, "AP[a]": ap, "AP_range_0-80": ap} for i, ap in
               enumerate((0.1, 0.4, 0.2), 1)]  # fmt: skip

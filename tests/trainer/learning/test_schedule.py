@@ -56,6 +56,7 @@ def test_resumed_schedule__more_epochs_do_not_change_the_past() -> None:
         return resumed_schedule(after, before.kept(), progress, **{"same_warmup": True, "same_decays": True, **same})
 
     assert resumed(2.5).decays == pytest.approx((6.0, 9.6))  # none was passed
+    assert resumed(3.0).decays == pytest.approx((6.0, 9.6))  # no step was taken at the lower rate yet
     assert resumed(4.0).decays == pytest.approx((3.0, 9.6))
     assert resumed(6.0).decays == pytest.approx((3.0, 4.8))
     assert resumed(6.0, same_decays=False).decays == pytest.approx((6.0, 9.6))  # a new setting counts as given

@@ -111,6 +111,17 @@ def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Pat
         make_proposals(data, data.parent / "train", settings("train.momentum=0.5"))
 
 
+def test_make_proposals__views_of_another_size_give_other_proposals(
+    data: Path, proposals: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "chips")
+    part = tmp_path / "chips/proposals/part-00000.parquet"
+    before = pl.read_parquet(part)
+    for options, is_same in ((settings(), True), (settings("detect.max_side=128"), False), (settings(), True)):
+        make_proposals(tmp_path / "chips", data.parent / "train", options)
+        assert pl.read_parquet(part).equals(before) == is_same
+
+
 def test_make_proposals__an_rpn_of_positives_that_have_changed_is_refused_and_kept(
     data: Path, proposals: Path, tmp_path: Path
 ) -> None:

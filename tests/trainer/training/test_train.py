@@ -30,7 +30,7 @@ from trainer.runtime.checkpoint import (
     write_checkpoint,
 )
 from trainer.runtime.weights import load_weights
-from trainer.training.resuming import changed_settings
+from trainer.training.resuming import changed_settings, resumed_settings
 from trainer.training.train import _memory_remedy, train
 
 RUNS = Path(__file__).parents[1] / "runs.py"
@@ -287,6 +287,24 @@ def test_train__refuses_to_mix_runs(data: Path, whole_run: Path, tmp_path: Path)
     assert "model.width: 16 there, 24 now" in str(caught.value)
     for given in (options, Settings()):  # what is not given is the run's own
         assert train(data, whole_run, given, resume=True) == find_checkpoints(whole_run)[-1]  # done already
+
+
+def test_train__a_best_checkpoint_of_another_run_is_not_left_beside_a_new_one(
+    data: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(find_checkpoints(whole_run)[-1], tmp_path / "run/best.pt")
+    for resume in (False, "auto"):
+        with pytest.raises(UsageError, match=r"holds best\.pt of a run whose other checkpoints are gone"):
+            train(data, tmp_path / "run", tiny_settings(), resume=resume)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("section", "name"), [("loader", "unheard_of"), ("unheard_of", "x")])
+def test_resumed_settings__of_a_newer_version_are_named(whole_run: Path, section: str, name: str) -> None:
+    checkpoint = read_checkpoint(find_checkpoints(whole_run)[-1])
+    checkpoint.settings.setdefault(section, {})[name] = 1
+    with pytest.raises(DataError, match="settings that this version of the program does not know .*unheard_of"):
+        resumed_settings(checkpoint, tiny_settings())
 
 
 def test_changed_settings__one_that_is_younger_than_the_checkpoint_had_its_default(whole_run: Path) -> None:
