@@ -5,9 +5,9 @@ Run it in .venv-peers, which has ultralytics; nothing is downloaded, so the netw
     .venv-peers/bin/python -m scripts.bench.bench_ultralytics --json FILE
 
 All ways train YOLO11n by `YOLO(...).train` on the generated scenes of docs/evidence.md, with the same number of pixels
-in all and about the same in an optimiser step. Whole images are given to `YOLO(...).predict`, at the size of the training. The
-chips are those of `sniper chips` and `sniper negatives`, as `sniper export --format yolo` writes them, and the images
-are searched by the pyramid. The scores come from the same scorer.
+in all and about the same in an optimiser step. Whole images are given to `YOLO(...).predict`, at the size of the
+training. The chips are those of `sniper chips` and `sniper negatives`, as `sniper export --format yolo` writes them,
+and the images are searched by the pyramid. The scores come from the same scorer.
 """
 
 import contextlib
