@@ -15,13 +15,13 @@ from schemas.settings import LoaderSettings
 from scripts.bench.step_models import (
     calibrated_state,
     device_name,
+    losses_of,
     our_model,
     plausible_batch,
     step_arguments,
     stepper,
     tell,
 )
-from trainer.learning.objective import Objective
 from trainer.loading.augment import Draws, Limits, augment, draw_changes
 
 CHANGES = {
@@ -41,7 +41,7 @@ def main() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**63, args.batch_size, dtype=np.uint64)
     draws = {name: draw_changes(hashes, settings, 0, 0).to(device) for name, settings in CHANGES.items()}
     model = our_model("resnet50", calibrated_state("resnet50", batch)).to(device)
-    step = stepper(model, lambda: Objective(model)(batch, seed=0, epoch=0, batch_size=len(batch)), args.precision)
+    step = stepper(model, losses_of(model, batch), args.precision)
 
     def changed(drawn: Draws) -> float:
         start = time.perf_counter()

@@ -22,6 +22,7 @@ from scripts.bench.step_models import (
     as_torchvision,
     calibrated_state,
     device_name,
+    losses_of,
     our_model,
     plausible_batch,
     step_arguments,
@@ -70,9 +71,7 @@ def measure(folder: Path) -> None:
     same = their_model("resnet50", state, box_batch_size_per_image=rois).to(device)
 
     steps = {
-        "ours_fixed_batch": stepper(
-            ours, lambda: Objective(ours)(batch, seed=0, epoch=0, batch_size=len(batch)), args.precision
-        ),
+        "ours_fixed_batch": stepper(ours, losses_of(ours, batch), args.precision),
         "torchvision": stepper(theirs, lambda: theirs(floats, targets), args.precision),
         "torchvision_same_rois": stepper(same, lambda: same(floats, targets), args.precision),
     }

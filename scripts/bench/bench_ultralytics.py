@@ -40,7 +40,7 @@ from pipeline.exchange.export import export
 from pipeline.pyramid.merging import Detections
 from pipeline.pyramid.search import search
 from schemas.settings import Settings, load_settings
-from scripts.ablate.cuts import SETTINGS, mined, positives, seconds
+from scripts.ablate.cuts import SETTINGS, mined, seconds
 from scripts.ablate.data import Data, scenes
 from trainer.evaluation.coco_scores import score
 from trainer.evaluation.ground_truth import open_ground_truth
@@ -96,18 +96,14 @@ def whole_images(data: Data, settings: Settings, out: Path) -> tuple[Path, int, 
     return _described(out, [name for _, name in source.categories]), source.num_images, 0.0
 
 
-def exported(cut: Callable[[Data, Settings], list[Path]]) -> Callable[[Data, Settings, Path], tuple[Path, int, float]]:
-    """Make a function that writes the chips of a cut as `sniper export --format yolo` does."""
-
-    def make(data: Data, settings: Settings, out: Path) -> tuple[Path, int, float]:
-        (chips,) = cut(data, settings)
-        began = time.process_time()
-        report = export(chips, out, format="yolo", workers=1)
-        taken = sum(seconds(chips).values()) + time.process_time() - began
-        names = yaml.safe_load((out / "data.yaml").read_text())["names"]
-        return _described(out, [*names.values()]), report.tally.num_chips, taken
-
-    return make
+def our_chips(data: Data, settings: Settings, out: Path) -> tuple[Path, int, float]:
+    """Write the chips of the whole method as `sniper export --format yolo` does."""
+    (chips,) = mined(data, settings)
+    began = time.process_time()
+    report = export(chips, out, format="yolo", workers=1)
+    taken = sum(seconds(chips).values()) + time.process_time() - began
+    names = yaml.safe_load((out / "data.yaml").read_text())["names"]
+    return _described(out, [*names.values()]), report.tally.num_chips, taken
 
 
 def _described(out: Path, names: list[str]) -> Path:
@@ -155,16 +151,22 @@ def measure(way: Way, data: Data, settings: Settings, work: Path, num_chips: int
     began = time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
         network.train(
-            **{"data": str(described), "imgsz": way.side, "epochs": epochs, "batch": step, "seed": seed},
-            **{"device": "cpu", "workers": 0, "amp": False, "val": False, "plots": False, "verbose": False},
-            # without it the gradients of 64 images are added up for an optimiser step, be they chips or whole images
-            **{
-                "nbs": step,
-                "project": str(work / "runs"),
-                "name": f"{named}-{seed}",
-                "exist_ok": True,
-                "pretrained": False,
-            },
+            data=str(described),
+            imgsz=way.side,
+            epochs=epochs,
+            batch=step,
+            nbs=step,  # by default the gradients of 64 images are added up for a step, be they chips or whole images
+            seed=seed,
+            project=str(work / "runs"),
+            name=f"{named}-{seed}",
+            exist_ok=True,
+            pretrained=False,
+            device="cpu",
+            workers=0,
+            amp=False,
+            val=False,
+            plots=False,
+            verbose=False,
             **way.options,
         )
     trained = time.process_time() - began
@@ -194,8 +196,7 @@ AS_CUT = {"mosaic": 0.0, "scale": 0.1, "translate": 0.0}
 WAYS = (
     Way("whole images, 640 px", whole_images, FULL, {}, by_pyramid=False),
     Way("whole images, 320 px", whole_images, FULL // 2, {}, by_pyramid=False),
-    Way("our chips", exported(mined), 128, AS_CUT, by_pyramid=True),
-    Way("our chips, no negatives", exported(positives), 128, AS_CUT, by_pyramid=True),
+    Way("our chips", our_chips, 128, AS_CUT, by_pyramid=True),
 )
 
 

@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from schemas.codes import Status
 from schemas.settings import LoaderSettings, ModelSettings, NegativeSettings, Precision, TrainSettings
+from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector
 from trainer.model.backbone import normalise
@@ -93,6 +94,12 @@ def our_model(backbone: str, state: dict[str, Tensor], side: int = SIDE, **other
     model.backbone.body.load_state_dict(state, strict=False)
     set_norm_policy(model, "frozen")
     return model.train()
+
+
+def losses_of(model: Detector, batch: Batch) -> Callable[[], dict[str, Tensor]]:
+    """What computes our losses on a batch that stays the same."""
+    objective = Objective(model)
+    return lambda: objective(batch, seed=0, epoch=0, batch_size=len(batch))
 
 
 def as_torchvision(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.settings import Precision
-from scripts.bench.step_models import calibrated_state, our_model, plausible_batch
+from scripts.bench.step_models import calibrated_state, losses_of, our_model, plausible_batch
 from scripts.gpu_check.setting import Setting, SkippedError
-from scripts.gpu_check.steps import losses_of
 from trainer.loading.batch import Batch
 from trainer.model.heads import autocast
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.bench.step_models import plausible_batch, stepper
+from scripts.bench.step_models import losses_of, plausible_batch, stepper
 from scripts.gpu_check.correctness import LAYERS
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import STEPS, compare, default_model, losses_of
+from scripts.gpu_check.steps import STEPS, compare, default_model
 from trainer.loading.batch import Batch
 from trainer.model import Detector
 from trainer.model.detector import Features

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from scripts.bench.step_models import plausible_batch, stepper
+from scripts.bench.step_models import losses_of, plausible_batch, stepper
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import default_model, losses_of
+from scripts.gpu_check.steps import default_model
 
 STEPS = 3  # under the profiler, and as many before anything is measured
 ROWS = 25  # of the tables

@@ -19,6 +19,7 @@ from scripts.bench.step_models import (
     as_torchvision,
     calibrated_state,
     device_name,
+    losses_of,
     our_model,
     plausible_batch,
     stage_share,
@@ -26,7 +27,6 @@ from scripts.bench.step_models import (
     their_model,
 )
 from scripts.gpu_check.setting import Setting
-from trainer.learning.objective import Objective
 from trainer.loading.batch import Batch
 from trainer.model import Detector
 from trainer.runtime.weights import set_norm_policy
@@ -121,12 +121,6 @@ def compared_steps(backbone: str, state: dict[str, Tensor], batch: Batch, precis
         theirs = their_model(backbone, state, side, **options).to(device).to(memory_format=layout)
         steps[name] = stepper(theirs, partial(theirs, floats, targets), precision, STEPS)
     return steps
-
-
-def losses_of(model: Detector, batch: Batch) -> Callable[[], dict[str, Tensor]]:
-    """What computes our losses on a batch that stays the same."""
-    objective = Objective(model)
-    return lambda: objective(batch, seed=0, epoch=0, batch_size=len(batch))
 
 
 def bare_losses(model: Detector, batch: Batch) -> dict[str, Tensor]:
