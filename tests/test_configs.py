@@ -23,6 +23,7 @@ def test_coco_paper__differs_from_the_defaults_where_the_paper_does():
     }
     assert differing == {
         "model.neck": "c5",
+        "model.deformable": True,
         "train.weights": "ResNet101_Weights.IMAGENET1K_V1",
         "train.decay_epochs": [10],
         "train.norm": "train",

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign
+from torch import Tensor, nn
+from torchvision.ops import MultiScaleRoIAlign, deform_conv2d
 
 from scripts.bench.step_models import plausible_batch
 from scripts.gpu_check.setting import Setting
@@ -14,6 +14,7 @@ from scripts.gpu_check.steps import default_model, timed
 from trainer.learning.targets import RPN_SAMPLES
 from trainer.model import Detector
 from trainer.model.backbone import normalise
+from trainer.model.deformable import DeformableConv, deformable_conv
 from trainer.model.heads import autocast, full_precision
 from trainer.model.pooling import flatten_maps, roi_align
 
@@ -44,6 +45,14 @@ def both_forms(setting: Setting) -> Figures:
     }
     yield from compared("norms", norms, learning, setting)
 
+    conv, x = deformable_layer(setting)
+    shape: Any = (conv.stride, conv.padding, conv.dilation)
+    convolutions: dict[str, Form] = {
+        "gathered": lambda: deformable_conv(conv, x, conv.weight, None),
+        "plain": lambda: deform_conv2d(x, conv.offsets(x).float(), conv.weight, None, *shape),  # fp32 alone
+    }
+    yield from compared("deformable", convolutions, [x, *conv.parameters()], setting)
+
 
 def compared(
     name: str, forms: dict[str, Form], leaves: Sequence[Tensor], setting: Setting
@@ -69,6 +78,16 @@ def random_rois(setting: Setting) -> Tensor:
     wh = torch.empty(setting.sizes.chips, 300, 2).uniform_(2.0, 6.0, generator=random).exp().clamp(max=side - 1)
     corner = torch.rand(wh.shape, generator=random) * (side - wh)
     return torch.cat([corner, corner + wh], 2).to(setting.device)
+
+
+def deformable_layer(setting: Setting) -> tuple[DeformableConv, Tensor]:
+    """A deformable convolution of the last stage of `neck: c5`, with offsets of about a cell, and maps for it."""
+    torch.manual_seed(0)
+    conv = DeformableConv(nn.Conv2d(512, 512, 3, padding=2, dilation=2, bias=False))
+    nn.init.normal_(conv.offsets.weight, std=0.015)  # of 4,608 inputs
+    side = setting.sizes.side // 16
+    x = torch.randn(setting.sizes.chips, 512, side, side).to(setting.device, memory_format=torch.channels_last)
+    return conv.to(setting.device), x.requires_grad_()
 
 
 def poolings(

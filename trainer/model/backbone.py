@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from schemas.settings import ModelSettings
 from trainer.model.boxes import constant
+from trainer.model.deformable import DeformableConv, deformable_conv
 
 MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)
 """Layers of MobileNetV2 at which its stem and its levels 2 to 5 begin, and where the last one ends."""
@@ -22,7 +23,7 @@ MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)
 class Backbone(nn.Module):
     """Maps of an image at strides 4, 8, 16 and 32. Parameters below `body` have torchvision's names."""
 
-    def __init__(self, name: str, last: int, *, dilated: bool = False) -> None:
+    def __init__(self, name: str, last: int, *, dilated: bool = False, deformable: bool = False) -> None:
         """Build the network with random numbers.
 
         Args:
@@ -30,6 +31,8 @@ class Backbone(nn.Module):
             last: its coarsest level in use, 2 to 5; level l has stride 2^l. Later stages are left out.
             dilated: give the last stage of a ResNet stride 1 and dilation 2, so that its map keeps stride 16
                 (docs/method.md, 6.2).
+            deformable: let the 3x3 convolutions of a ResNet's last stage in use learn where to read
+                (docs/method.md, 6.7).
         """
         super().__init__()
         self.body: nn.Module = getattr(torchvision.models, name)(weights=None)
@@ -38,7 +41,7 @@ class Backbone(nn.Module):
             self.body.features = self.body.features[: MOBILENET_STAGES[last]]
             del self.body.classifier
             self.channels = (24, 32, 96, 1280)[: last - 1]
-            return
+            return  # the 3x3 layers of its later stages read one channel each, and stay as they are (original)
         del self.body.fc, self.body.avgpool
         for level in range(last + 1, 6):
             delattr(self.body, f"layer{level - 1}")
@@ -46,6 +49,8 @@ class Backbone(nn.Module):
         self.channels = tuple(64 * 2**i * wide for i in range(last - 1))
         if dilated:
             _dilate(self.body.layer4)
+        if deformable:
+            _deform(self.stages()[-1])
 
     def stages(self) -> list[list[nn.Module]]:
         """Return the stem's modules, then one list of modules for each level from 2 to `last`."""
@@ -76,6 +81,14 @@ def _dilate(stage: nn.Module) -> None:
             conv.stride = (1, 1)
             if conv.kernel_size == (3, 3):
                 conv.dilation = conv.padding = (2, 2)
+
+
+def _deform(stage: list[nn.Module]) -> None:
+    """Put deformable convolutions in the place of all 3x3 layers."""
+    for block in [block for module in stage for block in module.modules()]:
+        for name, conv in list(block.named_children()):
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                setattr(block, name, DeformableConv(conv))
 
 
 Folded = dict[_BatchNorm, tuple[Tensor, Tensor]]
@@ -130,17 +143,24 @@ def _conv_norm(
     are used. Synchronised batch norm takes those of all ranks, of which one at least must have a chip.
     """
     if norm.training:
-        out: Tensor = conv(x)
+        out = _convolve(conv, x, conv.weight, None)
         chips = 1 if isinstance(norm, nn.SyncBatchNorm) else len(out)  # all ranks must decide alike
         if chips * out.shape[2] * out.shape[3] > 1:
             return _finished(_batch_norm(norm, out), shortcut, relu=relu)
         folded = _fold([norm])
     factor, offset = folded[norm]
-    if relu and x.is_cuda and not offset.requires_grad and not torch.compiler.is_compiling():
+    is_fusible = not isinstance(conv, DeformableConv) and not offset.requires_grad
+    if relu and x.is_cuda and is_fusible and not torch.compiler.is_compiling():
         return conv_relu(x, factor, offset, shortcut, conv)
-    weight = conv.weight * factor.view(-1, 1, 1, 1)
-    out = F.conv2d(x, weight, offset, conv.stride, conv.padding, conv.dilation, conv.groups)
+    out = _convolve(conv, x, conv.weight * factor.view(-1, 1, 1, 1), offset)
     return _finished(out, shortcut, relu=relu)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a convolution with a weight and a bias that stand for its own."""
+    if isinstance(conv, DeformableConv):
+        return deformable_conv(conv, x, weight, bias)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
@@ -227,8 +247,8 @@ def _residual(block: Any, x: Tensor, folded: Folded) -> Tensor:
 def build_backbone(settings: ModelSettings) -> Backbone:
     """Build the backbone that a network's settings ask for."""
     if settings.neck == "fpn":
-        return Backbone(settings.backbone, min(5, settings.levels[1]))
-    return Backbone(settings.backbone, 5, dilated=settings.backbone != "mobilenet_v2")
+        return Backbone(settings.backbone, min(5, settings.levels[1]), deformable=settings.deformable)
+    return Backbone(settings.backbone, 5, dilated=settings.backbone != "mobilenet_v2", deformable=settings.deformable)
 
 
 def stored_statistics(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from schemas.settings import ModelSettings
 from trainer.model.anchors import AnchorLayout, anchor_grid, anchor_layout, on_content
 from trainer.model.backbone import build_backbone, normalise, stored_statistics
 from trainer.model.boxes import ROI_WEIGHTS, clip, constant, decode
-from trainer.model.heads import BoxHead, FocusHead, Rpn, full_precision
+from trainer.model.heads import BinShifts, BoxHead, FocusHead, Rpn, full_precision
 from trainer.model.pooling import flatten_maps, roi_align
 from trainer.model.proposals import select
 
@@ -85,6 +85,7 @@ class Detector(nn.Module):
         self.head = BoxHead(
             settings.pooled**2 * settings.width, settings.head_width, num_classes, class_boxes=settings.class_boxes
         )
+        self.shifts = BinShifts(settings.pooled, settings.width) if settings.deformable else None
         self.focus = FocusHead(settings.width) if settings.focus else None
         # the level whose cells are nearest to CELLS along a chip's side (docs/method.md, 16.2)
         self.focus_level = min(
@@ -103,11 +104,12 @@ class Detector(nn.Module):
     def keep_rpn_only(self) -> None:
         """Freeze all that lies behind the RPN, for the run that finds negatives (docs/method.md, 5.1)."""
         self.rpn_only = True
-        self.head.requires_grad_(False)
-        if self.focus is not None:
-            self.focus.requires_grad_(False)
+        behind: list[nn.Module | None] = [self.head, self.shifts, self.focus]
         if self.settings.neck == "c5":
-            self.neck.requires_grad_(False)  # it feeds the head alone
+            behind.append(self.neck)  # it feeds the heads alone
+        for module in behind:
+            if module is not None:
+                module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Detector":
         """Switch between training and eval mode; batch norms that are frozen use stored statistics in both."""
@@ -149,6 +151,9 @@ class Detector(nn.Module):
         levels = [i for i, stride in enumerate(self.layout.strides) if stride <= 32]  # level 6 serves the RPN only
         shapes, strides = features.shapes()[: len(levels)], self.layout.strides[: len(levels)]
         pooled = roi_align(features.pooled, shapes, strides, rois, self.settings.pooled)
+        if self.shifts is not None:
+            shifts = self.shifts(pooled).view(*rois.shape[:2], self.settings.pooled, self.settings.pooled, 2)
+            pooled = roi_align(features.pooled, shapes, strides, rois, self.settings.pooled, shifts)
         logits, deltas = self.head(pooled)
         num_chips, num = rois.shape[:2]
         return logits.view(num_chips, num, logits.shape[1]), deltas.view(num_chips, num, *deltas.shape[1:])

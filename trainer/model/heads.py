@@ -1,4 +1,4 @@
-"""The heads: the RPN, the box head, and the focus head."""
+"""The heads: the RPN, the box head with what moves its bins, and the focus head."""
 
 from functools import lru_cache
 
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from schemas.settings import Precision
 from trainer.model.pooling import flatten_maps
+
+SHIFT = 0.01
+"""What one unit of the layer that moves bins is, as a share of the proposal's side (docs/method.md, 6.7)."""
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -138,6 +141,23 @@ class BoxHead(nn.Module):
         with full_precision(x):
             x = x.float()
             return self.scores(x), self.deltas(x).view(x.shape[0], self.deltas.out_features // 4, 4)
+
+
+class BinShifts(nn.Module):
+    """Says by how much each bin of a proposal is moved before it is pooled again (docs/method.md, 6.7)."""
+
+    def __init__(self, side: int, channels: int) -> None:
+        """Build it for proposals pooled to side x side bins of `channels` channels; at first nothing moves."""
+        super().__init__()
+        self.layer = nn.Linear(side**2 * channels, side**2 * 2)
+        for parameter in self.layer.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return shifts float32 [N, bins, 2], across and down, as shares of the box's sides, of maps [N, bins, C]."""
+        with full_precision(pooled):
+            shifts: Tensor = self.layer(pooled.flatten(1).float()) * SHIFT
+            return shifts.view(len(pooled), self.layer.out_features // 2, 2)
 
 
 class FocusHead(nn.Module):

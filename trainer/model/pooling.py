@@ -31,7 +31,12 @@ def flatten_maps(maps: list[Tensor]) -> Tensor:
 
 
 def roi_align(
-    table: Tensor, maps: tuple[tuple[int, int], ...], strides: tuple[int, ...], rois: Tensor, pooled: int
+    table: Tensor,
+    maps: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    rois: Tensor,
+    pooled: int,
+    shifts: Tensor | None = None,
 ) -> Tensor:
     """Pool every box from the level that suits its size (docs/method.md, 6.4).
 
@@ -43,6 +48,8 @@ def roi_align(
         strides: image pixels per cell of each of these levels, powers of two.
         rois: float32 [B, P, 4], pixels of the image; they get no gradient.
         pooled: bins along each side.
+        shifts: float32 [B, P, pooled, pooled, 2], by how much each bin is moved across and down, as shares of the
+            box's width and height (docs/method.md, 6.7); None: the bins lie side by side.
 
     Returns:
         [B * P, pooled * pooled, C], the bins of each box row by row.
@@ -58,9 +65,12 @@ def roi_align(
     first = constant(tuple(ends), rois.device).long()  # row of each level in the table
     extents = constant(tuple(side for height, width in maps for side in (width, height)), rois.device).view(-1, 2)
     chip = torch.arange(num_chips, device=rois.device)[:, None] * cells
-    extent = extents[level]  # [B, P, 2], width and height of the box's level, in cells
     boxes = rois / constant(strides, rois.device)[level][..., None] - 0.5  # in cells, centres at integers
-    places, shares = _samples(boxes[..., :2], boxes[..., 2:], extent, pooled)  # [B, P, 2, pooled, 4], across and down
+    bins = pooled
+    if shifts is not None:  # each bin becomes a box of its own
+        boxes, level, bins = _moved_bins(boxes, shifts), level.repeat_interleave(pooled**2, 1), 1
+    extent = extents[level]  # [B, P, 2], width and height of the box's level, in cells
+    places, shares = _samples(boxes[..., :2], boxes[..., 2:], extent, bins)  # [B, P, 2, bins, 4], across and down
     (x, y), (x_weight, y_weight) = places.unbind(2), shares.unbind(2)
     row = (chip + first[level])[..., None, None] + y * extent[..., 0, None, None].long()
     # [B, P, bins down, bins across, taps down, taps across]; 32 bits make the backward's sort twice as fast
@@ -80,6 +90,16 @@ def roi_align(
         sums = [F.embedding_bag(i, rows, per_sample_weights=w, mode="sum") for i, w in pieces]
         out = sums[0] if len(sums) == 1 else torch.cat(sums)
     return out.view(-1, pooled * pooled, channels).to(table.dtype)
+
+
+def _moved_bins(boxes: Tensor, shifts: Tensor) -> Tensor:
+    """Cut boxes [B, P, 4] into bins and move each by its shift; returns [B, P * bins, 4], row by row for each box."""
+    pooled = shifts.shape[2]
+    index = torch.arange(pooled, device=boxes.device)
+    corner = torch.stack(torch.meshgrid(index, index, indexing="xy"), -1) / pooled + shifts
+    low, high = (ends[:, :, None, None] for ends in (boxes[..., :2], boxes[..., 2:]))
+    corner = low + (high - low) * corner
+    return torch.cat([corner, corner + (high - low) / pooled], -1).flatten(1, 3)
 
 
 def _samples(low: Tensor, high: Tensor, cells: Tensor, pooled: int) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,8 @@ def load_weights(model: Detector, source: str, classes: list[str]) -> str:
             fitting = _by_name(own[name], value, classes, weights.classes, int(name.startswith(CLASS_LAYERS[0])))
         if name in own and fitting is not None and fitting.shape == own[name].shape:
             taken[name] = fitting
-    missing = [n for n in own if n.startswith("backbone.") and n not in taken and "num_batches" not in n]
+    fresh = ("num_batches", ".offsets.")  # networks of others have no deformable convolutions
+    missing = [n for n in own if n.startswith("backbone.") and n not in taken and not any(part in n for part in fresh)]
     if missing:
         raise DataError(
             f"{weights.origin}: not weights of this network ({model.settings.backbone}, {model.settings.neck}): "
@@ -138,7 +139,7 @@ def _report(
     """Write down what was taken, as a table with one line per subject."""
     lines = [f"weights from {weights.origin}:"]
     fresh = [name for name in own if name not in taken and "num_batches" not in name]
-    for part in ("backbone", "neck", "rpn", "head", "focus"):
+    for part in ("backbone", "neck", "rpn", "shifts", "head", "focus"):
         names = [name for name in own if name.startswith(f"{part}.") and "num_batches" not in name]
         number = sum(name in taken for name in names)
         lines += [f"  {part:<16}{number} of {len(names)} tensors taken"] if names else []

@@ -84,9 +84,9 @@ def test_detector__trains_and_predicts(backbone: str, neck: str):
 
 
 @pytest.mark.parametrize("policy", ["train", "frozen"])
-@pytest.mark.parametrize("class_boxes", [False, True])
-def test_objective__finite_with_every_parameter_whatever_the_boxes(policy: str, class_boxes: bool):
-    model = slim_detector(settings=SLIM.model_copy(update={"class_boxes": class_boxes}))
+@pytest.mark.parametrize("changes", [{}, {"class_boxes": True}, {"neck": "c5", "deformable": True}], ids=str)
+def test_objective__finite_with_every_parameter_whatever_the_boxes(policy: str, changes: dict[str, object]):
+    model = slim_detector(settings=SLIM.model_copy(update=changes))
     set_norm_policy(model, policy)  # type: ignore[arg-type]
     for name, batch in CASES.items():
         losses = losses_of(model, batch)
@@ -279,6 +279,8 @@ KINDS: dict[str, dict[str, object]] = {
     "c5 of mobilenet": {"neck": "c5", "anchor_scales": None, "backbone": "mobilenet_v2"},
     "focus": {"focus": True},
     "class boxes": {"class_boxes": True},
+    "deformable": {"deformable": True},
+    "deformable c5": {"neck": "c5", "anchor_scales": None, "deformable": True},
 }
 
 

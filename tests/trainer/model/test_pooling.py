@@ -64,6 +64,40 @@ def test_roi_align__unused_slots_are_harmless():
     assert roi_align(table, ((8, 8),), (16,), rois, 7).isfinite().all()
 
 
+def test_roi_align__moved_bins_are_boxes_of_their_own():
+    """Each bin against torchvision's operator on the box that the bin is; a shift's gradient against a difference."""
+    torch.manual_seed(0)
+    feature = torch.randn(2, 5, 16, 16, dtype=torch.float32)
+    rois, shifts = random_boxes(6, 256, 0).view(2, 3, 4), (torch.randn(2, 3, 4, 4, 2) * 0.2).requires_grad_()
+    table = flatten_maps([feature])
+    out = roi_align(table, ((16, 16),), (16,), rois, 4, shifts)
+    side = (rois[..., 2:] - rois[..., :2])[:, :, None, None]
+    y, x = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    corner = rois[:, :, None, None, :2] + side * (torch.stack([x, y], -1) / 4 + shifts.detach())
+    bins = torch.cat([corner, corner + side / 4], -1).view(2, -1, 4)
+    inside = ((bins > 8) & (bins < 248)).all(-1).flatten()  # beyond the outermost centres torchvision gives zeros
+    pooled = torchvision.ops.roi_align(feature, list(bins), 1, 1 / 16, 2, aligned=True)
+    assert inside.sum() > 20
+    assert (out.view(-1, 5) - pooled.flatten(1))[inside].abs().max() < 1e-4
+
+    ramp = (
+        torch.arange(16.0) / 16
+    )  # between cells it is as steep as from cell to cell, so a difference tells the slope
+    table = flatten_maps(
+        [torch.stack([ramp.expand(16, 16), ramp[:, None].expand(16, 16)])[None].expand(2, -1, -1, -1)]
+    )
+    weight = torch.randn(96, 16, 2)[: len(out)]
+    (gradient,) = torch.autograd.grad((roi_align(table, ((16, 16),), (16,), rois, 4, shifts) * weight).sum(), shifts)
+    direction = torch.randn_like(shifts)
+    step = 1e-3
+    ends = [roi_align(table, ((16, 16),), (16,), rois, 4, shifts + sign * step * direction) for sign in (-1, 1)]
+    difference = ((ends[1] - ends[0]) * weight).sum() / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(difference.item(), rel=0.02)
+    still = torch.zeros_like(shifts)
+    plain = roi_align(table, ((16, 16),), (16,), rois, 4)
+    assert torch.allclose(roi_align(table, ((16, 16),), (16,), rois, 4, still), plain, atol=1e-5)
+
+
 @needs_gpu
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_roi_align__values_and_gradients_of_a_cpu(dtype: torch.dtype, off: float):
