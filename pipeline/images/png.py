@@ -8,6 +8,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Every other chunk says how to show the pixels, not what they are: alpha is dropped, so tRNS is not needed, and the
 # first or only picture of an animation stands in IDAT.
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_COLOUR_TYPE = slice(25, 26)  # where it lies in a file, whose first chunk is IHDR; 3 means that there is a palette
 _XMP = b"XML:com.adobe.xmp\0"
 _MOST_XMP = 64 << 20  # bytes that a packed XMP packet is unpacked to at most
 _PIECE = 1 << 20  # bytes that are unpacked at a time
@@ -55,6 +56,8 @@ def split_png(data: bytes) -> Png:
         if kind in _PIXELS:
             if not is_sound:
                 raise DamagedPngError(f"its {kind.decode()} chunk at byte {start:,} is cut or its checksum is wrong")
+            if kind == b"IDAT" and data[_COLOUR_TYPE] == b"\3" and all(bytes(chunk[4:8]) != b"PLTE" for chunk in kept):
+                raise DamagedPngError("its palette (the PLTE chunk) is damaged or missing, or comes too late")
             kept.append(view[start:end])
             if kind == b"IEND":
                 return Png(b"".join(kept), exif, xmp, num_frames > 1)

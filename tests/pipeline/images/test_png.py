@@ -73,6 +73,18 @@ def test_read_image__a_damaged_png_says_which_chunk_and_is_no_unknown_file() -> 
     assert caught.value.reason == Reason.UNDECODABLE
 
 
+def test_read_image__a_png_without_its_palette_is_refused() -> None:
+    """Pillow would show it in black or grey. One wrong bit in the chunk's name makes it a chunk that nobody knows."""
+    content = encoded(PIXELS.quantize(16), "PNG")
+    start = content.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    late = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    for lost in (content.replace(b"PLTE", b"PLTD"), content.replace(b"PLTE", b"pLTE"), late):
+        with pytest.raises(ImageRefusedError, match="its palette") as caught:
+            read_image(lost, *SIZE, 1_000_000)
+        assert caught.value.reason == Reason.UNDECODABLE
+
+
 def test_split_png__tells_an_animation() -> None:
     assert not split_png(PLAIN).is_animated
     assert split_png(encoded(PIXELS, "PNG", save_all=True, append_images=[texture(*SIZE, 1)])).is_animated
