@@ -183,7 +183,7 @@ def _why_no_bbox(record: dict[str, Any]) -> str:
 def _upright(box: list[float], attributes: Any, seen: Seen) -> list[float]:
     """CVAT writes a rotated box as it was before it was turned about its centre, and the angle in degrees apart."""
     angle: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
-    if type(angle) not in (int, float) or not math.isfinite(angle) or angle % 360 == 0:
+    if type(angle) not in (int, float) or not abs(angle) < LARGEST or angle % 360 == 0:
         return box
     seen.add(ROTATED, angle)
     x, y, w, h = box

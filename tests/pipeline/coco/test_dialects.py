@@ -136,6 +136,9 @@ def test_read_coco__rotated_boxes(tmp_path: Path) -> None:
     source = read(content(annotations=boxes), tmp_path)
     assert np.allclose(source.box, [[12, 8, 16, 16]])
     assert "rotated" in source.notes[0]
+    for angle in (10**400, float("nan"), float("inf"), 1e300, True, "90", None, 720):
+        boxes = [{**BOXES[0], "attributes": {"rotation": angle}}]
+        assert read(content(annotations=boxes), tmp_path).box.tolist() == [[1, 2, 4, 6]]
     boxes = [{**BOXES[0], "bbox": [10, 10, 8, 4, 30]}]
     assert "rotated" in next(iter(read(content(annotations=boxes), tmp_path).rejects)).message
 
