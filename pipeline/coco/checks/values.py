@@ -13,7 +13,7 @@ ABSENT = -(2**63)
 
 EXACT = 2**53  # beyond this a float may stand for several whole numbers
 
-_is_number = re.compile(r"\s*[+-]?\d{1,18}(\.0*)?\s*", re.ASCII).fullmatch
+_is_number = re.compile(r"\s*[+-]?\d{1,99}(\.0*)?\s*", re.ASCII).fullmatch
 
 
 class Seen:
@@ -60,8 +60,10 @@ def whole(value: Any, name: str, seen: Seen) -> int:
         )
         return int(value)
     if type(value) is str and _is_number(value):
-        seen.add(f"{{count}} {name} are numbers written as text (first {{example}}); read as numbers", value)
-        return int(value.strip().partition(".")[0])
+        number = int(value.partition(".")[0])
+        if ABSENT < number < -ABSENT:
+            seen.add(f"{{count}} {name} are numbers written as text (first {{example}}); read as numbers", value)
+            return number
     return ABSENT
 
 
@@ -77,7 +79,7 @@ def shifted(value: int | None, shift: int) -> int | None:
 
 def why_no_id(value: Any) -> str:
     """Return what is wrong with an id that `whole` does not read, for a message."""
-    if type(value) is int or (type(value) is str and value.strip().isdigit()):
+    if type(value) is int or (type(value) is str and _is_number(value)):
         return f"{shown(value)}, beyond 64 bits; renumber the file"
     if type(value) is float and value.is_integer():
         return f"{shown(value)}, a float too large to be exact; write ids as integers"

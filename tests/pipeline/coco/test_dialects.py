@@ -71,6 +71,16 @@ def test_read_coco__ids_beyond_64_bits_are_refused_by_their_cause(tmp_path: Path
         read(content(images=changed(IMAGES, id=lambda v: v + 2**70)), tmp_path)
 
 
+def test_read_coco__ids_as_text_may_have_64_bits(tmp_path: Path) -> None:
+    """Ids with a time in them, such as those of Twitter, have 19 digits."""
+    ids = (2**63 - 1, -(2**63) + 1, 1212092628029698048)
+    images = [{**IMAGES[0], "id": str(id_), "file_name": str(id_)} for id_ in ids]
+    assert read(content(images=images), tmp_path).image_id.tolist() == sorted(ids)
+    for text, why in ((str(2**63), "beyond 64 bits"), (str(-(2**63)), "beyond 64 bits"), ("\uff11", "the text")):
+        source = read(content(images=[*IMAGES, {**IMAGES[0], "id": text, "file_name": "c"}]), tmp_path)
+        assert why in next(iter(source.rejects)).message
+
+
 @pytest.mark.parametrize("value", [2**70, "a1f3", None, 0])
 def test_read_coco__annotation_ids_are_only_names(value: Any, tmp_path: Path) -> None:
     source = read(content(annotations=changed(BOXES, id=lambda v: value)), tmp_path)
