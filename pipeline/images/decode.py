@@ -173,17 +173,17 @@ def _what_else(prefix: bytes) -> str:
 
 def _has_several(image: ImageFile.ImageFile) -> bool:
     """Tell whether a file holds several pages or frames; overviews and masks of a TIFF's first page do not count."""
-    if not getattr(image, "is_animated", False):
-        return False
-    if not isinstance(image, TiffImageFile):
-        return True
     try:
+        if not getattr(image, "is_animated", False):
+            return False
+        if not isinstance(image, TiffImageFile):
+            return True
         for page in range(1, image.n_frames):
             image.seek(page)
             if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK:
                 return True
     except DECODE_ERRORS:
-        pass  # a damaged chain of pages leaves the first one sound
+        pass  # damage behind the first page or frame leaves that one sound
     finally:
         image.seek(0)
     return False

@@ -109,6 +109,14 @@ def test_read_image_first_of_several_frames_is_used(kind: str) -> None:
     assert_halves(read(content, 40, 24))
 
 
+def test_read_image_damage_behind_the_first_frame_does_no_harm() -> None:
+    frames = [texture(16, 12, seed).quantize(16) for seed in range(2)]
+    first = encoded(frames[0], "GIF")
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    for end in range(len(first), len(content)):
+        assert (read(content[:end], 16, 12) == read(first, 16, 12)).all()
+
+
 def test_read_image_progressive_jpeg_equals_what_pillow_decodes() -> None:
     content = encoded(texture(40, 24), progressive=True, quality=90)
     expected = np.asarray(Image.open(io.BytesIO(content))).astype(int)
