@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -37,8 +38,10 @@ def resolve_names(root: Path, file_name: pa.Array) -> tuple[pa.Array, int]:
         if not os.path.lexists(root / name) and (other := _resolved(root, name, listing)) is not None:
             found[place] = other
     taken = pc.is_in(pa.array(found.values(), pa.large_string()), file_name).to_pylist()
-    found = {place: name for (place, name), is_taken in zip(found.items(), taken, strict=True) if not is_taken}
-    if len(set(found.values())) < len(found) or not found:
+    times = Counter(found.values())
+    pairs = zip(found.items(), taken, strict=True)
+    found = {place: name for (place, name), is_taken in pairs if not is_taken and times[name] == 1}
+    if not found:
         return file_name, 0
     mask = np.zeros(len(file_name), np.bool_)
     mask[list(found)] = True

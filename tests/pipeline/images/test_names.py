@@ -41,6 +41,12 @@ def test_resolve_names__leaves_what_has_two_meanings(tmp_path: Path) -> None:
     assert resolved(tmp_path, "c/d.jpg", "c\\d.jpg") == ["c/d.jpg", "c\\d.jpg"]
 
 
+def test_resolve_names__of_two_names_of_one_file_lose_no_other(tmp_path: Path) -> None:
+    put(tmp_path, "a/b/c.jpg", "a/b/d.jpg")
+    names = resolved(tmp_path, "a\\b/c.jpg", "a/b\\c.jpg", "a\\b\\d.jpg")
+    assert names == ["a\\b/c.jpg", "a/b\\c.jpg", "a/b/d.jpg"]
+
+
 def test_near_misses__of_many_files_are_counted_by_kind(tmp_path: Path) -> None:
     put(tmp_path, *(f"{n}.JPG" for n in range(40)), *(f"deep/{n}.png" for n in range(40, 60)))
     lines = near_misses(tmp_path, [*(f"{n}.jpg" for n in range(40)), *(f"deep/{n}.jpg" for n in range(40, 60))])
