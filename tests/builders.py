@@ -187,6 +187,8 @@ def _images_reconcile(
     assert len(images) == expected == counts["images"]["total"]
     assert len(kept) == counts["images"]["kept"]
     assert len(kept) + len(refused) == expected
+    for name, column in (("without_boxes", "num_boxes"), ("without_chips", "num_chips")):
+        assert counts["images"][name] == len(kept.filter(pl.col(column) == 0))
     assert kept["reason"].null_count() == len(kept)
     assert dict(Counter(refused["reason"])) == counts["images"]["refused"]
     in_rejects = rejects.filter(pl.col("kind") == "image").select("id", "file", "reason")

@@ -123,6 +123,8 @@ class Summary:
         source = self.source
         num_boxes = len(source.row) + len(source.refused_boxes)
         num_images = source.num_images + len(source.refused_images)
+        is_kept = np.ones(source.num_images, np.bool_)
+        is_kept[list(self.reason)] = False
         images_refused = Counter(image.reason.value for image in source.refused_images)
         images_refused.update(reason.value for reason in self.reason.values())
         boxes: dict[str, Any] = {"total": num_boxes}
@@ -140,8 +142,8 @@ class Summary:
                 "total": num_images,
                 "kept": source.num_images - len(self.reason),
                 "refused": dict(sorted(images_refused.items())),
-                "without_boxes": int((np.diff(source.offsets) == 0).sum()),
-                "without_chips": int((self.num_chips == 0).sum()) - len(self.reason),
+                "without_boxes": int(((np.diff(source.offsets) == 0) & is_kept).sum()),
+                "without_chips": int(((self.num_chips == 0) & is_kept).sum()),
             },
             "boxes": boxes,
             "scales": self._scale_counts(),

@@ -405,9 +405,10 @@ def test_chips_images_without_boxes_stay(tmp_path: Path) -> None:
     made = CocoSet(tmp_path)
     made.add_image(1, boxes=[])
     made.add_image(2, boxes=[[0, 0, 0, 0]])
+    made.add_image(3, boxes=[], write=False)
     report = build(made, tmp_path / "out")
-    assert states(tmp_path / "out") == {1: None, 2: None}
-    assert report.counts["images"]["without_boxes"] == 2
+    assert states(tmp_path / "out") == {1: None, 2: None, 3: "missing_file"}
+    assert report.counts["images"]["without_boxes"] == 2  # of those that are kept
     assert_reconciles(tmp_path / "out", made.content())
 
 
