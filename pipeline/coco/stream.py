@@ -146,5 +146,5 @@ class JsonText:
 
     def _located(self, error: ValueError | RecursionError) -> NotJsonError:
         if isinstance(error, json.JSONDecodeError):
-            return NotJsonError(f"{error.msg} at character {self._before + error.pos:,}")
+            return NotJsonError(f"{error.msg.removesuffix(' at')} at character {self._before + error.pos:,}")
         return NotJsonError(f"{error} in what starts at character {self._before + self._at:,}")

@@ -94,3 +94,9 @@ def test_members__of_unbalanced_polygons_are_refused(polygons: str) -> None:
 def test_members__other_masks_are_left(polygons: str) -> None:
     text = '{"a": [{"segmentation": ' + polygons + "}]}"
     assert members(text, 1000) == [("a", [{"segmentation": json.loads(polygons)}])] or polygons == "[[]]"
+
+
+@pytest.mark.parametrize("text", ['{"a": "x', '{"a": "\t"}'])
+def test_members__messages_of_the_parser_say_once_where(text: str) -> None:
+    with pytest.raises(NotJsonError, match=r"(string starting|control character) at character \d$"):
+        members(text, 1000)
