@@ -97,12 +97,13 @@ class JsonText:
         while True:
             try:
                 value, end = _parse(self._text, self._at)
-                if end + 3 <= len(self._text) or not self._more():  # a number may go on: 1 is the start of 1.5e-3
-                    self._at = end
-                    return value
             except (ValueError, RecursionError) as error:
                 if isinstance(error, RecursionError) or len(self._text) - self._at > LONGEST or not self._more():
                     raise self._located(error) from error
+                continue
+            if end + 3 <= len(self._text) or not self._more():  # a number may go on: 1 is the start of 1.5e-3
+                self._at = end
+                return value
 
     def _more(self) -> bool:
         """Read on, at least as much as waits already, so that a long value is not parsed in a hundred attempts."""

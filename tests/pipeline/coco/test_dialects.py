@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.coco.read import read_coco
+from pipeline.coco.text import BLOCK
 from schemas.errors import DataError, UsageError
 
 IMAGES = [
@@ -200,6 +201,13 @@ def test_read_coco__gbk(tmp_path: Path) -> None:
     assert source.categories == [(4, "人"), (9, "汽车")]
     assert "GBK" in source.notes[0]
     assert len(source.row) == 3
+
+
+def test_read_coco__gbk_that_shows_right_behind_a_value(tmp_path: Path) -> None:
+    """The first block ends with a value, which may go on in the next block, and that is no UTF-8."""
+    start, rest = '{"info": [', json.dumps(content())[1:]
+    text = start + " " * (BLOCK - len(start) - 1) + f'1, "汽车"], {rest}'
+    assert len(read(text.encode("gbk"), tmp_path).row) == 3
 
 
 def test_read_coco__second_reading_starts_afresh(tmp_path: Path) -> None:
