@@ -19,7 +19,7 @@ from pipeline.coco.checks.values import ABSENT, Seen
 from pipeline.coco.records import Reject
 from pipeline.coco.source import Source, no_refused_images, no_rejects
 from pipeline.coco.stream import JsonText, NotJsonError
-from pipeline.coco.text import blocks, encodings, opened
+from pipeline.coco.text import NO_TEXT, blocks, encodings, opened
 from pipeline.storage import Location, local_copy
 from schemas.errors import DataError, MissingError, UsageError
 
@@ -184,7 +184,7 @@ def _read_file(place: Location, records: Annotations, max_pixels: int | None, se
                     seen.update(of_file)
                     break
             else:
-                raise NotJsonError("it is no text in UTF-8 or GBK")
+                raise DataError(NO_TEXT)
             if encoding == "gb18030":
                 seen.add("{count} file is not in UTF-8; its text was read as GBK (GB18030)")
             return found

@@ -23,6 +23,11 @@ MARKS = [  # the longer first: UTF-32's mark starts with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
+NO_TEXT = (
+    "its text is cut short, or in an encoding other than UTF-8, UTF-16, UTF-32 and GBK; fetch it again, or write it "
+    "in UTF-8, such as with `iconv -f LATIN1 -t UTF-8 IN > OUT`"
+)
+"""What is wrong where none of `encodings` fits."""
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.coco.checks.images import less_common_folder, url_path
 from pipeline.coco.checks.values import ABSENT, Seen, whole
 from pipeline.coco.records import class_names
-from pipeline.coco.text import blocks, encodings, opened
+from pipeline.coco.text import NO_TEXT, blocks, encodings, opened
 from pipeline.images.contents import hash_images
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, is_file, local_copy, location, make_folder, write_atomic
@@ -250,7 +250,7 @@ def _text(place: Location) -> bytes:
                     return b"".join(block.encode("utf-8", "surrogatepass") for block in blocks(file, encoding))
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
-    raise DataError(f"{place}: is no text in UTF-8 or GBK; expected a COCO JSON file")
+    raise DataError(f"{place}: {NO_TEXT}")
 
 
 def _decoded(place: Location, content: dict[str, Any], name: str, kind: type[Any]) -> list[Any]:

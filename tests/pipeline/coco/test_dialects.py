@@ -210,6 +210,13 @@ def test_read_coco__gbk_that_shows_right_behind_a_value(tmp_path: Path) -> None:
     assert len(read(text.encode("gbk"), tmp_path).row) == 3
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_read_coco__text_that_cannot_be_decoded_names_what_mends_it(encoding: str, tmp_path: Path) -> None:
+    text = json.dumps(content(info="caf\u00e9"), ensure_ascii=False)
+    with pytest.raises(DataError, match=r"a\.json: its text is cut short, or in an encoding .* `iconv -f LATIN1"):
+        read(text.encode(encoding)[: None if encoding == "latin-1" else -1], tmp_path)
+
+
 def test_read_coco__second_reading_starts_afresh(tmp_path: Path) -> None:
     """GBK is found out at the end, and the last of repeated keys counts; what was read before leaves no trace."""
     bad = [{"id": 1}, *changed(BOXES, id=str), {"id": 2, "image_id": 5, "category_id": 4, "bbox": "x"}]
