@@ -184,9 +184,9 @@ def _is_safe(file_name: str) -> bool:
 
 
 def url_path(url: str) -> str:
-    """Return the path of a coco_url, which stands for a file name that is missing; "" of what is no URL."""
+    """Return the path of a coco_url without detours, for a file name that is missing; "" of what is no URL."""
     try:
-        return unquote(urlsplit(url).path).lstrip("/")
+        return posixpath.normpath(f"/{unquote(urlsplit(url).path)}").lstrip("/")
     except ValueError:  # such as http://[
         return ""
 

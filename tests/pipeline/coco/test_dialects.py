@@ -138,6 +138,8 @@ def test_read_coco__coco_url(tmp_path: Path) -> None:
     two = read(content(images=urls("c/val2017/b.jpg", "c/train2017/a.jpg")), tmp_path)
     assert two.file_name.to_pylist() == ["train2017/a.jpg", "val2017/b.jpg"]
     assert "2 images have no file_name but a coco_url" in two.notes[0]
+    detours = read(content(images=urls("c//val2017/b.jpg", "c/./val2017//a.jpg")), tmp_path)
+    assert detours.file_name.to_pylist() == ["a.jpg", "b.jpg"]
     odd = content(images=[*urls("c/b.jpg", "c/a.jpg"), {"id": 9, "width": 5, "height": 5, "coco_url": "http://["}])
     assert [reject.reason for reject in read(odd, tmp_path).rejects] == ["bad_record"]
 
