@@ -52,6 +52,7 @@ ELSEWHERE = {
     "pipeline/pyramid/merging.py": "pipeline/pyramid/test_views.py",
     "pipeline/pyramid/reading.py": "pipeline/pyramid/test_search.py",
     "pipeline/storage/locks.py": "pipeline/storage/test_files.py",
+    "pipeline/storage/reading.py": "pipeline/storage/test_files.py",
     "pipeline/storage/stores.py": "pipeline/storage/test_files.py",
     "pipeline/storage/writing.py": "pipeline/storage/test_files.py",
     "schemas/arrays.py": "trainer/loading/test_order.py",

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.engines.progress import Progress
 from pipeline.images.sources import hash_content, image_place
-from pipeline.storage import Location, open_binary
-from pipeline.storage.files import ahead
+from pipeline.storage import Location, ahead, open_binary
 
 
 def hash_images(folder: Location, file_names: Sequence[str]) -> list[str | None]:

@@ -6,19 +6,11 @@ room that talks to disks and stores. It imports `schemas`.
 
 from pipeline.storage.files import (
     Stamp,
-    ahead,
-    download,
     files_in,
     is_file,
     is_folder,
-    local_copy,
     make_folder,
     names_in,
-    open_binary,
-    read_all,
-    read_bytes,
-    read_each,
-    read_range,
     refuse_foreign,
     refuse_inputs,
     remove,
@@ -30,6 +22,16 @@ from pipeline.storage.files import (
     touch,
 )
 from pipeline.storage.locks import locked, remove_temporary
+from pipeline.storage.reading import (
+    ahead,
+    download,
+    local_copy,
+    open_binary,
+    read_all,
+    read_bytes,
+    read_each,
+    read_range,
+)
 from pipeline.storage.stores import Location, is_disk_full, lies_in, location
 from pipeline.storage.writing import (
     TEMPORARY,

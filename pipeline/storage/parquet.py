@@ -4,7 +4,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.files import read_bytes, read_range, size_of
+from pipeline.storage.files import size_of
+from pipeline.storage.reading import read_bytes, read_range
 from pipeline.storage.stores import Location
 from schemas.errors import DataError, MissingError
 

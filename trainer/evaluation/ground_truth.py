@@ -10,8 +10,7 @@ from pipeline.coco.read import read_coco
 from pipeline.coco.source import AsWritten, Source
 from pipeline.images.sources import image_folder, image_place
 from pipeline.pyramid.merging import most_detections
-from pipeline.storage import Location, is_file
-from pipeline.storage.files import ahead
+from pipeline.storage import Location, ahead, is_file
 from schemas.arrays import BoolArray, FloatArray, IntArray
 from schemas.errors import DataError
 from schemas.settings import ChipSettings, DetectSettings

@@ -50,7 +50,6 @@ from pipeline.storage import (
     write_atomic,
     write_together,
 )
-from pipeline.storage import files as storage
 from pipeline.storage.stores import AHEAD, ATTEMPTS
 from schemas.errors import DataError, UsageError
 from tests.s3 import ACCESS_KEY, S3, SECRET_KEY, SECRETS, Kind, free_port
@@ -721,7 +720,7 @@ def test_files_are_fetched_ahead_by_bytes(s3: S3, monkeypatch: pytest.MonkeyPatc
     places = [location(s3.url) / f"{number:03}" for number in range(20)]
     for place in places:
         s3.put(place.name, DATA)
-    monkeypatch.setattr(storage, "AHEAD_BYTES", 3 * len(DATA))
+    monkeypatch.setattr("pipeline.storage.reading.AHEAD_BYTES", 3 * len(DATA))
     s3.clear()
     contents = read_each(places)
     assert next(contents) == DATA
