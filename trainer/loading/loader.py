@@ -30,6 +30,7 @@ from trainer.loading.cache import gigabytes
 from trainer.loading.dataset import ChipDataset, Pixels
 from trainer.loading.fetch import Fetcher
 from trainer.loading.order import (
+    ShardNeeds,
     State,
     copy_hashes,
     copy_numbers,
@@ -37,6 +38,7 @@ from trainer.loading.order import (
     ragged_rows,
     rank_slice,
     repeat_factors,
+    shard_needs,
 )
 
 
@@ -149,31 +151,16 @@ class BatchLoader:
             m.key_hashes, pool, state.seed, state.epoch, per_image, self._factors, shards=shards, window=window
         )
 
-    def needs(self, state: State, order: IntArray) -> "_Needs":
+    def needs(self, state: State, order: IntArray) -> ShardNeeds:
         """Find the shards that this rank reads in the rest of an epoch.
 
         Args:
             state: where the epoch stands.
             order: int64 [T], the epoch's chips as rows of the data set.
         """
-        rest = np.arange(len(order) - state.position)
-        step, place = np.divmod(rest, self.batch_size)
-        place %= self.accumulation * self.ranks  # as in `rank_slice`
-        own = place % self.ranks == self.rank
-        micro = (step * self.accumulation + place // self.ranks)[own]
-        shards, of_shard = np.unique(
-            self.dataset.manifest.shard_indices[order[state.position :][own]], return_inverse=True
-        )
-        first, last = np.full(len(shards), len(rest)), np.zeros(len(shards), np.int64)
-        np.minimum.at(first, of_shard, micro)
-        np.maximum.at(last, of_shard, micro)
-        past: dict[int, list[int]] = {}
-        for shard, number in zip(shards.tolist(), last.tolist(), strict=True):
-            past.setdefault(number, []).append(shard)
-        change = np.zeros(last.max(initial=0) + 2, np.int64)
-        np.add.at(change, np.maximum(first - self.settings.prefetch, 0), 1)
-        np.add.at(change, last + 1, -1)
-        return _Needs(shards[np.argsort(first, kind="stable")].tolist(), past, int(change.cumsum().max()))
+        shards = self.dataset.manifest.shard_indices[order[state.position :]]
+        ahead = self.settings.prefetch
+        return shard_needs(shards, self.batch_size, self.rank, self.ranks, self.accumulation, ahead)
 
     def fetcher(self, state: State, order: IntArray) -> Fetcher | None:
         """Begin to fetch what this rank reads in the rest of an epoch and at the beginning of the next one.
@@ -316,20 +303,6 @@ def _check_cache(dataset: ChipDataset, window: int | None) -> None:
         f"{dataset.data}: {held} in use at a time, {gigabytes(needed)}, but loader.cache_gb allows "
         f"{gigabytes(limit)}; give {instead}larger loader.cache_gb"
     )
-
-
-class _Needs(NamedTuple):
-    """The shards that a rank reads in the rest of an epoch.
-
-    Attributes:
-        shards: in the order of first need.
-        past: micro-batch, counted from the state on -> shards that no later one needs.
-        at_once: most shards that `prefetch` + 1 micro-batches need together.
-    """
-
-    shards: list[int]
-    past: dict[int, list[int]]
-    at_once: int
 
 
 class _Making(NamedTuple):

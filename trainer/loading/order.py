@@ -1,4 +1,4 @@
-"""Which chips an epoch holds, in which order, and which rank they go to. Arrays in, arrays out; no I/O.
+"""Which chips an epoch holds, in which order, and which rank reads them from which shards. Arrays in, arrays out.
 
 Every draw is a sort or a comparison of 64-bit hashes of (seed, epoch, purpose, chip key), so it depends on nothing
 else: not on the number of ranks or threads, not on the version of a random generator, not on the machine
@@ -209,6 +209,50 @@ def rank_slice(length: int, start: int, batch_size: int, index: int, num_slices:
     """
     stop = min(start + batch_size, length)
     return slice(min(start + index, stop), stop, num_slices)
+
+
+class ShardNeeds(NamedTuple):
+    """The shards that a rank reads in the rest of an epoch.
+
+    Attributes:
+        shards: in the order of first need.
+        past: micro-batch of this rank, counted from the rest's first -> shards that no later one needs.
+        at_once: most shards that `prefetch` + 1 micro-batches need together.
+    """
+
+    shards: list[int]
+    past: dict[int, list[int]]
+    at_once: int
+
+
+def shard_needs(
+    shards: npt.NDArray[np.integer[Any]], batch_size: int, rank: int, ranks: int, accumulation: int, prefetch: int
+) -> ShardNeeds:
+    """Find the shards that a rank reads in the rest of an epoch, whose chips are dealt out as by `rank_slice`.
+
+    Args:
+        shards: integer [R], the shard of each chip that is left, in the epoch's global order.
+        batch_size: chips of the global batch.
+        rank: number of the rank, from 0.
+        ranks: how many there are.
+        accumulation: micro-batches per step and rank.
+        prefetch: micro-batches that are in the making beside the one in use.
+    """
+    step, place = np.divmod(np.arange(len(shards)), batch_size)  # [R]
+    place %= accumulation * ranks  # the slice of its batch that a chip belongs to
+    own = place % ranks == rank
+    micro = (step * accumulation + place // ranks)[own]
+    present, of_shard = np.unique(shards[own], return_inverse=True)
+    first, last = np.full(len(present), len(shards)), np.zeros(len(present), np.int64)
+    np.minimum.at(first, of_shard, micro)
+    np.maximum.at(last, of_shard, micro)
+    past: dict[int, list[int]] = {}
+    for shard, number in zip(present.tolist(), last.tolist(), strict=True):
+        past.setdefault(number, []).append(shard)
+    change = np.zeros(last.max(initial=0) + 2, np.int64)
+    np.add.at(change, np.maximum(first - prefetch, 0), 1)
+    np.add.at(change, last + 1, -1)
+    return ShardNeeds(present[np.argsort(first, kind="stable")].tolist(), past, int(change.cumsum().max()))
 
 
 def ragged_rows(starts: IntArray, counts: IntArray) -> IntArray:

@@ -18,6 +18,7 @@ from trainer.loading.order import (
     rank_slice,
     repeat_factors,
     round_by_hash,
+    shard_needs,
 )
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -198,6 +199,40 @@ def test_part__ranks_share_every_batch(length: int, batch_size: int, ranks: int,
         assert max(sizes) - min(sizes) <= 1
         seen += together
     assert seen == list(range(length))
+
+
+@given(
+    shards=st.lists(st.integers(0, 9), max_size=60),
+    batch_size=st.integers(1, 20),
+    ranks=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+    prefetch=st.integers(0, 5),
+)
+def test_shard_needs__are_those_of_the_micro_batches_that_rank_slice_gives(
+    shards: list[int], batch_size: int, ranks: int, accumulation: int, prefetch: int
+) -> None:
+    for rank in range(ranks):
+        micros = [
+            shards[rank_slice(len(shards), start, batch_size, micro * ranks + rank, ranks * accumulation)]
+            for start in range(0, len(shards), batch_size)
+            for micro in range(accumulation)
+        ]
+        needs = shard_needs(np.array(shards, np.int64), batch_size, rank, ranks, accumulation, prefetch)
+        places: dict[int, list[int]] = {}
+        for number, some in enumerate(micros):
+            for shard in some:
+                places.setdefault(shard, []).append(number)
+        assert sorted(needs.shards) == sorted(places)
+        firsts = [places[shard][0] for shard in needs.shards]
+        assert firsts == sorted(firsts)
+        assert sorted((n, shard) for n, some in needs.past.items() for shard in some) == sorted(
+            (numbers[-1], shard) for shard, numbers in places.items()
+        )
+        held = [  # from when it is made, `prefetch` before the first micro-batch, to its last
+            sum(numbers[0] - prefetch <= now <= numbers[-1] for numbers in places.values())
+            for now in range(len(micros))
+        ]
+        assert needs.at_once == max(held, default=0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 7)), max_size=20))
