@@ -38,7 +38,7 @@ from pipeline.dataset.ledger.compare import find_missing, find_vanished
 from pipeline.dataset.ledger.summary import Summary
 from pipeline.dataset.ledger.write import write_ledger
 from pipeline.dataset.plan_files import remove_plan, write_plan_files
-from pipeline.dataset.shards import shard_files, shard_name
+from pipeline.dataset.shards import shard_name
 from pipeline.dataset.spans import PlannedSpan, plan_spans, span_length
 from pipeline.engines.progress import Progress, showing
 from pipeline.engines.run import run_tasks
@@ -205,10 +205,10 @@ def _refuse_missing(out: Location, image_root: Location, standing: Build) -> Non
 def _build(source: Source, target: Target, standing: Build | None, engine: Engine, limits: Limits) -> Report:
     remove_plan(target.out / "plan")
     settings = _settled(target.settings, standing, source, target.out)
-    prepare(target, "chips", standing)
+    has_shards = prepare(target, "chips", standing)
     folder = str(target.image_root)
     before = standing.images if standing is not None else read_under_way(target.out).images
-    target = target._replace(is_moved=before != folder and bool(shard_files(target.out / POSITIVES, ".parquet")))
+    target = target._replace(is_moved=has_shards and before != folder)
     under_way = UnderWay(settings.images_per_shard, None if target.is_moved else folder)
     write_atomic(target.out / UNDER_WAY, msgspec.json.encode(under_way))
     summary = Summary(source, settings)

@@ -67,8 +67,8 @@ def recorded_mining(settings: NegativeSettings, random: int | None) -> dict[str,
     return {**settings.model_dump(mode="json", exclude={"rpn_epochs"}), "random": None}
 
 
-def prepare(target: Target, section: str, standing: Build | None = None) -> None:
-    """Make the target folder ready.
+def prepare(target: Target, section: str, standing: Build | None = None) -> bool:
+    """Make the target folder ready, and tell whether shards stand there.
 
     Args:
         target: the build.
@@ -82,13 +82,15 @@ def prepare(target: Target, section: str, standing: Build | None = None) -> None
     if standing is not None and section in standing.settings:
         refuse_changes(target.build_file.parent, section, differing(standing.settings[section], target.recorded))
     make_folder(folder)
-    for path in shard_files(folder, ".parquet"):
+    manifests = shard_files(folder, ".parquet")
+    for path in manifests:
         try:
             record = read_record(path)
         except DataError:
             continue  # damaged: it is made again
         refuse_changes(target.build_file.parent, section, differing(record.settings, target.recorded))
-        return  # builds with other settings are refused, so all shards have the same
+        break  # builds with other settings are refused, so all shards have the same
+    return bool(manifests)
 
 
 def refuse_changes(folder: Location, section: str, changed: Sequence[tuple[str, Any, Any]]) -> None:
