@@ -20,13 +20,13 @@ from pipeline.insight.sheet import draw_sheet
 from schemas.settings import load_settings
 from scripts.ablate.cuts import SETTINGS
 from scripts.ablate.data import DATA, Data
+from scripts.scoring import MAX_DETS
 from trainer.evaluation.errors import gains
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
 from trainer.evaluation.matching import NONE
 from trainer.evaluation.results import CocoResults, read_results
 from trainer.insight.findings import Judged, best_of_all, find_errors
 
-MAX_DETS = 100
 TILE = 320  # pixels
 STROKES = {"found": Stroke("#35d04f", 1), "false": Stroke("#ff5252", 2), "missed": Stroke("#ffd21f", 2, 4)}
 

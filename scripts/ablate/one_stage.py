@@ -30,9 +30,8 @@ from schemas.codes import Status
 from schemas.settings import REFERENCE_BATCH, ModelSettings, Settings
 from scripts.ablate.data import Data
 from scripts.ablate.two_stage import DECAY_AT, KEEP_EVERY, OutOfTimeError, Pace, Stopwatch
-from trainer.evaluation.coco_scores import score as coco_score
+from scripts.scoring import MAX_DETS, score_found
 from trainer.evaluation.ground_truth import open_ground_truth
-from trainer.evaluation.results import join_results, of_image
 from trainer.learning.optim import make_optimizer
 from trainer.learning.schedule import Schedule
 from trainer.learning.targets import OTHER_IOU
@@ -46,7 +45,6 @@ from trainer.runtime.ranks import joined
 RATE = 0.25
 """Share of the two-stage rate: 0.01 for 16 chips, what RetinaNet's authors take for 16 images. Four times as much left
 a higher loss on training chips after 160 steps."""
-MAX_DETS = 100
 KEPT = "last.pt"
 
 
@@ -178,17 +176,13 @@ def score(data: Data, out: Path, settings: Settings, steps: int) -> dict[str, An
         truth = open_ground_truth(data.val, data.val_images, settings.chips, None, MAX_DETS)
         kept = torch.load(out / KEPT, map_location=rank.device, weights_only=True)
         assert kept["step"] == steps
-        categories = truth.source.categories
-        network = make_network(settings.model, len(categories)).to(rank.device).eval()
+        network = make_network(settings.model, len(truth.source.categories)).to(rank.device).eval()
         network.load_state_dict(kept["network"])
         network.detections_per_img = 300  # of a view
-        ids = [id_ for id_, _ in categories]
         sources = truth.source.images(0, truth.source.num_images)
         files = [data.val_images / source.file_name for source in sources]
         found = search(files, _detector(network, rank.device), settings)
-        parts = [of_image(source.image_id, one, ids) for source, one in zip(sources, found, strict=True)]
-        results = join_results(parts)
-        summary = coco_score(truth.objects, categories, results, settings.chips.bounds(), MAX_DETS)
+        summary, results = score_found(truth, sources, found, settings.chips.bounds())
         taken = time.process_time() - began
     scores = {name: value for name, value in summary.items() if "[" not in name}
     return {"scores": scores, "found": results, "detect_cpu_s": taken}

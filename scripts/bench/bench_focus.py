@@ -32,9 +32,8 @@ from pipeline.pyramid.search import SearchLog, split_spans
 from schemas.settings import ChipSettings, DetectSettings, load_settings
 from scripts.bench.focus_scenes import HEIGHT, WIDTH, dense_scene, mixed_scene, sparse_scene
 from scripts.make_demo_data import make_demo_data
-from trainer.evaluation.coco_scores import score
+from scripts.scoring import MAX_DETS, score_found
 from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth
-from trainer.evaluation.results import join_results, of_image
 from trainer.inference.predictor import Predictor, detect_images
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
 from trainer.training.make_proposals import make_proposals
@@ -143,10 +142,7 @@ def by_sahi(checkpoint: Path, truth: GroundTruth, side: int) -> Found:
 def scores(truth: GroundTruth, found: Found, bounds: Sequence[tuple[float, float]]) -> dict[str, float | None]:
     """COCO's scores of what was found."""
     sources = truth.source.images(0, truth.source.num_images)
-    results = join_results(
-        [of_image(source.image_id, one, truth.ids) for source, one in zip(sources, found.detections, strict=True)]
-    )
-    summary = score(truth.objects, truth.source.categories, results, bounds, 100)
+    summary, _ = score_found(truth, sources, found.detections, bounds)
     return {name: summary[name] for name in NAMES}
 
 
@@ -230,7 +226,8 @@ def main(work: Path, seeds: str, only_prepare: bool, large: bool, json_file: Pat
             for checkpoint in checkpoints:
                 kept = read_checkpoint(checkpoint)
                 chip_settings = ChipSettings.model_validate(kept.chips)
-                truth = open_ground_truth(folder / "val.json", folder / "val", chip_settings, kept.categories, 100)
+                places = folder / "val.json", folder / "val"
+                truth = open_ground_truth(*places, chip_settings, kept.categories, MAX_DETS)
                 found = search(checkpoint, truth)
                 rows.append({**found._asdict(), **scores(truth, found, bounds)})
                 del rows[-1]["detections"]

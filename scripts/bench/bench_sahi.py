@@ -30,9 +30,8 @@ from pipeline.pyramid.merging import Detections
 from pipeline.pyramid.search import search
 from pipeline.storage import location
 from schemas.settings import Settings, load_settings
-from trainer.evaluation.coco_scores import score
+from scripts.scoring import MAX_DETS, score_found
 from trainer.evaluation.ground_truth import open_ground_truth
-from trainer.evaluation.results import join_results, of_image
 from trainer.inference.predictor import Predictor
 from trainer.model import predict
 
@@ -180,7 +179,7 @@ def main(
     predictor = Predictor(checkpoint, settings)
     chips = predictor.inference.chips
     detect = on_pixels(predictor)
-    truth = open_ground_truth(location(annotations), location(images), chips, predictor.categories, 100)
+    truth = open_ground_truth(location(annotations), location(images), chips, predictor.categories, MAX_DETS)
     sources = truth.source.images(0, min(num_images, truth.source.num_images))
     pictures = [np.asarray(Image.open(Path(images) / source.file_name).convert("RGB")) for source in sources]
     finest = next(scale for scale in chips.scales if isinstance(scale, float))
@@ -196,13 +195,12 @@ def main(
             started = time.perf_counter()
             results[way.name] = [way.search(picture) for picture in pictures]
             seconds[way.name].append((time.perf_counter() - started) / len(pictures))
-    kept = truth.objects.take(np.isin(truth.objects.image_id, [source.image_id for source in sources]))
+    kept = truth._replace(
+        objects=truth.objects.take(np.isin(truth.objects.image_id, [source.image_id for source in sources]))
+    )
     figures = []
     for way in ways:
-        found = join_results(
-            [of_image(source.image_id, one, truth.ids) for source, one in zip(sources, results[way.name], strict=True)]
-        )
-        summary = score(kept, truth.source.categories, found, chips.bounds(), 100)
+        summary, _ = score_found(kept, sources, results[way.name], chips.bounds())
         times = seconds[way.name]
         ratio = statistics.median(t / ours for t, ours in zip(times, seconds[ways[0].name], strict=True))
         figures.append(

@@ -42,13 +42,11 @@ from pipeline.pyramid.search import search
 from schemas.settings import Settings, load_settings
 from scripts.ablate.cuts import SETTINGS, mined, seconds
 from scripts.ablate.data import Data, scenes
-from trainer.evaluation.coco_scores import score
+from scripts.scoring import MAX_DETS, score_found
 from trainer.evaluation.ground_truth import open_ground_truth
-from trainer.evaluation.results import join_results, of_image
 
 NETWORK = "yolo11n.yaml"
 CHIPS = 16  # in a step
-MAX_DETS = 100
 FULL = 640
 """Longer side of the scenes, and what ultralytics trains at by default."""
 Found = tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]], npt.NDArray[np.integer[Any]]]
@@ -177,10 +175,7 @@ def measure(way: Way, data: Data, settings: Settings, work: Path, num_chips: int
     began = time.process_time()
     found = list(find_by_pyramid(network, settings, files) if way.by_pyramid else find_whole(network, way.side, files))
     detected = time.process_time() - began
-    categories = truth.source.categories
-    ids = [id_ for id_, _ in categories]
-    parts = [of_image(source.image_id, one, ids) for source, one in zip(sources, found, strict=True)]
-    summary = score(truth.objects, categories, join_results(parts), settings.chips.bounds(), MAX_DETS)
+    summary, _ = score_found(truth, sources, found, settings.chips.bounds())
     return {
         **{"way": way.name, "seed": seed, "passes": epochs, "images_per_pass": per_pass, "per_step": step},
         **{"pixels": epochs * per_pass * way.side**2, "prepare_cpu_s": prepared, "train_cpu_s": trained},
