@@ -321,10 +321,20 @@ def _loaded(image: Image.Image) -> Image.Image:
                     raise ImageRefusedError(Reason.UNDECODABLE, "cannot be decoded in full: it has too few rows")
             return to_rgb(image)
         except DECODE_ERRORS as error:
-            if "decoder libtiff not available" in str(error):
-                message = f"is a compressed TIFF, and Pillow was built without libtiff; {_INSTALL}"
-                raise ImageRefusedError(Reason.NO_DECODER, message) from error
-            raise ImageRefusedError(Reason.UNDECODABLE, f"cannot be decoded in full: {error}") from error
+            raise undecodable(error, "cannot be decoded in full") from error
+
+
+def undecodable(error: Exception, what: str) -> ImageRefusedError:
+    """Return the refusal of an image that Pillow cannot decode: its decoder is missing, or it is damaged.
+
+    Args:
+        error: one of DECODE_ERRORS, which Pillow raised.
+        what: what of it cannot be decoded, for the message about a damaged one.
+    """
+    if "decoder libtiff not available" in str(error):
+        message = f"is a compressed TIFF, and Pillow was built without libtiff; {_INSTALL}"
+        return ImageRefusedError(Reason.NO_DECODER, message)
+    return ImageRefusedError(Reason.UNDECODABLE, f"{what}: {error}")
 
 
 def _has_gaps(image: TiffImageFile) -> bool:

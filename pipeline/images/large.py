@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.images.chip import Large
-from pipeline.images.decode import ImageRefusedError, Opened, check_samples, size_mismatch, to_rgb
+from pipeline.images.decode import ImageRefusedError, Opened, check_samples, size_mismatch, to_rgb, undecodable
 from pipeline.images.frames import DECODE_ERRORS, TURNS, find_frames
 from schemas.codes import Reason
 
@@ -214,10 +214,7 @@ def _decode(blocks: _Blocks, read: Callable[[int, int], bytes], index: int) -> I
                 image.load()
                 return to_rgb(image)
         except DECODE_ERRORS as error:
-            if "decoder libtiff not available" in str(error):
-                message = "is a compressed TIFF, and Pillow was built without libtiff; install it and run `make setup`"
-                raise ImageRefusedError(Reason.NO_DECODER, message) from error
-            raise ImageRefusedError(Reason.UNDECODABLE, f"{place} cannot be decoded: {error}") from error
+            raise undecodable(error, f"{place} cannot be decoded") from error
 
 
 def _tiff(tags: _Tags, planes: list[bytes]) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.images.chip import cut_chip, encode_jpeg
-from pipeline.images.decode import ImageRefusedError, read_image, to_rgb
+from pipeline.images.decode import ImageRefusedError, read_image, to_rgb, undecodable
 from schemas.codes import Reason
 from tests.builders import deep_png, encoded, exif, texture, with_size
 
@@ -401,3 +401,11 @@ def test_read_image__a_bmp_of_5_6_and_5_bits_is_none_of_16() -> None:
     content = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + masks + pixels
     found = read_image(content, 2, 1, 1000).convert("RGB")
     assert [found.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_undecodable__a_missing_decoder_is_told_from_damage_with_what_mends_it() -> None:
+    missing = undecodable(OSError("decoder libtiff not available"), "the tile at 0,0 cannot be decoded")
+    assert missing.reason == Reason.NO_DECODER
+    assert "apt-get install libtiff-dev" in missing.message
+    damaged = undecodable(OSError("-2"), "the tile at 0,0 cannot be decoded")
+    assert (damaged.reason, damaged.message) == (Reason.UNDECODABLE, "the tile at 0,0 cannot be decoded: -2")
