@@ -28,6 +28,7 @@ ELSEWHERE = {
     "pipeline/dataset/ledger/compare.py": "pipeline/dataset/test_standing.py",
     "pipeline/dataset/ledger/summary.py": "pipeline/dataset/ledger/test_write.py",
     "pipeline/dataset/plan_files.py": "pipeline/commands/test_chips.py",
+    "pipeline/dataset/proposal_rows.py": "pipeline/dataset/test_proposals.py",
     "pipeline/engines/extras.py": "test_wheel.py",
     "pipeline/engines/local.py": "pipeline/engines/test_run.py",
     "pipeline/engines/on_ray.py": "pipeline/engines/test_run.py",

@@ -14,7 +14,7 @@ import trainer.inference.extract
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from pipeline.commands.verify import verify
-from pipeline.dataset.proposals import COLUMNS
+from pipeline.dataset.proposal_rows import COLUMNS
 from pipeline.insight.show import show
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
