@@ -74,7 +74,7 @@ def _candidates(name: str) -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether the folder belongs to this user and nobody else can write to it."""
+    """Tell whether the folder belongs to this user and nobody else can write to it."""
     status = folder.lstat()
     return status.st_uid == os.getuid() and not status.st_mode & 0o022
 

@@ -35,16 +35,25 @@ Window = tuple[float, float, float, float]
 
 
 class View(NamedTuple):
-    """A window of an image at a scale."""
+    """A window of an image at a scale.
 
-    image: int  # position among the images given
+    Attributes:
+        image: position among the images that are searched.
+        scale_index: place of the scale among the settings' scales, the finest 0.
+        scale: factor from source to view pixels.
+        window: what the view shows.
+        width: of the content, view pixels.
+        height: of the content, view pixels.
+        region: the part of the image that is searched at this scale around the window; None: all of it.
+    """
+
+    image: int
     scale_index: int
-    scale: float  # source -> view
+    scale: float
     window: Window
-    width: int  # content, view pixels
+    width: int
     height: int
     region: Window | None = None
-    """The part of the image that is searched at this scale around the window; None: all of it."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,9 +75,11 @@ class Viewed(NamedTuple):
 def plan_views(
     images: Sequence[SourceImage], settings: ChipSettings, max_side: int, overlaps: Sequence[float]
 ) -> list[View]:
-    """All views of all images.
+    """Return all views of all images, image by image, the finest scale first.
 
     Args:
+        images: what is searched.
+        settings: give the scales.
         max_side: view pixels; a larger view is split.
         overlaps: per scale, source pixels that neighbouring tiles share: the largest object looked for there.
     """
@@ -122,9 +133,13 @@ def _tiles(start: float, end: float, side: float, overlap: float) -> list[tuple[
 
 
 def compose(views: list[View], max_pixels: int) -> list[list[View]]:
-    """Batches of views of one shape and scale, at most `max_pixels` each (but at least one view), in a fixed order.
+    """Put views into batches of one padded shape and scale, in a fixed order.
 
-    Composed before they are shared among ranks, so that ranks change no batch and with it no rounding.
+    This is done before the views are shared among ranks, so that ranks change no batch and with it no rounding.
+
+    Args:
+        views: of any images.
+        max_pixels: of a batch, padding included; a larger view is a batch of its own.
     """
     groups: dict[tuple[int, tuple[int, int]], list[View]] = {}
     for view in views:
@@ -137,10 +152,11 @@ def compose(views: list[View], max_pixels: int) -> list[list[View]]:
 
 
 def to_source(boxes: Float32Array, view: View) -> Float32Array:
-    """Boxes of a view as source pixels, clipped to the view's window.
+    """Bring boxes of a view into source pixels, and clip them to the view's window.
 
     Args:
         boxes: float32 [N, 4], x1 y1 x2 y2, view pixels.
+        view: what they were found in.
 
     Returns:
         float32 [N, 4], source pixels.

@@ -100,7 +100,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> str | None:
 
 
 def _describe(detail: Any) -> str:
-    """One line for one pydantic error: dotted name, what was expected, what was found."""
+    """Return a line for one pydantic error: dotted name, what was expected, what was found."""
     name = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("<"))
     if detail["type"] == "extra_forbidden":
         return f"{name}: unknown setting"

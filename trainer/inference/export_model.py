@@ -211,7 +211,7 @@ def _translations() -> dict[Any, Any]:
     op: Any = opset18  # its types are those of single elements
 
     def nms(boxes: Any, valid: Any, threshold: float) -> Any:
-        """Rank stands for score, since boxes come best first; then a mask is made of the boxes chosen."""
+        """Take ranks for scores, since boxes come best first, and make a mask of the boxes chosen."""
         shape = op.Shape(valid)
         count = op.Slice(shape, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
         zero, minus = op.Constant(value_int=0), op.Constant(value_int=-1)

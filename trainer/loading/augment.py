@@ -85,7 +85,7 @@ def draw_changes(hashes: Uint64Array, settings: LoaderSettings, seed: int, epoch
     """
 
     def uniform(purpose: Purpose) -> FloatArray:
-        """Numbers in [0, 1), float64 [T]."""
+        """Draw numbers in [0, 1), float64 [T]."""
         return (mix(hashes, seed, epoch, purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     flips = mix(hashes, seed, epoch, Purpose.FLIP) < np.uint64(settings.flip * 2**63)  # every other chip, or none

@@ -43,13 +43,20 @@ class DamagedError(DataError):
 class Checkpoint(NamedTuple):
     """The contents of a checkpoint file, all of it tensors, numbers, strings, lists and dicts.
 
-    model: state of the Detector; ema: the same of the average, or None
-    optimizer, scaler: their state dicts
-    step: optimiser steps done; loader: seed, epoch, position of the next
-    settings: section -> key -> value, as given; norm, precision: what was chosen where they leave it open
-    rpn_only: the run trained nothing behind the RPN
-    categories: (source id, name) by label from 1
-    chips: settings the data set was made with; data: fingerprints of what was trained on, positives and negatives
+    Attributes:
+        model: state of the Detector.
+        ema: the same of the average of weights; None where the run keeps none.
+        optimizer, scaler: their state dicts.
+        step: optimiser steps done.
+        loader: seed, epoch and position of the next chip.
+        settings: section -> key -> value, as given.
+        norm, precision: what was chosen where the settings leave it open.
+        rpn_only: whether the run trained nothing behind the RPN.
+        categories: (source id, name) of the classes by label from 1.
+        chips: settings that the data set was made with.
+        data: fingerprints of the builds that were trained on, by "positives" and "negatives".
+        best_ap: highest AP of the validations so far; -1 where there was none.
+        schedule: what Schedule.kept gives; None in checkpoints of before there were schedules.
     """
 
     model: dict[str, torch.Tensor]
@@ -65,8 +72,8 @@ class Checkpoint(NamedTuple):
     categories: list[tuple[int, str]]
     chips: dict[str, Any]
     data: dict[str, str]
-    best_ap: float  # highest validation AP so far
-    schedule: dict[str, Any] | None = None  # Schedule.kept(); None in checkpoints of before there were schedules
+    best_ap: float
+    schedule: dict[str, Any] | None = None
 
 
 def on_host(checkpoint: Checkpoint) -> Checkpoint:

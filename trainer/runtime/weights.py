@@ -249,11 +249,12 @@ def set_norm_policy(model: Detector, policy: Norm, *, freeze_stem: bool = True, 
     A norm whose affine parameters are frozen uses stored statistics, in train mode too.
 
     Args:
+        model: the network, changed in place.
         policy: "train": norms use the rank's batch, "sync": the batch of all ranks, "frozen": stored statistics
-            everywhere, for few chips per rank (docs/method.md, 6.5)
+            everywhere, for few chips per rank (docs/method.md, 6.5).
         freeze_stem: keep stem and first stage (docs/method.md, 6.5); False when training from scratch, where they
-            are noise
-        momentum: of the running statistics (docs/method.md, 6.5); a run of under some thousand steps needs more
+            are noise.
+        momentum: of the running statistics (docs/method.md, 6.5); a run of under some thousand steps needs more.
     """
     backbone = model.backbone
     backbone.requires_grad_(True)

@@ -32,6 +32,7 @@ def train_step(run: Run, step: Step) -> dict[str, float] | None:
     """Take one optimiser step over all micro-batches of all ranks, or leave everything as it was before.
 
     Args:
+        run: what is trained.
         step: what this rank contributes to the global batch.
 
     Returns:
@@ -86,6 +87,8 @@ def _backward(run: Run, batch: Batch, names: Sequence[str], *, is_last: bool) ->
     """Add the gradients of one micro-batch.
 
     Args:
+        run: what is trained.
+        batch: on the rank's device.
         names: which loss terms.
         is_last: whether it is the step's last one, with whose backward pass the ranks exchange gradients.
 
@@ -109,6 +112,7 @@ def run_loop(run: Run, truth: GroundTruth | None) -> Location:
     """Train until the last epoch ends, and keep, log, draw and validate on the way.
 
     Args:
+        run: as it was made, or restored from a checkpoint.
         truth: what is validated against; None where nothing is.
 
     Returns:

@@ -215,7 +215,7 @@ def _check_block(
 
 
 def _has_area(low: FloatArray, high: FloatArray) -> BoolArray:
-    """Whether boxes have an area; sides so short that their product is no number above zero have none."""
+    """Tell whether boxes have an area; sides so short that their product is no number above zero have none."""
     width, height = (high - low).T
     has_area: BoolArray = (width > 0) & (height > 0) & (width * height > 0)
     return has_area
@@ -263,7 +263,7 @@ def _refuse(
 def _fault(
     record: _Record, i: int, block: _Block, images: Images, reasons: dict[int, Reason]
 ) -> tuple[Fate, Reason, str]:
-    """Why record i of a block is refused: for its image, else the first of its own faults.
+    """Return why record i of a block is refused: for its image, else the first of its own faults.
 
     Args:
         reasons: refused image id -> why.
