@@ -15,71 +15,39 @@ if sys.path[:1] != [_here]:
     sys.path.insert(0, _here)
 
 if TYPE_CHECKING:
-    from pipeline.cli.main import main
-    from pipeline.commands.check import check
-    from pipeline.commands.chips import chips
-    from pipeline.commands.negatives import negatives
-    from pipeline.commands.verify import verify
-    from pipeline.exchange.export import export
-    from pipeline.exchange.import_labels import import_labels
-    from pipeline.exchange.split import split
-    from pipeline.exchange.views import views
-    from pipeline.insight.manifests import manifests
-    from pipeline.insight.report.report import report
-    from pipeline.insight.show import show
-    from pipeline.insight.suggest import suggest
-    from pipeline.pyramid.search import search
-    from schemas.settings import LoaderSettings, Settings, load_settings
-    from trainer.evaluation.evaluate import evaluate
-    from trainer.evaluation.recall import evaluate_proposals
-    from trainer.evaluation.score_results import score_results
-    from trainer.evaluation.views import merge_views
-    from trainer.inference.detect import detect, detect_into
-    from trainer.inference.export_model import export_model, slim_checkpoint
-    from trainer.inference.predictor import Predictor
-    from trainer.insight.report_run import report_run
-    from trainer.loading.cache import cache_of
-    from trainer.loading.dataset import ChipDataset
-    from trainer.loading.loader import BatchLoader
-    from trainer.loading.order import State
-    from trainer.training.make_proposals import make_proposals
-    from trainer.training.train import train
-
-__all__ = [
-    "BatchLoader",
-    "ChipDataset",
-    "LoaderSettings",
-    "Predictor",
-    "Settings",
-    "State",
-    "cache_of",
-    "check",
-    "chips",
-    "detect",
-    "detect_into",
-    "evaluate",
-    "evaluate_proposals",
-    "export",
-    "export_model",
-    "import_labels",
-    "load_settings",
-    "main",
-    "make_proposals",
-    "manifests",
-    "merge_views",
-    "negatives",
-    "report",
-    "report_run",
-    "score_results",
-    "search",
-    "show",
-    "slim_checkpoint",
-    "split",
-    "suggest",
-    "train",
-    "verify",
-    "views",
-]
+    from pipeline.cli.main import main as main
+    from pipeline.commands.check import check as check
+    from pipeline.commands.chips import chips as chips
+    from pipeline.commands.negatives import negatives as negatives
+    from pipeline.commands.verify import verify as verify
+    from pipeline.exchange.export import export as export
+    from pipeline.exchange.import_labels import import_labels as import_labels
+    from pipeline.exchange.split import split as split
+    from pipeline.exchange.views import views as views
+    from pipeline.insight.manifests import manifests as manifests
+    from pipeline.insight.report.report import report as report
+    from pipeline.insight.show import show as show
+    from pipeline.insight.suggest import suggest as suggest
+    from pipeline.pyramid.search import search as search
+    from schemas.settings import LoaderSettings as LoaderSettings
+    from schemas.settings import Settings as Settings
+    from schemas.settings import load_settings as load_settings
+    from trainer.evaluation.evaluate import evaluate as evaluate
+    from trainer.evaluation.recall import evaluate_proposals as evaluate_proposals
+    from trainer.evaluation.score_results import score_results as score_results
+    from trainer.evaluation.views import merge_views as merge_views
+    from trainer.inference.detect import detect as detect
+    from trainer.inference.detect import detect_into as detect_into
+    from trainer.inference.export_model import export_model as export_model
+    from trainer.inference.export_model import slim_checkpoint as slim_checkpoint
+    from trainer.inference.predictor import Predictor as Predictor
+    from trainer.insight.report_run import report_run as report_run
+    from trainer.loading.cache import cache_of as cache_of
+    from trainer.loading.dataset import ChipDataset as ChipDataset
+    from trainer.loading.loader import BatchLoader as BatchLoader
+    from trainer.loading.order import State as State
+    from trainer.training.make_proposals import make_proposals as make_proposals
+    from trainer.training.train import train as train
 
 _MODULES = {
     "BatchLoader": "trainer.loading.loader",
@@ -116,6 +84,7 @@ _MODULES = {
     "verify": "pipeline.commands.verify",
     "views": "pipeline.exchange.views",
 }
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 import tokenize
 from pathlib import Path
 
+import sniper_chips
 from tests.paths import ROOT
 
 PACKAGES = ("sniper_chips", "pipeline", "trainer", "schemas")
@@ -160,3 +161,10 @@ def test_detect__reaches_no_training() -> None:
     reached = [name for name in result.stdout.split() if name in FILES and FILES[name].name != "__init__.py"]
     assert len(reached) <= DETECT_FILES, reached
     assert {room(name) for name in reached}.isdisjoint({"trainer.loading", "trainer.learning", "trainer.training"})
+
+
+def test_sniper_chips__imports_each_name_from_where_type_checkers_look_for_it() -> None:
+    tree = ast.parse((ROOT / "sniper_chips/__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    typed = {name.asname: node.module for node in imports for name in node.names if name.asname is not None}
+    assert typed == sniper_chips._MODULES
