@@ -88,14 +88,15 @@ demo: setup demo-data ## the whole chain on generated data: chips, negatives, tr
 	$(SNIPER) show $(DEMO)/chips --out $(DEMO)/report/chips.png
 	$(SNIPER) show $(DEMO)/chips --kind negative --out $(DEMO)/report/negatives.png
 	@$(DEMO_MAKE) train
-	$(BIN)/python scripts/plot_losses.py $(DEMO)/run $(DEMO)/report/losses.png
 	$(BIN)/python scripts/compare_focus.py $(DEMO)/run $(DEMO)/data/val.json $(DEMO)/data/val \
 	    --out $(DEMO)/report/detections.json
+	$(SNIPER) report $(DEMO)/run --out $(DEMO)/report/run.html --detections $(DEMO)/report/detections.json \
+	    --annotations $(DEMO)/data/val.json --images $(DEMO)/data/val
 	$(SNIPER) detect --checkpoint $(DEMO)/run $(DEMO)/data/val --out $(DEMO)/report/detections --focus-map
 	@echo
 	@echo "What to look at:  $(DEMO)/report/chips.png        positive chips, boxes coloured by status"
 	@echo "                  $(DEMO)/report/negatives.png    mined background, with the proposals that led there"
-	@echo "                  $(DEMO)/report/losses.png       the training"
+	@echo "                  $(DEMO)/report/run.html         the training, AP, and what the detector gets wrong"
 	@echo "                  $(DEMO)/report/detections/      what the detector finds on validation images, and where it looks finely"
 	@echo "                  $(DEMO)/run/pictures/           training batches with targets and detections"
 
