@@ -180,7 +180,7 @@ def evaluate(
 
     if table is not None:
         if proposals:
-            raise UsageError("evaluate: proposals have no classes, so --proposals and --table do not go together")
+            raise UsageError("evaluate: proposals have no classes, so leave out --proposals or --table")
         check_table(table)
     if results is not None:
         if checkpoint or images or out or proposals or allow_seen:

@@ -158,7 +158,10 @@ def _files(found: list[_Lists], places: Sequence[Location], categories: list[tup
     ids += [i for i in refused if i * 100 * len(found) < -ABSENT]  # an id beyond that may be what is wrong
     step = 10 ** (len(str(max(ids, default=0))) + 1)
     if len(found) > 1 and step * len(found) > -ABSENT:
-        raise DataError(f"{places[0]} and others: image ids are too large to keep those of {len(found)} files apart")
+        raise DataError(
+            f"{places[0]} and others: image ids are too large to keep those of {len(found)} files apart; give the "
+            f"images smaller ids, the largest is {max(ids)}"
+        )
     files, first_image = [], 0
     for k, (lists, place) in enumerate(zip(found, places, strict=True)):
         name = f"{place}: " if len(found) > 1 else ""

@@ -54,7 +54,7 @@ def read_batches(file: Location) -> Iterator[Batch]:
         try:
             reader = pq.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{file}: is not Parquet, nor named *.json: {error}") from error
+            raise DataError(f"{file}: is not Parquet, nor named *.json: {error}; expected one of both") from error
         _check_columns(file, reader.schema_arrow)
         yield from _parquet_batches(reader, file)
 
@@ -79,7 +79,7 @@ def _parquet_batches(reader: Any, file: Location) -> Iterator[Batch]:
             yield Batch(row, image_id, np.stack(columns[:4], axis=1), columns[4], faults)
             row += len(batch)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file}: cannot be read beyond row {row}: {error}") from error
+        raise DataError(f"{file}: cannot be read beyond row {row}: {error}; write it anew") from error
 
 
 def _check_columns(file: Location, schema: pa.Schema) -> None:

@@ -155,7 +155,11 @@ def _read(path: object, files: list[Location], extents: Extents) -> PooledPropos
             score.append(batch.score[kept].astype(np.float32))
     if num_faults:
         more = f"\n... and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
-        raise DataError(f"{path}: {num_faults} malformed proposals:\n" + "\n".join(faults) + more)
+        raise DataError(
+            f"{path}: {num_faults} malformed proposals:\n"
+            + "\n".join(faults)
+            + f"{more}\nNothing was read. Give proposals of the images of this data set, in source pixels"
+        )
     return _by_image(extents, _joined(position), _joined(boxes), _joined(score))
 
 

@@ -313,7 +313,10 @@ def _group_keys(pattern: str, file_names: list[str]) -> list[str]:
         raise UsageError(f"split: --group {pattern!r} is no regular expression: {error}") from error
     found = [compiled.search(name) for name in file_names]
     if not any(found):
-        raise UsageError(f"split: --group {pattern!r} matches in no file name, such as {file_names[0]!r}")
+        raise UsageError(
+            f"split: --group {pattern!r} matches in no file name, such as {file_names[0]!r}; give another pattern, or "
+            "leave it out"
+        )
     keys = []
     for match, name in zip(found, file_names, strict=True):
         found_text = match and (match[1] if compiled.groups and match[1] is not None else match[0])

@@ -166,7 +166,7 @@ def _sources(
         raise UsageError(f"{root}: give the annotation file that names its images as --annotations")
     files = find_images(root).images
     if not files:
-        raise UsageError(f"{root}: holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"{root}: holds no image; expected names that end in {', '.join(sorted(SUFFIXES))}")
     sources, rejects = [], []
     for image_id, file in enumerate(files, 1):
         name = str(file.relative_to(root))

@@ -115,7 +115,10 @@ def read_results(path: Location) -> CocoResults:
     scores = np.array([record.score for record in records], np.float64)
     most = np.finfo(np.float32).max
     if (odd_rows := np.flatnonzero((np.abs(boxes) > most).any(axis=1) | (np.abs(scores) > most))).size:
-        raise DataError(f"{path}: record {odd_rows[0] + 1} has a box or a score beyond all measure")
+        raise DataError(
+            f"{path}: record {odd_rows[0] + 1} has a box or a score that no float32 number holds; mend it, or leave "
+            "it out"
+        )
     return CocoResults(
         np.array([record.image_id for record in records], np.int64),
         np.array([record.category_id for record in records], np.int64),

@@ -75,7 +75,11 @@ def merge_views(
         index, read = read_index(folder), read_results(place)
         ranges = [[lo, None if np.isinf(hi) else hi] for lo, hi in index.bounds]
         if differing := contradictions("chips", settings.chips, {"size": index.size, "ranges": ranges}):
-            raise UsageError(f"{folder}: was made with other settings:\n  " + "\n  ".join(differing))
+            raise UsageError(
+                f"{folder}: was made with other settings:\n  "
+                + "\n  ".join(differing)
+                + "\nLeave these out, or make the views anew with `sniper views --overwrite`"
+            )
         assert read.category_id is not None  # a file has them
         found = Detections(read.boxes, read.scores, read.category_id)
         parts = []

@@ -269,7 +269,7 @@ def _files(path: Location, out: Location | None) -> list[Path]:
         for note in listing.notes():
             log.warning("%s: %s", path, note)
         if not listing.images:
-            raise UsageError(f"{path}: holds no image ({', '.join(sorted(SUFFIXES))})")
+            raise UsageError(f"{path}: holds no image; expected names that end in {', '.join(sorted(SUFFIXES))}")
         return listing.images
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")

@@ -72,7 +72,9 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
     ]
     if differing:
         raise UsageError(
-            f"{path}: was trained with other settings, which stay as they are:\n  " + "\n  ".join(differing)
+            f"{path}: was trained with other settings, which stay as they are:\n  "
+            + "\n  ".join(differing)
+            + "\nLeave these out of --config and --set"
         )
     try:
         model, chip_settings = make_detector(checkpoint), ChipSettings.model_validate(chips)

@@ -131,7 +131,9 @@ def read_text(place: Location) -> str:
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise DataError(
+            f"{place}: is no text in UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from error
 
 
 def label_files(folder: Location, suffix: str) -> list[Location]:

@@ -123,7 +123,7 @@ def _is_there(place: Location) -> bool:
 def _columns(place: Location, rows: list[list[str]]) -> tuple[int, list[int], int, bool, int]:
     """Return the columns of the file, the box and the class, whether the box has sides, and the first row of data."""
     if not rows:
-        raise DataError(f"{place}: is empty")
+        raise DataError(f"{place}: is empty; expected a row for each object")
     heads = [field.strip().lower() for field in rows[0]]
     if len(heads) == 6 and (any(map(_is_number, heads[1:5])) or not any(heads[1:5])):
         return 0, [1, 2, 3, 4], 5, False, 0

@@ -43,7 +43,7 @@ def read_names(place: Location) -> list[str]:
     else:
         names = _names_of_yaml(place, text)
     if not names:
-        raise DataError(f"{place}: names no class")
+        raise DataError(f"{place}: names no class; expected `names` in data.yaml, or a text with a class on each line")
     return names
 
 

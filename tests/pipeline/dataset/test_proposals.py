@@ -106,7 +106,7 @@ def test_read__many_faults_are_counted_and_some_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="30 malformed") as caught:
         read_proposals(path, EXTENTS)
     assert str(caught.value).count(": row ") == 20
-    assert "... and 10 more" in str(caught.value)
+    assert "... and 10 more\nNothing was read. Give proposals of the images of this data set" in str(caught.value)
 
 
 def test_read__null_is_named(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_split__writes_over_nothing(tmp_path: Path) -> None:
         ({"val": float("nan")}, "expected --val and --test"),
         ({"test": float("nan")}, "expected --val and --test"),
         ({"group": "("}, "no regular expression"),
-        ({"group": "frame"}, "matches in no file name"),
+        ({"group": "frame"}, "matches in no file name, .* leave it out"),
     ],
 )
 def test_split__says_what_is_wrong_with_its_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -175,6 +175,6 @@ def test_views__refuses_what_it_did_not_write(photos: CocoSet, tmp_path: Path, s
 
 def test_views__of_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"empty: holds no image \(\.apng, .*\.webp\)"):
+    with pytest.raises(UsageError, match=r"empty: holds no image; expected names that end in \.apng, .*\.webp"):
         views(tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()
