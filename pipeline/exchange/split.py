@@ -14,6 +14,7 @@ from pipeline.coco.checks.images import less_common_folder, url_path
 from pipeline.coco.checks.values import ABSENT, Seen, whole
 from pipeline.coco.records import class_names
 from pipeline.coco.text import NO_TEXT, blocks, encodings, opened
+from pipeline.exchange.stratify import joined_groups, stratify
 from pipeline.images.contents import hash_images
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, is_file, local_copy, location, make_folder, write_atomic
@@ -102,7 +103,7 @@ def split(
     if group is not None:
         keys.append(_group_keys(group, names))
     contents = [] if images is None else _contents(image_folder(location(images)), names)
-    groups = _joined(len(records), [*keys, contents] if contents else keys)
+    groups = joined_groups(len(records), [*keys, contents] if contents else keys)
 
     marks: list[_Annotation] = _decoded(place, content, "annotations", _Annotation)
     categories = [*dict.fromkeys(_decoded(place, content, "categories", _Category))]  # a repeated one once
@@ -177,40 +178,6 @@ def describe(report: SplitReport) -> str:
     if report.without_image:
         lines.append(f"{report.without_image:,} annotations belong to no image; they are in train.json")
     return "\n".join([*lines, *(f"{file}" for file in report.files.values())])
-
-
-def stratify(counts: IntArray, sizes: IntArray, shares: Sequence[float], seed: int) -> IntArray:
-    """Deal groups of images out to parts so that each class is in each part by its share.
-
-    This is iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data",
-    2011), with groups in place of single examples: the class with the fewest images left is dealt out first, its
-    largest groups first, each to the part that wants most of this class, then to the one that wants most images.
-
-    Args:
-        counts: int64 [G, K], images of each group that show each class.
-        sizes: int64 [G], images of each group.
-        shares: of the parts; together 1.
-        seed: of the order among groups of one size, and of the choice among parts that want as much.
-
-    Returns:
-        int64 [G], the part of each group.
-    """
-    rng = np.random.default_rng(seed)
-    part = np.full(len(sizes), -1, np.int64)
-    wanted = np.array(shares)[:, None] * np.append(counts.sum(axis=0), sizes.sum())  # [P, K + 1]; last: images
-    every = np.column_stack([counts, sizes])
-    left = counts.sum(axis=0)
-    while (part < 0).any():
-        rarest = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin()) if (left > 0).any() else -1
-        waiting = np.flatnonzero((part < 0) & (every[:, rarest] > 0) if rarest >= 0 else part < 0)
-        waiting = rng.permutation(waiting)
-        waiting = waiting[np.argsort(-every[waiting, rarest], kind="stable")]
-        for group in waiting.tolist():
-            order = np.lexsort((rng.random(len(shares)), wanted[:, -1], wanted[:, rarest]))
-            part[group] = chosen = order[-1]
-            wanted[chosen] -= every[group]
-            left -= counts[group]
-    return part
 
 
 def _read(place: Location) -> dict[str, Any]:
@@ -338,29 +305,3 @@ def _contents(folder: Location, names: list[str]) -> list[str]:
             "`sniper check` names all of them"
         )
     return [digest for digest in found if digest is not None]
-
-
-def _joined(count: int, keys: list[list[Any]]) -> IntArray:
-    """Return the groups of images that have a key in common, directly or through others.
-
-    Args:
-        count: of images.
-        keys: lists of a key for each image.
-
-    Returns:
-        int64 [count], the group of each image, from 0 in order of their first images.
-    """
-    parent = [*range(count)]
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for column in keys:
-        first: dict[Any, int] = {}
-        for i, key in enumerate(column):
-            a, b = sorted((root(i), root(first.setdefault(key, i))))
-            parent[b] = a
-    roots = np.array([root(i) for i in range(count)], np.int64)
-    return np.unique(roots, return_inverse=True)[1].astype(np.int64)

@@ -6,14 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
-from pipeline.exchange.split import split, stratify
-from schemas.arrays import IntArray
+from pipeline.exchange.split import split
 from schemas.errors import DataError, UsageError
 from tests.conftest import RunSniper
 
@@ -213,21 +208,3 @@ def test_split__prints_a_table(sniper: RunSniper, tmp_path: Path) -> None:
         ["common", "48", "12"],
         ["rare", "16", "4"],
     ]
-
-
-COUNTS = arrays.arrays(np.int64, st.tuples(st.integers(30, 200), st.integers(0, 6)), elements=st.integers(0, 1))
-
-
-@settings(max_examples=30)
-@given(COUNTS, st.sampled_from([(0.9, 0.1), (0.7, 0.2, 0.1), (0.5, 0.5)]), st.integers(0, 5))
-def test_stratify__each_part_gets_its_share_of_images_and_classes(
-    counts: IntArray, shares: tuple[float, ...], seed: int
-) -> None:
-    part = stratify(counts, np.ones(len(counts), np.int64), shares, seed)
-    assert set(part.tolist()) <= set(range(len(shares)))
-    for number, share in enumerate(shares):
-        assert abs((part == number).sum() - share * len(counts)) <= 2 + counts.shape[1]
-        got, wanted = counts[part == number].sum(axis=0), share * counts.sum(axis=0)
-        assert (np.abs(got - wanted) <= 2 + 0.25 * counts.sum(axis=0)).all()
-        rarest = np.argsort(counts.sum(axis=0))[:1]
-        assert (np.abs(got - wanted)[rarest] <= 1.5).all()  # it is dealt out first
