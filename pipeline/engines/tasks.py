@@ -19,6 +19,7 @@ ATTEMPTS = 3
 DEFAULT_MEMORY = 512 << 20  # bytes: the libraries, files fetched ahead, and images of a few megapixels
 
 CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")  # names the control groups of this process
 UNLIMITED = 1 << 60  # bytes: version 1 of control groups writes a number of about this size for no limit
 
 NO_GUARD = (
@@ -158,10 +159,10 @@ def _cpu_quotas() -> Iterator[float]:
             yield old_quota / old_period
 
 
-def _own_cgroups(membership: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
+def _own_cgroups() -> Iterator[Path]:
     """Yield the folders of this process's control groups, versions 1 and 2, each with those above it."""
     try:
-        lines = membership.read_text().splitlines()
+        lines = MEMBERSHIP.read_text().splitlines()
     except OSError:
         return
     for line in lines:

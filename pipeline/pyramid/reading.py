@@ -23,6 +23,8 @@ Pixels = npt.NDArray[np.uint8]
 ImageLike = Pixels | Image.Image | Location | str
 """An image as a program may have it: uint8 [height, width, 3], RGB; an image of Pillow; or the place of a file."""
 
+AHEAD = 2  # batches that are made while one is in use
+
 Opener = Callable[[int], Picture | Reject]
 """Opens the image at a position, or says why it cannot be used. It is called from many threads."""
 
@@ -111,9 +113,8 @@ def read_batches(
     *,
     threads: int,
     allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
-    ahead: int = 2,
 ) -> Generator[ViewBatch, None, None]:
-    """Decode and resize the views of batches in threads, `ahead` batches before they are asked for.
+    """Decode and resize the views of batches in threads, AHEAD batches before they are asked for.
 
     Args:
         following: gives the next batch, views of one padded shape; None: there is none yet, or none any more. It is
@@ -123,7 +124,6 @@ def read_batches(
         refused: takes a row for each refused image, by its position among `images`.
         threads: how many views are made at a time.
         allocate: gives a zeroed uint8 array of a shape, such as in memory from which a GPU copies faster.
-        ahead: batches that are made while one is in use.
 
     Yields:
         One ViewBatch for each batch, in order, without the views of refused images; it may be empty.
@@ -162,7 +162,7 @@ def read_batches(
     waiting: deque[tuple[list[View], Pixels, list[Future[bool]]]] = deque()
     try:
         while True:
-            while len(waiting) <= ahead and (views := following()) is not None:
+            while len(waiting) <= AHEAD and (views := following()) is not None:
                 waiting.append(begin(views))
             if not waiting:
                 return

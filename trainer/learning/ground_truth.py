@@ -47,20 +47,20 @@ def pad_boxes(batch: Batch) -> PaddedBoxes:
     return PaddedBoxes(*columns, real, batch.max_crowds)
 
 
-def key_states(keys: list[str], seed: int, epoch: int, device: torch.device, what: str = "") -> Tensor:
-    """Hash each chip's (seed, epoch, what, key), the same on every machine (docs/method.md, 12.2).
+def key_states(keys: list[str], seed: int, epoch: int, device: torch.device) -> Tensor:
+    """Hash each chip's (seed, epoch, key), the same on every machine (docs/method.md, 12.2).
 
     Args:
         keys: the chips' keys, B of them.
         seed: of the run.
         epoch: from 0.
         device: where the result lies.
-        what: keeps the draws for different purposes apart.
 
     Returns:
         int64 [B], any bits.
     """
-    hashes = [xxhash.xxh3_64_intdigest(f"{seed}/{epoch}/{what}/{key}".encode()) for key in keys]
+    # the two slashes in a row stay, since other texts would give other draws
+    hashes = [xxhash.xxh3_64_intdigest(f"{seed}/{epoch}//{key}".encode()) for key in keys]
     signed = torch.tensor([h - 2**64 if h >= 2**63 else h for h in hashes], dtype=torch.int64)
     return signed.to(device, non_blocking=True)
 

@@ -27,7 +27,7 @@ DRAWN = 30  # classes in the chart
 Facts = dict[str, Any]
 
 
-def report(data: Location | str, out: Location | str = "report.html", *, seed: int = 0) -> Facts:
+def report(data: Location | str, out: Location | str = "report.html") -> Facts:
     """Write what a data set holds as an HTML page, and the numbers as JSON beside it.
 
     Only the ledger, the manifests and the few chips that are shown are read.
@@ -35,7 +35,6 @@ def report(data: Location | str, out: Location | str = "report.html", *, seed: i
     Args:
         data: folder that `sniper chips` wrote.
         out: the page, a name that ends in .html.
-        seed: another seed shows other chips.
 
     Returns:
         The content of the JSON file, as docs/report.md explains it.
@@ -55,7 +54,7 @@ def report(data: Location | str, out: Location | str = "report.html", *, seed: i
         _classes(facts),
         _negatives(facts),
         _rejects(facts),
-        *_samples(data, facts, seed),
+        *_samples(data, facts),
     ]
     write_page(out, f"Report: {data.name}", f"{data} · fingerprint {facts['fingerprint'][:12]}", sections)
     write_facts(out, facts)
@@ -269,7 +268,7 @@ def _rejects(facts: Facts) -> Section:
     return Section("Refused", [Table(["kind", "reason", "number", "examples"], rows)])
 
 
-def _samples(data: Location, facts: Facts, seed: int) -> Iterator[Section]:
+def _samples(data: Location, facts: Facts) -> Iterator[Section]:
     """Show some chips of each kind and scale, with their boxes."""
     names = {row["id"]: row["name"] for row in facts["classes"]}
     for folder, title in ((POSITIVES, "Positive chips"), (NEGATIVES, "Negative chips")):
@@ -282,7 +281,7 @@ def _samples(data: Location, facts: Facts, seed: int) -> Iterator[Section]:
             some = scan(files[::step][:SAMPLED_SHARDS]).filter(pl.col("scale_index") == index)
             pictures = [
                 Picture(draw_chip(read_chip(data, chip), chip, names, TILE), caption(chip))
-                for chip in sample_chips(some, PICTURES, seed)
+                for chip in sample_chips(some, PICTURES, seed=0)
             ]
             if pictures:
                 heading = f"Scale {index}, range {interval(*scale['range'])}: some of {scale[folder]['chips']:,} chips"

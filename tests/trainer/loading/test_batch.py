@@ -65,10 +65,11 @@ def test_hash_slots__is_splitmix64():
     assert hash_slots(states, 1000).tolist() == expected
 
 
-def test_key_states__depend_on_seed_epoch_key_and_purpose():
+def test_key_states__depend_on_seed_epoch_and_key_and_are_those_of_before():
     cpu = torch.device("cpu")
-    inputs = [("a", 0, 0, ""), ("b", 0, 0, ""), ("a", 1, 0, ""), ("a", 0, 1, ""), ("a", 0, 0, "flip")]
-    assert len({key_states([key], seed, epoch, cpu, what).item() for key, seed, epoch, what in inputs}) == 5
+    inputs = [("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1)]
+    assert len({key_states([key], seed, epoch, cpu).item() for key, seed, epoch in inputs}) == 4
+    assert key_states(["000000000139-0p000"], 1, 2, cpu).tolist() == [-7994022485065269050]
 
 
 @needs_gpu
