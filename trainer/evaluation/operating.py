@@ -51,12 +51,17 @@ def class_points(objects: Objects, results: CocoResults, matching: Matching, cat
 
 
 def best_point(curve: Curve, num_objects: int) -> Point:
-    """Return the point of a curve with the largest F1; its score is NaN where there is no detection or no object."""
+    """Return the point of a curve with the largest F1, of equal ones that with the highest score.
+
+    The score is NaN where there is no detection or no object.
+    """
     if not len(curve.scores) or not num_objects:
         return Point(float("nan"), float("nan"), 0.0 if num_objects else float("nan"))
     is_last = np.append(curve.scores[1:] != curve.scores[:-1], True)  # detections of one score are taken together
-    both = np.maximum(curve.precision + curve.recall, np.finfo(float).tiny)
-    best = int(np.where(is_last, curve.precision * curve.recall / both, -1.0).argmax())
+    found = np.round(curve.recall * num_objects)
+    # half of F1 as a quotient of whole numbers: no rounding makes equal ones differ, and of those the first counts
+    half = found / (np.arange(1, len(found) + 1) + num_objects)
+    best = int(np.where(is_last, half, -1.0).argmax())
     return Point(float(curve.scores[best]), float(curve.precision[best]), float(curve.recall[best]))
 
 

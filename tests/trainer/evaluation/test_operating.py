@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.evaluation.test_matching import CLASSES, make_objects, make_results, scenes
 from trainer.evaluation.ground_truth import Objects
-from trainer.evaluation.matching import match
-from trainer.evaluation.operating import class_points, confusion
+from trainer.evaluation.matching import curve, match
+from trainer.evaluation.operating import best_point, class_points, confusion
 from trainer.evaluation.results import CocoResults, join_results
 
 CATEGORIES = [(id_, f"class {id_}") for id_ in CLASSES]
@@ -48,6 +48,12 @@ def test_class_points__no_score_has_a_better_f1_than_the_best(
     for (id_, _), point in zip(CATEGORIES, best, strict=True):
         true, false, num = counts_at(truth, found, score, id_)
         assert np.isnan(point.f1) if not num else point.f1 >= 2 * true / (num + true + false) - 1e-12
+
+
+def test_best_point__is_the_first_of_equal_ones() -> None:
+    is_true = np.isin(np.arange(21), [2, 19, 20])  # 1 of 6 after 3 detections and 3 of 6 after 21: F1 is 2 / 9 twice
+    point = best_point(curve(is_true, np.linspace(0.9, 0.1, 21, dtype=np.float32), 6), 6)
+    assert (point.score, point.precision) == (np.float32(0.82), 1 / 3)
 
 
 @given(scenes, scores)
