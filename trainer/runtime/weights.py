@@ -204,7 +204,8 @@ def _tensors(path: str, content: Any) -> dict[str, Tensor]:
     """Find the state of a network in the content of a file, and take off what was put before all its names."""
     while isinstance(content, dict) and (inner := next((k for k in INSIDE if isinstance(content.get(k), dict)), None)):
         content = content[inner]
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    items = content.items() if isinstance(content, dict) else ()
+    state = {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
         raise DataError(f"{path}: expected a state dict, names with tensors, or one under {', '.join(INSIDE)}")
     while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in state)), None):

@@ -165,9 +165,10 @@ def test_load_weights__names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.M
     torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pth")
     with pytest.raises(DataError, match="are missing there"):
         load_weights(model, str(tmp_path / "foreign.pth"), CLASSES)
-    torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    with pytest.raises(DataError, match="expected a state dict"):
-        load_weights(model, str(tmp_path / "empty.pth"), CLASSES)
+    for content in ({"epoch": 3}, {0: torch.zeros(1)}):
+        torch.save(content, tmp_path / "nameless.pth")
+        with pytest.raises(DataError, match="expected a state dict"):
+            load_weights(model, str(tmp_path / "nameless.pth"), CLASSES)
 
     def offline(*args: object, **options: object) -> None:
         raise OSError("Name or service not known")
