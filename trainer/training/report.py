@@ -98,7 +98,7 @@ def _valid_boxes(m: Manifest) -> tuple[IntArray, IntArray]:
 
 
 def _better_anchors(boxes: torch.Tensor, contents: torch.Tensor, model: ModelSettings) -> str:
-    """Name the anchors, of some that come near those of the settings, which meet the most boxes.
+    """Name the anchors, of some that come near those of the settings, which meet the most boxes, if any meet more.
 
     Args:
         boxes: float32 [N, 4], chip pixels.
@@ -115,12 +115,17 @@ def _better_anchors(boxes: torch.Tensor, contents: torch.Tensor, model: ModelSet
         for more in ((), (1.4,), (1.4, 2.0))
     ]
     ratios = [model.anchor_ratios, sorted({0.25, *model.anchor_ratios, 4.0})]
-    best, chosen = -1.0, ""
+
+    def met_by(tried: ModelSettings) -> float:
+        return (best_anchor_iou(boxes[some], contents[some], tried) >= RECALL_IOU).float().mean().item()
+
+    best, advice = met_by(model), "no anchors near these meet more"
     for shape in ratios:
         for scale in wider:
-            tried = model.model_copy(update={"anchor_scales": scale, "anchor_ratios": shape})
-            share = (best_anchor_iou(boxes[some], contents[some], tried) >= RECALL_IOU).float().mean().item()
+            share = met_by(model.model_copy(update={"anchor_scales": scale, "anchor_ratios": shape}))
             if share > best + GAIN:
-                best, chosen = share, f"model.anchor_scales={scale}"
-                chosen += f" and model.anchor_ratios={shape}" if shape != model.anchor_ratios else ""
-    return f"try {chosen}, which meets {best:.1%} of all valid boxes; a finer model.levels meets smaller ones, too"
+                also = f" and model.anchor_ratios={shape}" if shape != model.anchor_ratios else ""
+                best = share
+                advice = f"try model.anchor_scales={scale}{also}, which meets {share:.1%} of all valid boxes"
+    is_finest = model.neck == "c5" or model.levels[0] == 2
+    return f"{advice}; a {'larger scale of chips' if is_finest else 'finer model.levels'} meets smaller ones, too"

@@ -1,5 +1,6 @@
 """What is said of the anchors, and the value that is advised where they miss boxes."""
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,16 @@ def test_anchor_report__names_a_value_that_meets_more_boxes(dataset: ChipDataset
     better = load_settings(None, ("model.levels=[3, 5]", *filter(None, advised.groups())))
     assert better.model != settings.model
     assert sum(shares(anchor_report(dataset, SETTINGS, better.model))) > sum(shares(text))
+
+
+def test_anchor_report__advises_nothing_that_is_set_already_or_has_no_effect(dataset: ChipDataset) -> None:
+    """Boxes of 2 px are met by no anchor that is near those of the settings."""
+    m = dataset.manifest
+    dataset = copy.copy(dataset)
+    dataset.manifest = replace(m, corners=np.concatenate([m.corners[:, :2], m.corners[:, :2] + 2], 1))
+    for neck, levels, advised in (("fpn", (3, 5), "finer model.levels"), ("c5", (2, 6), "larger scale of chips")):
+        text = anchor_report(dataset, SETTINGS, ModelSettings(neck=neck, levels=levels))
+        assert f"no anchors near these meet more; a {advised} meets smaller ones" in text
 
 
 def test_anchor_report__warns_of_nothing_where_boxes_are_met(dataset: ChipDataset) -> None:
