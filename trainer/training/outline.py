@@ -1,6 +1,7 @@
 """What a run will do, told before its first step: a table, and a warning for each setting that does not fit."""
 
 import copy
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -178,7 +179,7 @@ def _without_effect(run: Run) -> Iterator[str]:
 def _averages(run: Run) -> Iterator[str]:
     """Yield a line for each moving average that the run is too short for."""
     options, steps = run.settings.train, run.num_steps
-    updates = steps * run.loader.accumulation
+    updates = steps * min(run.loader.accumulation, math.ceil(run.epoch_chips / run.rank.count))  # none without a chip
     momentum = options.norm_momentum
     fitting = min(LARGEST_MOMENTUM, round(1 - (1 - SETTLED) ** (2 / max(updates, 2)), 3))
     if run.norm != "frozen" and (share := 1 - (1 - momentum) ** updates) < SETTLED and fitting > momentum:

@@ -58,6 +58,7 @@ def test_mismatches__none_where_the_settings_fit(dataset: ChipDataset) -> None:
         (["train.decay_epochs=[10]"], r"train\.decay_epochs \[10.0\] lies behind the last of 2 epochs"),
         (["train.evaluate_every=5"], r"train\.evaluate_every 5 .* only the last one"),
         (["train.norm=train"], r"train\.norm_momentum 0\.005: after \d+ steps .* only \d+% .*=0\.\d+$"),
+        (["train.norm=train", "train.batch_size=500", "train.chips_per_rank=1"], r"momentum 0\.005: after 2 steps"),
         (["train.ema=0.999"], r"train\.ema 0\.999: .* set train\.ema=0\.\d+"),
         (["train.batch_size=500"], r"train\.batch_size 500 .* set train\.batch_size=\d+ or less"),
         (["model.backbone=resnet101"], r"from scratch.*train\.weights=ResNet101_Weights\.IMAGENET1K_V2"),
