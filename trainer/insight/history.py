@@ -36,7 +36,10 @@ def read_history(run: Location) -> dict[str, Any]:
     training = [record for record in records if "loss" in record]
     validations = [record for record in records if "AP" in record or "AP50" in record]
     if not training and not validations:
-        raise DataError(f"{run / LOG}: has no record of a step; is {run} the folder of a run of `sniper train`?")
+        raise DataError(
+            f"{run / LOG}: has no record of a step; a run writes one every train.log_every steps, so wait for the "
+            "first, or give the folder of another run of `sniper train`"
+        )
     classes: dict[str, list[Record]] = {}
     for record in validations:
         of_class: dict[str, Record] = {}

@@ -57,8 +57,8 @@ def test_read_history__averages_long_logs(tmp_path: Path) -> None:
     assert (steps[0]["step"], steps[-1]["step"]) == (3, 2 * POINTS + 1)
 
 
-def test_read_history__without_a_step_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no record of a step"):
+def test_read_history__of_a_run_without_a_step_says_when_there_is_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no record of a step; a run writes one every train.log_every steps"):
         read_history(write_log(tmp_path, [], torn="no json\n"))
 
 
