@@ -193,9 +193,14 @@ def _report_non_finite(run: Run, batches: list[Batch], values: dict[str, float])
     ]
     written = {"step": run.step, "losses": {name: str(value) for name, value in values.items()}, "chips": chips}
     write_atomic(path, msgspec.json.encode(written))
+    going_on = "run the same command with it"  # it begins anew, or as `sniper negatives` goes on by itself
+    if run.kept_step >= 0 and not run.model.rpn_only:
+        going_on = (
+            "give it with --resume, which goes on from the last checkpoint, or, where the losses rose long before, "
+            "begin anew in another --out"
+        )
     raise DataError(
         f"step {run.step}: the loss or the gradient is not finite ({values}); nothing was changed by this step, whose "
         f"chips are in {path}. A lower train.learning_rate, more train.warmup_steps or train.clip_gradient=10 helps "
-        "most often: give it with --resume, which goes on from the last checkpoint, or, where the losses rose long "
-        "before, begin anew in another --out"
+        f"most often: {going_on}"
     )

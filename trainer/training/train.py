@@ -78,7 +78,7 @@ def train(
         joined() as rank,
         stoppable(advice),
         ExitStack() as held,
-        explained_memory(rank.device, lambda: _memory_remedy(out, current.train, rank.count)),
+        explained_memory(rank.device, lambda: _memory_remedy(out, current.train, rank.count, rpn_only=rpn_only)),
     ):
         with breakable():
             from_first(lambda: _take(out, resume, held))
@@ -151,14 +151,15 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
     return run
 
 
-def _memory_remedy(out: Location, options: TrainSettings, ranks: int) -> str:
+def _memory_remedy(out: Location, options: TrainSettings, ranks: int, *, rpn_only: bool) -> str:
     """Tell what to lower when there is no memory for the network or for a step, and what else that changes."""
     chips, is_begun = passes_of_step(options, ranks).most, bool(find_checkpoints(out))
     remedy = "take a smaller network, such as model.backbone=resnet50"
     if chips > 1:
         fewer = options.model_copy(update={"chips_per_rank": chips // 2})
         remedy = (
-            f"try --set train.chips_per_rank={chips // 2}{' with --resume' if is_begun else ''}. Steps take longer"
+            f"try --set train.chips_per_rank={chips // 2}{' with --resume' if is_begun and not rpn_only else ''}. "
+            "Steps take longer"
         )
         if options.norm is None and not is_begun and norm_by_chips(options, ranks) != norm_by_chips(fewer, ranks):
             remedy += (

@@ -119,7 +119,7 @@ def test_train_step__a_loss_or_a_gradient_that_is_not_finite_changes_nothing(run
         healthy = bias.data.clone()
         spoil()
         before = {name: value.clone() for name, value in run.model.state_dict().items()}
-        with pytest.raises(DataError, match="not finite"):
+        with pytest.raises(DataError, match="not finite(.|\n)*run the same command with it$"):
             train_step(run, step)
         after = run.model.state_dict()
         assert all(torch.equal(after[name].nan_to_num(), before[name].nan_to_num()) for name in before)
@@ -127,6 +127,17 @@ def test_train_step__a_loss_or_a_gradient_that_is_not_finite_changes_nothing(run
         assert all(value.isfinite().all() for value in run.ema.state.values())
         assert all(parameter.grad is None for parameter in run.model.parameters())
         bias.data.copy_(healthy)
+
+
+def test_train_step__of_the_rpn_is_not_advised_a_resume_that_sniper_negatives_does_not_have(
+    chip_folder: Path, tmp_path: Path
+) -> None:
+    dataset = ChipDataset(chip_folder, pool=False)
+    run = make_run(dataset, tmp_path, tiny_settings(*OPTIONS), CPU, last=None, rpn_only=True)
+    run.kept_step = 1
+    run.model.rpn.conv.bias.data.fill_(torch.nan)
+    with pytest.raises(DataError, match="run the same command with it$"):
+        train_step(run, next(iter(run.loader.epoch(run.state))))
 
 
 def test_kept_steps__the_last_ones_and_some_from_well_before() -> None:

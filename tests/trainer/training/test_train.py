@@ -369,7 +369,14 @@ def test_memory_remedy__says_what_fewer_chips_do_to_batch_norm(
     given: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     options = TrainSettings.model_validate({"batch_size": 16, "weights": "ResNet18_Weights.IMAGENET1K_V1", **given})
-    assert re.search(said, _memory_remedy(tmp_path, options, 1))
+    assert re.search(said, _memory_remedy(tmp_path, options, 1, rpn_only=False))
+
+
+def test_memory_remedy__names_resume_where_the_command_has_it(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").touch()
+    options = TrainSettings(batch_size=16)
+    assert "chips_per_rank=8 with --resume. Steps" in _memory_remedy(tmp_path, options, 1, rpn_only=False)
+    assert "chips_per_rank=8. Steps" in _memory_remedy(tmp_path, options, 1, rpn_only=True)
 
 
 def test_train__refuses_to_go_on_with_another_pool(data: Path, tmp_path: Path) -> None:
