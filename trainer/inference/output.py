@@ -21,7 +21,7 @@ from schemas.errors import UsageError
 LINES, FINAL, RECORD = "detections.jsonl", "detections.json", ".unfinished.json"
 FOCUS = "focus"
 """Key of a result under which it takes its views and focus maps along until they are drawn."""
-STEM = 100  # characters of an image's name that its picture has
+STEM = 100  # bytes of an image's name that its picture has; a file name may have 255 in all
 PICTURE = re.compile(r"\d{4,}-.*\.jpg")
 
 Result = dict[str, Any]
@@ -124,7 +124,8 @@ def open_output(out: Location, files: Sequence[Path], made_with: Any, min_drawn:
 
 def picture_name(index: int, image: Path) -> str:
     """Name the picture of the image at a position."""
-    return f"{index:04d}-{image.stem[:STEM]}.jpg"
+    stem = image.stem.encode()[:STEM].decode(errors="ignore")  # without a letter that the cut goes through
+    return f"{index:04d}-{stem}.jpg"
 
 
 def results_in(lines: Path) -> Iterator[tuple[Result, int]]:

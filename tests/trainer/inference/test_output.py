@@ -42,6 +42,15 @@ def search(out: Path, files: list[Path], stop: int = 99, made_with: str = "this"
     return output
 
 
+@pytest.mark.parametrize("stem", ["漢" * 83, "a" * 250, "x" + "é" * 120])
+def test_drawn__a_picture_of_an_image_with_a_long_name_can_be_written(tmp_path: Path, stem: str) -> None:
+    image = tmp_path / f"{stem}.png"
+    Image.new("RGB", (40, 30), "gray").save(image)
+    picture = drawn(result(image), tmp_path, 7, 0.3)["picture"]
+    assert (tmp_path / picture).exists()
+    assert picture.startswith(f"0007-{stem[:30]}")
+
+
 def test_open_output__an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path, files: list[Path]) -> None:
     out = tmp_path / "out"
     with pytest.raises(KilledError):
