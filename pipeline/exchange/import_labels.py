@@ -143,12 +143,12 @@ def _coco(labelled: Iterator[Labelled], known: list[str] | None) -> dict[str, An
         known: names of the categories, in order; None: those that occur, by name.
     """
     images = [*labelled]
-    categories = known or sorted({box.category for image in images for box in image.boxes if box.category})
+    categories = known or sorted({box.category for image in images for box in image.boxes if box.category is not None})
     id_of = {name: number for number, name in reversed([*enumerate(categories, 1)])}  # the first of equal names
     annotations: list[dict[str, Any]] = []
     for image_id, image in enumerate(images, 1):
         for box in image.boxes:
-            for category in [box.category] if box.category else id_of:
+            for category in id_of if box.category is None else [box.category]:
                 annotations.append(
                     {
                         "id": len(annotations) + 1,

@@ -30,6 +30,15 @@ def test_import_labels__crowds_are_what_chips_understands(tmp_path: Path) -> Non
     assert source.warnings == []
 
 
+def test_import_labels__a_class_whose_name_is_empty_is_a_class(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", "a.jpg")
+    label_folder(tmp_path / "labels", a_txt="0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("names: ['', cat, dog]")
+    given = tmp_path / "labels", tmp_path / "images", tmp_path / "coco.json"
+    import_labels("yolo", *given, names=tmp_path / "data.yaml")
+    assert [record["category_id"] for record in json.loads(given[2].read_bytes())["annotations"]] == [1]
+
+
 def test_import_labels__images_are_read_from_buckets_too(s3: S3, tmp_path: Path) -> None:
     image_folder(tmp_path, "a.jpg")
     s3.put("images/a.jpg", (tmp_path / "a.jpg").read_bytes())
