@@ -26,6 +26,17 @@ def is_tiff(file_name: str) -> bool:
     return file_name.lower().endswith((".tif", ".tiff"))
 
 
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string that can be stored: JSON may hold half of a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Reject(NamedTuple):
     """A refused image or box: one row of rejects.parquet."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from pipeline.coco import Reject
-from pipeline.coco.checks.values import is_text
+from pipeline.coco.records import is_text
 from pipeline.engines.progress import Progress
 from pipeline.exchange.formats.dota import read_dota
 from pipeline.exchange.formats.labels import Images, Labelled, Notes

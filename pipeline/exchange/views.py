@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.coco import Reject, SourceImage
-from pipeline.coco.checks.values import is_text
 from pipeline.coco.read import read_coco
 from pipeline.dataset.standing import find_stamps
 from pipeline.engines.progress import Progress
@@ -44,7 +43,6 @@ from pipeline.storage import (
     write_together,
 )
 from pipeline.storage.parquet import parse_table
-from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
 from schemas.tables import VIEWS
@@ -171,8 +169,6 @@ def _sources(
     for image_id, file in enumerate(files, 1):
         name = str(file.relative_to(root))
         try:
-            if not is_text(name):
-                raise ImageRefusedError(Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
             sources.append(SourceImage(image_id, name, *measure_image(file)[0]))
         except ImageRefusedError as refused:
             rejects.append(refused.as_reject(image_id, name))

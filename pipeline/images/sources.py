@@ -13,7 +13,7 @@ from typing import IO, BinaryIO, NamedTuple, cast
 import xxhash
 
 from pipeline.coco import Reject, SourceImage
-from pipeline.coco.records import is_tiff
+from pipeline.coco.records import is_text, is_tiff
 from pipeline.engines.tasks import report
 from pipeline.images.chip import Picture
 from pipeline.images.decode import ImageRefusedError, decode_image, decoders, format_of, open_image
@@ -125,8 +125,11 @@ def measure_image(place: Location) -> tuple[tuple[int, int], bool]:
         Width and height, pixels, and whether the file holds several pages or frames.
 
     Raises:
-        ImageRefusedError: it is no image, damaged, or cannot be read; its `reason` says which.
+        ImageRefusedError: it is no image, damaged, or cannot be read, or no record could name it; its `reason` says
+            which.
     """
+    if not is_text(str(place)):
+        raise ImageRefusedError(Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
     try:
         with open_binary(place) as file:
             opened = open_image(cast(BinaryIO, file))

@@ -16,7 +16,6 @@ from pipeline.coco.checks.values import (
     ABSENT,
     Seen,
     id_or_none,
-    is_text,
     repeated_ids,
     repeats,
     shifted,
@@ -24,7 +23,7 @@ from pipeline.coco.checks.values import (
     whole,
     why_no_id,
 )
-from pipeline.coco.records import is_tiff
+from pipeline.coco.records import is_text, is_tiff
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import REFUSED_IMAGES, RefusedImage
 from schemas.arrays import IntArray

@@ -93,17 +93,6 @@ def shown(value: Any) -> str:
     return f"{value!r:.80}"
 
 
-def is_text(value: Any) -> bool:
-    """Return whether a value is a string that can be stored: JSON may hold half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def repeats(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the values that occur more than once, sorted."""
     if (ids[1:] > ids[:-1]).all():

@@ -39,6 +39,14 @@ def test_find_images__takes_every_suffix_that_is_read_and_counts_litter(tmp_path
     assert others == {".txt": 1, ".db": 1}
 
 
+def test_measure_image__a_name_that_no_record_could_hold_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, os.fsdecode(b"caf\xe9.jpg"))
+    (file,) = find_images(tmp_path).images
+    with pytest.raises(ImageRefusedError, match="rename the file") as refused:
+        measure_image(file)
+    assert refused.value.reason == Reason.BAD_RECORD
+
+
 def test_find_images__follows_linked_folders_once(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "a.jpg")
     touch(tmp_path / "images", "b.jpg")
