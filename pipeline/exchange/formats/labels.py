@@ -139,12 +139,14 @@ def read_text(place: Location) -> str:
 def label_files(folder: Location, suffix: str) -> list[Location]:
     """Return the label files of a folder, in order of their names, without what systems and editors leave there.
 
+    The suffix may stand in capitals, as that of an image may.
+
     Raises:
         DataError: there is no such folder, or none in it.
     """
     if not is_folder(folder):
         raise MissingError(f"{folder}: no such folder; give the folder of the label files, as --annotations")
-    found = [place for place in files_in(folder, f"*{suffix}") if not is_litter(place.name)]
+    found = [place for place in files_in(folder, "*") if place.suffix.lower() == suffix and not is_litter(place.name)]
     if not found:
         raise DataError(f"{folder}: holds no {suffix} file; give the folder of the label files, as --annotations")
     return sorted(found, key=lambda place: place.name)

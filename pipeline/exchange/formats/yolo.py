@@ -77,9 +77,9 @@ def read_yolo(annotations: Location, images: Images, names: list[str], notes: No
             notes.refuse_image(name, Reason.REPEATED_FILE, f"{file.name} may be that of any of {', '.join(alike)}")
             continue
         size = images.size(name, notes)
-        lines = [] if file is None else read_lines(file, notes)
+        where, lines = ("", []) if file is None else (file.name, read_lines(file, notes))
         if size is not None and lines is not None:
-            yield Labelled(name, *size, read_boxes(f"{stem}.txt", lines, partial(_box, names, size), notes))
+            yield Labelled(name, *size, read_boxes(where, lines, partial(_box, names, size), notes))
     for stem, file in there.items():
         if file.name != "classes.txt" and not images.called(stem):
             images.of_stem(stem, notes, file.name)

@@ -51,6 +51,12 @@ def test_images__are_those_of_all_commands_without_litter(tmp_path: Path) -> Non
     assert [file.name for file in label_files(tmp_path, ".txt")] == ["a.txt", "notes.txt"]
 
 
+def test_label_files__may_have_their_suffix_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.TXT", "b.txt", "c.Txt", "d.xml"):
+        (tmp_path / name).touch()
+    assert [file.name for file in label_files(tmp_path, ".txt")] == ["a.TXT", "b.txt", "c.Txt"]
+
+
 def test_images__a_folder_without_any_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image file"):
         Images(tmp_path)
