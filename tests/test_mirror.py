@@ -47,7 +47,6 @@ ELSEWHERE = {
     "pipeline/insight/report/tally.py": "pipeline/insight/report/test_report.py",
     "pipeline/insight/sheet.py": "pipeline/insight/test_show.py",
     "pipeline/pages/blocks.py": "pipeline/pages/test_page.py",
-    "pipeline/pages/charts.py": "pipeline/pages/test_page.py",
     "pipeline/planning/bins.py": "pipeline/planning/test_cover.py",
     "pipeline/planning/scales.py": "pipeline/planning/test_geometry.py",
     "pipeline/pyramid/merging.py": "pipeline/pyramid/test_views.py",

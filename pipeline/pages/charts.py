@@ -7,6 +7,8 @@ Row = Mapping[str, Any]
 Spec = dict[str, Any]
 
 BLUE = "#2f6fde"
+COUNTS = {"format": "~s", "labelExpr": "datum.value % 1 ? '' : datum.label"}
+"""An axis of whole numbers; `tickMinStep` lets halves through."""
 
 
 def bars(rows: Sequence[Row], x: str, y: str) -> Spec:
@@ -16,7 +18,7 @@ def bars(rows: Sequence[Row], x: str, y: str) -> Spec:
         "mark": {"type": "bar", "color": BLUE},
         "encoding": {
             "x": {"field": x, "type": "nominal", "sort": None, "axis": {"labelAngle": 0, "labelOverlap": "greedy"}},
-            "y": {"field": y, "type": "quantitative", "axis": {"format": "~s"}},
+            "y": {"field": y, "type": "quantitative", "axis": COUNTS},
             "tooltip": _tooltip(rows),
         },
     }
@@ -65,7 +67,7 @@ def histogram(
     encoding: Spec = {
         "x": x | {"axis": {"grid": False}},
         "x2": {"field": "to"},
-        "y": {"field": y, "type": "quantitative", "stack": "zero", "axis": {"format": "~s"}},
+        "y": {"field": y, "type": "quantitative", "stack": "zero", "axis": COUNTS},
         "tooltip": _tooltip(rows),
     }
     layer: Spec = {"data": {"values": rows}, "mark": _bar(color), "encoding": encoding | _parts(color, by)}
