@@ -243,10 +243,16 @@ def refuse_foreign(place: Location, is_ours: Callable[[Location], bool], writer:
         writer: what writes such files, for the message.
 
     Raises:
-        UsageError: the folder cannot be written to, or a folder, or a file of another origin, is there.
+        UsageError: the folder cannot be made or written to, or a folder, or a file of another origin, is there.
     """
-    probe_writable(place.parent)
-    make_folder(place.parent)
+    folder = place.parent
+    probe_writable(folder)
+    try:
+        make_folder(folder)
+        if isinstance(folder, Path):
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"{place}: cannot be written: {error.strerror or error}; choose another folder") from error
     if is_folder(place) or (is_file(place) and not is_ours(place)):
         raise UsageError(f"{place}: was not written by {writer}; choose another name, or move it away")
 

@@ -952,3 +952,9 @@ def test_a_store_has_neither_locks_nor_remains(there: Location) -> None:
     with locked(there.parent, "sniper chips"), locked(there.parent, "sniper chips"):
         remove_temporary(there.parent)
     assert files_in(there.parent, "*") == [there]
+
+
+@pytest.mark.parametrize("name", ["found.csv", "new/found.csv"])
+def test_refuse_foreign__a_folder_that_takes_no_file_is_refused_before_any_work(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        storage.refuse_foreign(Path("/proc") / name, lambda _: True, "a test")
