@@ -223,7 +223,8 @@ def _search(predictor: Predictor, files: Sequence[Path], *, focus_map: bool = Fa
         nonlocal following
         for reject in searched.rejects:
             assert reject.id is not None
-            ready[reject.id] = {"file": reject.file, "error": f"{reject.reason}: {reject.message}"}
+            message = reject.message.removeprefix(f"{reject.file}: ")
+            ready[reject.id] = {"file": reject.file, "error": f"{reject.reason}: {message}"}
         searched.rejects.clear()
         while following in ready:
             yield ready.pop(following)

@@ -108,7 +108,8 @@ def test_detect__an_image_above_max_pixels_is_read_where_that_is_raised(
     write_checkpoint(tmp_path / "low.pt", kept._replace(chips={**kept.chips, "max_pixels": 1000}))
     image = sorted((demo / "val").iterdir())[0]
     [refused] = detect(tmp_path / "low.pt", image)
-    assert "too_many_pixels" in refused["error"]
+    assert refused["error"].startswith("too_many_pixels: ")
+    assert image.name not in refused["error"]  # its file stands beside it
     [taken] = detect(tmp_path / "low.pt", image, load_settings(None, ("chips.max_pixels=10000000",)))
     assert "detections" in taken
 
