@@ -259,6 +259,12 @@ def test_search__what_is_longer_than_tiles_share_is_found(length: int) -> None:
         assert len(found.boxes)
 
 
+@pytest.mark.parametrize("one", ["photo.jpg", Path("photo.jpg"), Image.new("RGB", (9, 9))])
+def test_search__one_image_in_place_of_a_list_is_refused(one: Any) -> None:
+    with pytest.raises(UsageError, match="expected a list of images, found one"):
+        list(search(one, lambda views: [([], [], [])] * len(views)))
+
+
 def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     def blind(views: list[Pixels]) -> list[tuple[Any, Any, Any]]:
         return [([], [], []) for _ in views]
