@@ -20,6 +20,7 @@ from pipeline.images.sources import image_folder
 from pipeline.storage import Location, is_file, local_copy, location, make_folder, write_atomic
 from schemas.arrays import IntArray
 from schemas.errors import DataError, MissingError, UsageError
+from schemas.wording import counted
 
 
 class SplitReport(NamedTuple):
@@ -156,9 +157,10 @@ def _deal(
     np.add.at(counts, (groups[shown[:, 0]], shown[:, 1]), 1)
     part_of_image = stratify(counts, np.bincount(groups), [*shares.values()], seed)[groups]
     if missing := [part for number, part in enumerate(shares) if not (part_of_image == number).any()]:
+        there_are = f"{counted(len(groups), 'image')} in {counted(len(counts), 'group')}"
         raise DataError(
-            f"{place}: {len(groups):,} images in {len(counts):,} groups are too few: {missing[0]} would get none; "
-            "ask for a larger share, or for smaller groups"
+            f"{place}: {there_are} are too few: {missing[0]} would get none; ask for a larger share, or for smaller "
+            "groups"
         )
     return part_of_image
 
@@ -172,7 +174,7 @@ def describe(report: SplitReport) -> str:
     lines = [f"{'':<{width}}" + "".join(f"{part:>12}" for part in parts)]
     lines += [f"{name:<{width}}" + "".join(f"{row[part]:>12,}" for part in parts) for name, row in rows.items()]
     total = sum(report.images.values())
-    lines.append(f"{total:,} images in {report.num_groups:,} groups that stay together")
+    lines.append(f"{counted(total, 'image')} in {counted(report.num_groups, 'group')}; a group stays together")
     if report.num_equal:
         lines.append(f"{report.num_equal:,} images have the content of another one, and are in its part")
     if report.without_image:

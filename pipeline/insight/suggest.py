@@ -162,7 +162,7 @@ def describe(suggestion: Suggestion) -> str:
     cost = suggestion.costs[suggestion.chosen]
     alike = [name for name, chips in suggestion.proposals.items() if chips == suggestion.proposals[suggestion.chosen]]
     same = (
-        f" {' and '.join(f'`{name}`' for name in alike)} are the same here: these objects have too few sizes for more "
+        f" {', '.join(f'`{name}`' for name in alike)} are the same here: these objects have too few sizes for more "
         "scales."
         if len(alike) > 1
         else ""

@@ -148,12 +148,17 @@ def search_any(
         raise DataError(f"{log.rejects[0].reason}: {log.rejects[0].message}")
 
 
-def checked(found: Sequence[Sequence[Any]], num_views: int) -> list[Output]:
+def checked(found: Any, num_views: int) -> list[Output]:
     """Return what a detector gave for each view as boxes float32 [n, 4], scores float32 [n] and labels int64 [n].
 
     Raises:
         UsageError: it is something else.
     """
+    if not isinstance(found, list | tuple):
+        raise UsageError(
+            f"the detector gave a {type(found).__name__} for {num_views} views; expected a list with the boxes, "
+            "scores and labels of each"
+        )
     if len(found) != num_views:
         raise UsageError(f"the detector got {num_views} views and gave {len(found)} results; expected one for each")
     return [_checked_view(one) for one in found]
@@ -173,6 +178,8 @@ def _checked_view(one: Any) -> Output:
         raise UsageError(f"the detector gave arrays of the shapes {shapes} for a view; {expected}")
     if np.isnan(scores).any():
         raise UsageError("the detector gave a score that is not a number (NaN); expected scores in 0 to 1")
+    if np.isnan(boxes).any():
+        raise UsageError("the detector gave a box with a side that is not a number (NaN); expected x1, y1, x2, y2")
     if len(odd := labels[labels != np.floor(labels)]):
         raise UsageError(f"the detector gave the label {odd[0]}; expected whole numbers")
     return boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int64), *_maps(one)

@@ -8,6 +8,7 @@ import fnmatch
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime

@@ -105,11 +105,14 @@ class BatchLoader:
 
         Raises:
             DataError: there is no chip to load.
-            UsageError: the cache of a remote data set cannot hold what is needed at a time.
+            UsageError: a number is out of its range, or the cache of a remote data set cannot hold what is needed at a
+                time.
         """
-        assert batch_size > 0
-        assert 0 <= rank < ranks
-        assert accumulation > 0
+        if batch_size < 1 or accumulation < 1 or not 0 <= rank < ranks:
+            raise UsageError(
+                f"batch_size {batch_size}, accumulation {accumulation}, rank {rank} of {ranks}: expected a batch_size "
+                "and an accumulation of at least 1, and a rank from 0 to below the number of ranks"
+            )
         m = dataset.manifest
         if not m.num_positives:
             raise DataError(f"{dataset.data}: holds no positive chip; nothing to train on")

@@ -117,5 +117,5 @@ def test_suggest__says_which_proposals_are_the_same(tmp_path: Path, demo_set: Da
         boxes = [[40.0 * i, 30.0 * number, 60, 60] for i in range(5)]
         data.add_image(number, width=640, height=480, boxes=boxes, write=False)
     told = describe(suggest(data.write()))
-    assert "`lean` and `balanced` and `dense` are the same here" in told
+    assert "`lean`, `balanced`, `dense` are the same here" in told
     assert "are the same here" not in describe(suggest(demo_set.annotations))

@@ -191,6 +191,12 @@ def test_search__objects_of_two_classes_in_one_place_become_one_where_that_is_as
     ("detector", "said"),
     [
         (lambda views: [], "gave 0 results; expected one for each"),
+        (lambda views: None, "gave a NoneType for 1 views; expected a list"),
+        (lambda views: (([], [], []) for _ in views), "gave a generator for 1 views; expected a list"),
+        (
+            lambda views: [([[0, 0, float("nan"), 9]], [0.5], [1]) for _ in views],
+            "a box with a side that is not a number",
+        ),
         (lambda views: [([[0, 0, 9, 9]], [0.5]) for _ in views], "a tuple of 2 for a view; expected boxes"),
         (lambda views: [{"boxes": [], "scores": [], "labels": []} for _ in views], "a dict for a view"),
         (lambda views: [None for _ in views], "a NoneType for a view"),

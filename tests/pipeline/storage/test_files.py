@@ -40,6 +40,7 @@ from pipeline.storage import (
     read_bytes,
     read_each,
     read_range,
+    refuse_foreign,
     remove,
     remove_all,
     remove_files,
@@ -957,4 +958,4 @@ def test_a_store_has_neither_locks_nor_remains(there: Location) -> None:
 @pytest.mark.parametrize("name", ["found.csv", "new/found.csv"])
 def test_refuse_foreign__a_folder_that_takes_no_file_is_refused_before_any_work(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
-        storage.refuse_foreign(Path("/proc") / name, lambda _: True, "a test")
+        refuse_foreign(Path("/proc") / name, lambda _: True, "a test")

@@ -431,6 +431,14 @@ def test_remote__ranks_share_downloads(many_shards: ChipDataset, tmp_path: Path)
     assert downloads(tmp_path / "log").total() == len(many_shards.manifest.shards)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"accumulation": 0}, {"rank": 2, "ranks": 2}, {"rank": -1}], ids=str
+)
+def test_batch_loader__numbers_out_of_range_are_refused(dataset: ChipDataset, wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="expected a batch_size and an accumulation of at least 1, and a rank from 0"):
+        BatchLoader(dataset, LoaderSettings(), **({"batch_size": 4} | wrong))
+
+
 def test_no_chips__refused(own_folder: Path) -> None:
     run = (own_folder / "run.json").read_text()
     for path in (own_folder / "positives").iterdir():
