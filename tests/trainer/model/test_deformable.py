@@ -4,11 +4,13 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from schemas.settings import ModelSettings
-from tests.trainer.chips import SLIM, make_batch, slim_detector
+from tests.trainer.chips import SLIM, make_batch, random_boxes, slim_detector
 from tests.trainer.gpus import CUDA, needs_gpu
+from trainer.inference.export_model import OPSET
 from trainer.model import predict
 from trainer.model.backbone import Backbone
 from trainer.model.deformable import DeformableConv, deformable_conv
+from trainer.model.pooling import flatten_maps, roi_align
 
 SHAPES = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -56,6 +58,32 @@ def test_deformable_conv__no_images() -> None:
     assert out.shape == (0, 6, 9, 14)
     out.sum().backward()
     assert all(parameter.grad is not None for parameter in conv.parameters())
+
+
+class Deformable(nn.Module):
+    """A deformable convolution, and the pooling of moved bins from its map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = one(SHAPES["dilated"], 0.3)
+
+    def forward(self, x: Tensor, rois: Tensor, shifts: Tensor) -> Tensor:
+        table = flatten_maps([deformable_conv(self.conv, x, self.conv.weight, None)])
+        return roi_align(table, ((9, 14),), (16,), rois, 3, shifts)
+
+
+def test_deformable_layers__as_onnx() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = Deformable().eval()
+    rois, shifts = random_boxes(10, 144, 0).view(2, 5, 4), torch.randn(2, 5, 3, 3, 2) * 0.1
+    given = (torch.randn(2, 16, 9, 14), rois, shifts)
+    expected = module(*given)  # makes the constants that both share
+    program = torch.onnx.export(module, given, dynamo=True, opset_version=OPSET, verbose=False)
+    assert program is not None
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    names = [each.name for each in session.get_inputs()]
+    (found,) = session.run(None, {name: values.numpy() for name, values in zip(names, given, strict=True)})
+    assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "number"), [("resnet18", 4), ("resnet50", 3)])
