@@ -69,7 +69,7 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
         UsageError: an array is not uint8 [height, width, 3], or one image is given in place of a list.
         DataError: a file cannot be read, or is no image.
     """
-    if isinstance(images, str | Location | Image.Image):
+    if isinstance(images, str | Location | Image.Image) or getattr(images, "ndim", 4) < 4:  # an array of one image
         raise UsageError(f"expected a list of images, found one {type(images).__name__}; give [image]")
     sources = [SourceImage(position, *_described(image, position)) for position, image in enumerate(images)]
     decoding = threading.Lock()  # of images of Pillow, which one thread at a time may decode

@@ -41,8 +41,8 @@ class ModelSettings(Section):
     """Whether the head gives one box for each class instead of one for all."""
 
     deformable: bool = False
-    """Whether the 3x3 convolutions of a ResNet's last stage, and the bins that a proposal is pooled to, lie where the
-    network learns to put them (as in the original; docs/method.md, 6.7)."""
+    """Whether the 3x3 convolutions of the last stage that is in use, and the bins that a proposal is pooled to, lie
+    where the network learns to put them (as in the original; docs/method.md, 6.7)."""
 
     focus: bool = False
     """Whether the network also learns where something small calls for a finer scale, so that detection searches the

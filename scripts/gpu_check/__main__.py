@@ -65,7 +65,7 @@ QUESTIONS = (  # by worth; what no GPU has answered yet comes before what one ha
     Question("numerics", 25, ".correctness:numerics", "losses and gradients in each precision against a CPU's"),
     Question("overfit", 30, ".correctness:overfit", "a few chips are learnt by heart: AP50 of 0.95 at least"),
     Question("graph", 30, ".graphed:graph", "a step with backbone and neck as a CUDA graph, a trial", "CUDA alone"),
-    Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN and norms as they are, and in their plain form"),
+    Question("forms", 25, ".forms:both_forms", "RoIAlign, RPN, norms, deformable layers: ours and plain"),
     Question("batch", 45, ".steps:largest_batch", "the most chips in a forward pass", "a CPU would swap"),
     Question("search", 60, ".steps:searched", "a step for which cuDNN tries its kernels, against ours in `step`"),
     Question("ways", 120, ".steps:ways", "a step as it is, with norms that learn, and compiled"),

@@ -1,12 +1,8 @@
 """Convolutions that learn where to read their samples (Dai et al., 2017; docs/method.md, 6.7)."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from trainer.model.boxes import constant
 
 GROUPS = 4
 """Groups of input channels that have offsets of their own (original)."""
@@ -33,7 +29,7 @@ class DeformableConv(nn.Conv2d):
 def deformable_conv(conv: DeformableConv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute a deformable convolution, with a weight and a bias that stand for its own.
 
-    The result equals that of torchvision.ops.deform_conv2d, which took four times as long on a CPU, computes in
+    The result equals that of torchvision.ops.deform_conv2d, which took four times as long on a CPU, multiplies in
     float32 under autocast, and is not known to ONNX. Here the samples are gathered, and one matrix product is left.
 
     Args:
@@ -46,32 +42,17 @@ def deformable_conv(conv: DeformableConv, x: Tensor, weight: Tensor, bias: Tenso
         [B, D, H', W'], in the type that autocast gives.
     """
     num, channels, height, width = x.shape
-    side = conv.shape[0]
+    side, stride, padding, dilation = conv.shape
     offsets = conv.offsets(x)
     down, across = offsets.shape[2:]
-    offsets = offsets.float().reshape(num * GROUPS, side**2, 2, down, across)  # y, then x, as in the weights of others
-    places = offsets + _usual_places(conv.shape, (down, across), x.device)
-    grid = (2 * places + 1) / constant((height, width), x.device).view(2, 1, 1) - 1  # the map is from -1 to 1
+    taps = torch.arange(side, device=x.device) * dilation - padding
+    rows = taps.repeat_interleave(side)[:, None, None] + torch.arange(down, device=x.device)[:, None] * stride
+    columns = taps.repeat(side)[:, None, None] + torch.arange(across, device=x.device) * stride
+    # [B * GROUPS, side^2, H', W'], in cells; y comes before x, as in the weights of others
+    dy, dx = offsets.float().reshape(num * GROUPS, side**2, 2, down, across).unbind(2)
+    grid = torch.stack([(2 * (columns + dx) + 1) / width - 1, (2 * (rows + dy) + 1) / height - 1], -1)
     grouped = x.reshape(num * GROUPS, channels // GROUPS, height, width)
-    samples = F.grid_sample(grouped, grid.permute(0, 1, 3, 4, 2).flip(-1).flatten(1, 2), align_corners=False)
+    samples = F.grid_sample(grouped, grid.flatten(1, 2), align_corners=False)
     samples = samples.view(num, channels * side**2, down, across)
     out = F.conv2d(samples, weight.reshape(len(weight), -1, 1, 1), bias)
     return out.contiguous(memory_format=torch.channels_last)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _usual_places(conv: tuple[int, int, int, int], shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Return where a plain convolution reads: float32 [side^2, 2, H', W'], y and x in cells; do not write into it.
-
-    Args:
-        conv: its side, stride, padding and dilation.
-        shape: H' and W', height and width of its result.
-        device: where the result lies.
-    """
-    side, stride, padding, dilation = conv
-    first = torch.arange(side)[:, None] * dilation - padding
-    y, x = (first + torch.arange(length) * stride for length in shape)  # [side, length]
-    everywhere = (side, side, *shape)
-    places = torch.stack([y[:, None, :, None].expand(everywhere), x[None, :, None].expand(everywhere)], 2)
-    return places.flatten(0, 1).float().to(device)

@@ -12,7 +12,7 @@ from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
-from schemas.settings import Settings, TrainSettings
+from schemas.settings import ModelSettings, Settings, TrainSettings
 from schemas.wording import counted, shell
 from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
@@ -192,10 +192,11 @@ def _other_network(data: Location, builds: dict[str, Build], settings: Settings)
         return []  # made before it was noted
     recorded = json.loads(read_bytes(data / "proposals" / NETWORK))
     now = settings.model.model_dump(mode="json", exclude={"focus", "focus_limits"})  # no part of an RPN
-    differing = [name for name, value in recorded.items() if name in now and now[name] != value]
+    there = ModelSettings().model_dump(mode="json") | recorded  # a setting that did not exist yet had its default
+    differing = [name for name, value in now.items() if there[name] != value]
     if not differing:
         return []
-    named = ", ".join(f"model.{name} {recorded[name]} there and {now[name]} here" for name in differing)
+    named = ", ".join(f"model.{name} {there[name]} there and {now[name]} here" for name in differing)
     return [
         f"the negatives were found by the RPN of another network ({named}): they show what fooled that one; "
         "`sniper negatives --overwrite` with this --config finds them anew"

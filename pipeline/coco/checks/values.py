@@ -13,7 +13,7 @@ ABSENT = -(2**63)
 
 EXACT = 2**53  # beyond this a float may stand for several whole numbers
 
-_is_number = re.compile(r"\s*[+-]?\d{1,99}(\.0*)?\s*", re.ASCII).fullmatch
+_is_number = re.compile(r"\s*[+-]?\d{1,4000}(\.0*)?\s*", re.ASCII).fullmatch
 
 
 class Seen:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
@@ -142,13 +143,17 @@ def label_files(folder: Location, suffix: str) -> list[Location]:
     The suffix may stand in capitals, as that of an image may.
 
     Raises:
-        DataError: there is no such folder, or none in it.
+        DataError: there is no such folder, none in it, or two whose names differ in the capitals of the suffix alone.
     """
     if not is_folder(folder):
         raise MissingError(f"{folder}: no such folder; give the folder of the label files, as --annotations")
     found = [place for place in files_in(folder, "*") if place.suffix.lower() == suffix and not is_litter(place.name)]
     if not found:
         raise DataError(f"{folder}: holds no {suffix} file; give the folder of the label files, as --annotations")
+    found.sort(key=lambda place: (place.stem, place.name))
+    for one, other in pairwise(found):
+        if one.stem == other.stem:
+            raise DataError(f"{folder}: {one.name} and {other.name} belong to one image; join them, or remove one")
     return sorted(found, key=lambda place: place.name)
 
 

@@ -81,7 +81,7 @@ def read_yolo(annotations: Location, images: Images, names: list[str], notes: No
         if size is not None and lines is not None:
             yield Labelled(name, *size, read_boxes(where, lines, partial(_box, names, size), notes))
     for stem, file in there.items():
-        if file.name != "classes.txt" and not images.called(stem):
+        if file.name.lower() != "classes.txt" and not images.called(stem):
             images.of_stem(stem, notes, file.name)
 
 

@@ -77,7 +77,12 @@ def test_read_coco__ids_as_text_may_have_64_bits(tmp_path: Path) -> None:
     ids = (2**63 - 1, -(2**63) + 1, 1212092628029698048)
     images = [{**IMAGES[0], "id": str(id_), "file_name": str(id_)} for id_ in ids]
     assert read(content(images=images), tmp_path).image_id.tolist() == sorted(ids)
-    for text, why in ((str(2**63), "beyond 64 bits"), (str(-(2**63)), "beyond 64 bits"), ("\uff11", "the text")):
+    for text, why in (
+        (str(2**63), "beyond 64 bits"),
+        (str(-(2**63)), "beyond 64 bits"),
+        ("9" * 120, "beyond 64 bits"),
+        ("\uff11", "the text"),
+    ):
         source = read(content(images=[*IMAGES, {**IMAGES[0], "id": text, "file_name": "c"}]), tmp_path)
         assert why in next(iter(source.rejects)).message
 

@@ -265,7 +265,9 @@ def test_search__what_is_longer_than_tiles_share_is_found(length: int) -> None:
         assert len(found.boxes)
 
 
-@pytest.mark.parametrize("one", ["photo.jpg", Path("photo.jpg"), Image.new("RGB", (9, 9))])
+@pytest.mark.parametrize(
+    "one", ["photo.jpg", Path("photo.jpg"), Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8)]
+)
 def test_search__one_image_in_place_of_a_list_is_refused(one: Any) -> None:
     with pytest.raises(UsageError, match="expected a list of images, found one"):
         list(search(one, lambda views: [([], [], [])] * len(views)))

@@ -39,17 +39,19 @@ def outcome(conv: DeformableConv, x: Tensor, *, theirs: bool) -> list[Tensor]:
     return [out, *torch.autograd.grad(weighted.sum(), (x, conv.weight, conv.offsets.weight))]
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0], ids=["at rest", "near", "far beyond the edges"])
+@pytest.mark.parametrize("spread", [0.3, 3.0], ids=["near", "far beyond the edges"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_deformable_conv__equals_torchvision_values_and_gradients(shape: dict[str, int], spread: float) -> None:
     conv = one(shape, spread)
     x = torch.randn(3, 16, 9, 14, requires_grad=True)
     for ours, right in zip(outcome(conv, x, theirs=False), outcome(conv, x, theirs=True), strict=True):
-        if spread:  # at whole cells the gradient of a place is that of either side
-            assert (ours - right).abs().max() <= 1e-4 * right.abs().max()
-    out = conv(x)  # a plain convolution
-    if not spread:
-        assert torch.allclose(deformable_conv(conv, x, conv.weight, None), out, atol=1e-5)
+        assert (ours - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_deformable_conv__at_rest_is_a_plain_one(shape: dict[str, int]) -> None:
+    conv, x = one(shape, 0.0), torch.randn(3, 16, 9, 14)
+    assert torch.allclose(deformable_conv(conv, x, conv.weight, None), conv(x), atol=1e-5)
 
 
 def test_deformable_conv__no_images() -> None:

@@ -80,9 +80,8 @@ def test_roi_align__moved_bins_are_boxes_of_their_own():
     assert inside.sum() > 20
     assert (out.view(-1, 5) - pooled.flatten(1))[inside].abs().max() < 1e-4
 
-    ramp = (
-        torch.arange(16.0) / 16
-    )  # between cells it is as steep as from cell to cell, so a difference tells the slope
+    # a ramp is as steep between cells as from cell to cell, so a difference tells the slope
+    ramp = torch.arange(16.0) / 16
     table = flatten_maps(
         [torch.stack([ramp.expand(16, 16), ramp[:, None].expand(16, 16)])[None].expand(2, -1, -1, -1)]
     )

@@ -26,7 +26,7 @@ from trainer.inference.extract import extract_proposals
 from trainer.loading.dataset import ChipDataset
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
 from trainer.training.make_proposals import make_proposals
-from trainer.training.train import train
+from trainer.training.train import NETWORK, train
 
 OPTIONS = (*TINY, *TINY_CHIPS, "negatives.rpn_epochs=1", "negatives.min_finest=3", "negatives.min_others=3")
 
@@ -162,8 +162,14 @@ def test_negatives__then_training_uses_the_pool(
     assert pool > 0
     run = json.loads((data / "negatives/run.json").read_bytes())
     assert run["positives"] == json.loads((data / "run.json").read_bytes())["fingerprint"]
-    train(data, tmp_path / "run", settings("model.width=24", "model.focus=true"))
-    assert "the RPN of another network (model.width 16 there and 24 here)" in caplog.text
+    note = data / "proposals" / NETWORK
+    content = note.read_bytes()
+    earlier = {name: value for name, value in json.loads(content).items() if name != "deformable"}
+    note.write_text(json.dumps(earlier))  # as by a version without this setting
+    train(data, tmp_path / "run", settings("model.width=24", "model.focus=true", "model.deformable=true"))
+    note.write_bytes(content)
+    differing = "model.width 16 there and 24 here, model.deformable False there and True here"
+    assert f"the RPN of another network ({differing})" in caplog.text
     kept = read_checkpoint(find_checkpoints(tmp_path / "run")[-1])
     assert kept.step > -(-dataset.manifest.num_positives // options.train.batch_size)  # more than the positives alone
 

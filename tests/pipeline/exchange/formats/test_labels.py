@@ -55,6 +55,9 @@ def test_label_files__may_have_their_suffix_in_capitals(tmp_path: Path) -> None:
     for name in ("a.TXT", "b.txt", "c.Txt", "d.xml"):
         (tmp_path / name).touch()
     assert [file.name for file in label_files(tmp_path, ".txt")] == ["a.TXT", "b.txt", "c.Txt"]
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError, match=r"a\.TXT and a\.txt belong to one image; join them, or remove one"):
+        label_files(tmp_path, ".txt")
 
 
 def test_images__a_folder_without_any_is_refused(tmp_path: Path) -> None:

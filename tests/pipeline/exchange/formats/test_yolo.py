@@ -17,7 +17,7 @@ def test_read_yolo__takes_boxes_outlines_and_images_without_objects(tmp_path: Pa
         tmp_path / "labels",
         a_txt="0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.3 0.2 0.3 0.6 0.1 0.6\n",
         b_txt="",
-        classes_txt="cat\ndog\n",
+        classes_TXT="cat\ndog\n",
     )
     a, b, c = read_yolo(labels, images, ["cat", "dog"], notes)
     assert (a.file_name, a.width, a.height) == ("a.jpg", 200, 100)
