@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
@@ -150,11 +149,12 @@ def label_files(folder: Location, suffix: str) -> list[Location]:
     found = [place for place in files_in(folder, "*") if place.suffix.lower() == suffix and not is_litter(place.name)]
     if not found:
         raise DataError(f"{folder}: holds no {suffix} file; give the folder of the label files, as --annotations")
-    found.sort(key=lambda place: (place.stem, place.name))
-    for one, other in pairwise(found):
-        if one.stem == other.stem:
-            raise DataError(f"{folder}: {one.name} and {other.name} belong to one image; join them, or remove one")
-    return sorted(found, key=lambda place: place.name)
+    found.sort(key=lambda place: place.name)
+    first: dict[str, Location] = {}
+    for place in found:
+        if (other := first.setdefault(place.stem, place)) is not place:
+            raise DataError(f"{folder}: {other.name} and {place.name} belong to one image; join them, or remove one")
+    return found
 
 
 def per_image(folder: Location, suffix: str, images: Images, notes: Notes) -> Iterator[tuple[Location, str]]:
