@@ -53,7 +53,9 @@ def open_files(images: Sequence[SourceImage], root: Location, max_pixels: int) -
     return lambda position: open_source(root, images[position], max_pixels)
 
 
-def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceImage], Opener]:
+def open_any(
+    images: Sequence[ImageLike], max_pixels: int, *, take_unreadable: bool = False
+) -> tuple[list[SourceImage], Opener]:
     """Measure images of any kind, and open them when they are asked for.
 
     Args:
@@ -61,17 +63,18 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
             says; an image of Pillow has the frame that it has there, which is the stored one unless
             ImageOps.exif_transpose has turned it.
         max_pixels: a file with more pixels is refused.
+        take_unreadable: a file whose size cannot be read counts as one pixel, and is refused when it is opened.
 
     Returns:
         The size of each image, under its position as its id; and what opens them.
 
     Raises:
         UsageError: an array is not uint8 [height, width, 3], or one image is given in place of a list.
-        DataError: a file cannot be read, or is no image.
+        DataError: a file cannot be read, or is no image, and is not to be taken nevertheless.
     """
     if isinstance(images, str | Location | Image.Image) or getattr(images, "ndim", 4) < 4:  # an array of one image
         raise UsageError(f"expected a list of images, found one {type(images).__name__}; give [image]")
-    sources = [SourceImage(position, *_described(image, position)) for position, image in enumerate(images)]
+    sources = [SourceImage(i, *_described(image, i, take_unreadable)) for i, image in enumerate(images)]
     decoding = threading.Lock()  # of images of Pillow, which one thread at a time may decode
 
     def open_one(position: int) -> Picture | Reject:
@@ -89,7 +92,7 @@ def open_any(images: Sequence[ImageLike], max_pixels: int) -> tuple[list[SourceI
     return sources, open_one
 
 
-def _described(image: ImageLike, position: int) -> tuple[str, int, int]:
+def _described(image: ImageLike, position: int, take_unreadable: bool) -> tuple[str, int, int]:
     """Return the name of an image, its width and its height."""
     if isinstance(image, Image.Image):
         return f"image {position}", image.width, image.height
@@ -104,6 +107,8 @@ def _described(image: ImageLike, position: int) -> tuple[str, int, int]:
     try:
         return place.name, *measure_image(place)[0]
     except ImageRefusedError as refused:
+        if take_unreadable:
+            return place.name, 1, 1
         raise DataError(f"{place}: {refused.reason}: {refused.message}") from refused
 
 

@@ -62,7 +62,11 @@ def split_spans(num_images: int, length: int | None = None) -> list[range]:
 
 
 def search(
-    images: Sequence[ImageLike], detector: AnyDetector, settings: Settings | None = None
+    images: Sequence[ImageLike],
+    detector: AnyDetector,
+    settings: Settings | None = None,
+    *,
+    refused: dict[int, str] | None = None,
 ) -> Iterator[Detections]:
     """Run any detector over whole images, at every scale, and merge what it finds.
 
@@ -79,6 +83,8 @@ def search(
             searched only where a coarser one has a value above `detect.focus`.
         settings: of the section `chips` the scales, ranges, size and max_pixels, and the section `detect`. With a
             number as `detect.focus` what a coarser scale finds and is small serves where there is no map.
+        refused: takes the reason for each image that cannot be read, by its position in `images`, before its
+            detections are yielded, of which there are none. None: such an image ends the search with a DataError.
 
     Yields:
         The detections of each image in order: boxes float32 [n, 4], x1 y1 x2 y2 in pixels of the image, scores float32
@@ -86,7 +92,7 @@ def search(
 
     Raises:
         UsageError: an array is no image, or the detector returned something else than said above.
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, and there is no `refused`; or a store does not answer.
     """
     settings = settings or Settings()
 
@@ -94,7 +100,7 @@ def search(
         views = batch.contents()
         return checked(detector(views), len(views))
 
-    return search_any(network, images, settings.chips, settings.detect, focus=_given_focus(settings))
+    return search_any(network, images, settings.chips, settings.detect, focus=_given_focus(settings), refused=refused)
 
 
 def _given_focus(settings: Settings) -> Focus | None:
@@ -125,27 +131,40 @@ def search_any(
     options: DetectSettings,
     allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
     focus: Focus | None = None,
+    refused: dict[int, str] | None = None,
 ) -> Iterator[Detections]:
     """Search images of any kind as `search_images` does, and yield the detections of each in order.
 
     Raises:
         UsageError: an array is no image.
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, and there is no `refused`, which is described at `search`.
     """
-    sources, open_image = open_any(images, chips.max_pixels)
+    sources, open_image = open_any(images, chips.max_pixels, take_unreadable=refused is not None)
     spans = split_spans(len(sources), SMALL_SPAN)
     log = SearchLog()
     ready: dict[int, Detections] = {}
     following = 0
     for position, found in search_images(network, sources, open_image, spans, chips, options, log, allocate, focus):
         ready[position] = found
-        if log.rejects:
-            break
+        ready |= _without_detections(log.rejects, refused)
         while following in ready:
             yield ready.pop(following)
             following += 1
-    if log.rejects:
-        raise DataError(f"{log.rejects[0].reason}: {log.rejects[0].message}")
+    ready |= _without_detections(log.rejects, refused)
+    yield from (ready[position] for position in sorted(ready))
+
+
+def _without_detections(rejects: list[Reject], refused: dict[int, str] | None) -> dict[int, Detections]:
+    """Move what was refused to `refused`, and return empty detections for it; raise DataError where that is None."""
+    nothing = {}
+    while rejects:
+        reject = rejects.pop(0)
+        if refused is None:
+            raise DataError(f"{reject.reason}: {reject.message}")
+        assert reject.id is not None  # the position
+        refused[reject.id] = f"{reject.reason}: {reject.message}"
+        nothing[reject.id] = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+    return nothing
 
 
 def checked(found: Any, num_views: int) -> list[Output]:

@@ -287,3 +287,28 @@ def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     for name, reason in (("bad.jpg", "not_an_image"), ("none.jpg", "missing_file"), ("broken.jpg", "undecodable")):
         with pytest.raises(DataError, match=reason):
             list(search([tmp_path / name], blind))
+
+
+def test_search__an_image_that_cannot_be_read_loses_nothing_else(tmp_path: Path) -> None:
+    """The first and the last images are bad ones, too, and there are more of them than share a batch."""
+    pixels, boxes, _ = scene(1)
+    broken = encoded(Image.fromarray(pixels))
+    (tmp_path / "broken.jpg").write_bytes(broken[: len(broken) // 2])
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    deep = Image.fromarray(np.full((20, 20), 40_000, np.uint16))
+    bad = [tmp_path / "bad.jpg", tmp_path / "broken.jpg", tmp_path / "none.jpg", deep]
+    images = [bad[0], bad[2], pixels, *bad, *[pixels] * 9, *bad]
+    refused: dict[int, str] = {}
+    counts = []
+    for position, found in enumerate(search(images, seeing, refused=refused)):
+        counts.append(len(found.boxes))
+        assert (position in refused) == (images[position] is not pixels)
+    [whole] = search([pixels], seeing)
+    assert len(whole.boxes) >= len(boxes)
+    assert counts == [len(whole.boxes) * (image is pixels) for image in images]
+    assert [refused[position].split(":")[0] for position in range(3, 7)] == [
+        "not_an_image",
+        "undecodable",
+        "missing_file",
+        "unsupported_depth",
+    ]
