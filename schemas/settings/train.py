@@ -29,7 +29,10 @@ class TrainSettings(Section):
         "the statistics of one pass.",
     )
     learning_rate: float = Field(
-        0.12, gt=0, description="The rate for 128 chips in a step. It is scaled in proportion to train.batch_size."
+        0.12,
+        gt=0,
+        le=1000,
+        description="The rate for 128 chips in a step. It is scaled in proportion to train.batch_size.",
     )
     decay_epochs: list[Annotated[float, Field(gt=0)]] = Field(
         [5 / 6],
@@ -42,7 +45,7 @@ class TrainSettings(Section):
         "the run (docs/method.md, 9.3).",
     )
     weight_decay: float = Field(
-        1.25e-5, ge=0, description="Weight decay of convolutions and linear layers. Biases and norms have none."
+        1.25e-5, ge=0, le=1, description="Weight decay of convolutions and linear layers. Biases and norms have none."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimiser, which is SGD.")
     precision: Precision | None = Field(

@@ -95,6 +95,8 @@ class _Record(msgspec.Struct):
 def read_results(path: Location) -> CocoResults:
     """Read a file of COCO results with classes, as `sniper evaluate --out` or another program wrote it.
 
+    Ids and other numbers may be written as text, and ids as 7.0, as in annotation files.
+
     Raises:
         DataError: it is not there, or holds anything else. OSError: it cannot be read.
     """
@@ -103,9 +105,11 @@ def read_results(path: Location) -> CocoResults:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file of results") from error
     try:
-        records = msgspec.json.decode(content, type=list[_Record])
+        records = msgspec.json.decode(content, type=list[_Record], strict=False)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         odd = " (NaN and Infinity are no JSON)" if re.search(rb"NaN|Infinity", content) else ""
+        if "got `str`" in str(error) and "image_id" in str(error):
+            odd = "; ids are the annotation file's, which `sniper detect --results` writes if it has --annotations"
         raise DataError(
             f"{path}: expected COCO results, a list of image_id, category_id, bbox and score, as `sniper evaluate "
             f"--out` writes it: {error}{odd}"
@@ -114,7 +118,7 @@ def read_results(path: Location) -> CocoResults:
     boxes[:, 2:] += boxes[:, :2]
     scores = np.array([record.score for record in records], np.float64)
     most = np.finfo(np.float32).max
-    if (odd_rows := np.flatnonzero((np.abs(boxes) > most).any(axis=1) | (np.abs(scores) > most))).size:
+    if (odd_rows := np.flatnonzero(~((np.abs(boxes) <= most).all(axis=1) & (np.abs(scores) <= most)))).size:
         raise DataError(
             f"{path}: record {odd_rows[0] + 1} has a box or a score that no float32 number holds; mend it, or leave "
             "it out"

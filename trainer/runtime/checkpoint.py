@@ -242,7 +242,7 @@ def read_last(folder: Location) -> Checkpoint | None:
             error = damaged
             log.warning(f"WARNING: {damaged}. It is passed over, for the one before")
     if error is not None:
-        raise DamagedError(f"{folder}: every checkpoint is damaged; start anew in another --out") from error
+        raise DamagedError(f"{folder}: every checkpoint is damaged; move the folder away to start anew") from error
     return None
 
 

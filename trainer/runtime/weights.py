@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,7 +70,7 @@ def load_weights(model: Detector, source: str, classes: list[str]) -> str:
 
     Raises:
         UsageError: the source is unknown.
-        DataError: it cannot be had or read, or its backbone is another one.
+        DataError: it cannot be had or read, its backbone is another one, or values to be taken are not finite.
     """
     weights = _open(source)
     own = model.state_dict()
@@ -88,6 +89,11 @@ def load_weights(model: Detector, source: str, classes: list[str]) -> str:
             f"{weights.origin}: not weights of this network ({model.settings.backbone}, {model.settings.neck}): "
             f"{len(missing)} tensors of the backbone are missing there or have other shapes, first {missing[0]}, here "
             f"{list(own[missing[0]].shape)}; set model.backbone to the source's network, or choose another source"
+        )
+    if odd := [name for name, value in taken.items() if not torch.isfinite(value).all()]:
+        raise DataError(
+            f"{weights.origin}: {len(odd)} tensors hold values that are NaN or infinite, first {odd[0]}: that "
+            "training had gone astray; choose a file from before, or another source"
         )
     unused = [
         f"{name} {list(value.shape)}"

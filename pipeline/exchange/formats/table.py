@@ -18,7 +18,12 @@ from schemas.errors import DataError
 FILE = ("file_name", "filename", "file", "image", "image_name", "image_path", "path")
 CLASS = ("class", "class_name", "label", "category", "name")
 CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"))
-SIDES = (("x", "y", "w", "h"), ("left", "top", "width", "height"), ("bbox_x", "bbox_y", "bbox_width", "bbox_height"))
+SIDES = (
+    ("x", "y", "w", "h"),
+    ("x", "y", "width", "height"),
+    ("left", "top", "width", "height"),
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
+)
 
 
 def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[Labelled]:

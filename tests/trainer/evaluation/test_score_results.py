@@ -126,6 +126,9 @@ def test_check_table__lets_nothing_be_written_over_but_a_table(sniper: RunSniper
         ('{"image_id": 1000000000000000000000000, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}', "image_id"),
         ('{"image_id": 1, "category_id": 3, "bbox": [1, 2, 1e200, 4], "score": 0.5}', "record 1 has a box or a score"),
         ('{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": NaN}', "NaN and Infinity are no JSON"),
+        ('{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": "nan"}', "record 1 has a box or a score"),
+        ('{"image_id": 1, "category_id": 3, "bbox": ["inf", 2, 3, 4], "score": 1}', "record 1 has a box or a score"),
+        ('{"image_id": "1.jpg", "category_id": 3, "bbox": [1, 2, 3, 4], "score": 1}', "if it has --annotations"),
     ],
 )
 def test_read_results__odd_numbers_are_named(record: str, said: str, truth: Path, tmp_path: Path) -> None:
@@ -133,3 +136,13 @@ def test_read_results__odd_numbers_are_named(record: str, said: str, truth: Path
     results.write_text(f"[{record}]")
     with pytest.raises(DataError, match=said):
         score_results(results, truth)
+
+
+@pytest.mark.parametrize("of_image", ["1", '"1"', "1.0"])
+def test_read_results__ids_may_be_written_as_in_annotation_files(of_image: str, truth: Path, tmp_path: Path) -> None:
+    results = tmp_path / "found.json"
+    record = f'{{"image_id": {of_image}, "category_id": "3", "bbox": [10, 10, 40, 40], "score": "0.9"}}'
+    results.write_text(f"[{record}]")
+    (tmp_path / "plain").mkdir()
+    plain = found(tmp_path / "plain", (1, 3, [10, 10, 40, 40], 0.9))
+    assert score_results(results, truth).summary == score_results(plain, truth).summary

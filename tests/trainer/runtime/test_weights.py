@@ -55,6 +55,16 @@ def test_load_weights__from_torchvisions_file(changes: dict[str, object], tmp_pa
         assert value.equal(expected), name
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_load_weights__refuses_values_that_are_not_finite(value: float, tmp_path: Path):
+    spoilt = slim_detector()
+    with torch.no_grad():
+        spoilt.rpn.logits.bias[1] = value
+    write_checkpoint(tmp_path / "1.pt", checkpoint_of(spoilt, CLASSES))
+    with pytest.raises(DataError, match=r"1 tensors hold values that are NaN or infinite, first rpn\.logits\.bias"):
+        load_weights(slim_detector(), str(tmp_path / "1.pt"), CLASSES)
+
+
 def test_load_weights__tells_of_the_focus_head_where_there_is_one(tmp_path: Path):
     settings = SLIM.model_copy(update={"focus": True})
     focusing = slim_detector(settings=settings)

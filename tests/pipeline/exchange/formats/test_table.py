@@ -23,9 +23,10 @@ def read(tmp_path: Path, text: str) -> tuple[list[Labelled], Notes]:
         "a.jpg,10,20,40,60,cat\nb.jpg,,,,,\n",
         "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,200,100,cat,10,20,40,60\nb.jpg,200,100,,,,,\n",
         "label,x,y,w,h,image_path\ncat,10,20,30,40,/data/old/a.jpg\n,,,,,old\\b.jpg\n",
+        "image_id,category_id,x,y,width,height,score,file,category\n7,3,10,20,30,40,0.9,a.jpg,cat\n8,,,,,,,b.jpg,\n",
         'file_name, x1, y1, x2, y2, category\n"a.jpg", 10, 20, 40, 60, cat\nb.jpg\n',
     ],
-    ids=["no-names", "corners", "sides", "blanks"],
+    ids=["no-names", "corners", "sides", "results-of-detect", "blanks"],
 )
 def test_read_table__finds_its_columns(tmp_path: Path, text: str) -> None:
     found, notes = read(tmp_path, text)
