@@ -101,6 +101,8 @@ else
 fi
 export VIRTUAL_ENV=$PWD/$venv UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
 unset CONDA_PREFIX
+# Where Python may keep no bytecode, as in many container images, each start would compile torch anew: some seconds.
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
 
 if [ "$venv" = .venv-peers ]; then
     echo "setup: installing requirements-peers.lock into $venv (log: $log)"
