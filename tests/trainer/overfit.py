@@ -50,7 +50,7 @@ def overfit(device: torch.device, precision: Precision) -> tuple[float, float]:
     batch = bright_rectangles().to(device)
     model = slim_detector(settings=SLIM.model_copy(update={"width": 32, "pooled": 5, "head_width": 128})).to(device)
     set_norm_policy(model, "train", freeze_stem=False, momentum=0.1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 - 2 * step / STEPS))
     before = ap50(model, batch)
     model.train()

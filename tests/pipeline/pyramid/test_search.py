@@ -56,12 +56,14 @@ def seeing(views: list[Pixels]) -> list[tuple[list[list[float]], list[float], li
     for view in views:
         assert view.dtype == np.uint8
         boxes, labels = [], []
-        count, components, stats, _ = cv2.connectedComponentsWithStats(view.max(axis=2), connectivity=8)
+        colours = cv2.split(view)
+        brightest = cv2.max(cv2.max(colours[0], colours[1]), colours[2])
+        count, components, stats, _ = cv2.connectedComponentsWithStats(brightest, connectivity=8)
         for i in range(1, count):
             x, y, w, h, _ = stats[i].tolist()
-            part = np.where(components[y : y + h, x : x + w, None] == i, view[y : y + h, x : x + w], 0) / 255
-            label = int(part.sum(axis=(0, 1)).argmax())
-            columns, rows = part[:, :, label].max(axis=0), part[:, :, label].max(axis=1)
+            label = int(view[y + h // 2, x + w // 2].argmax())
+            part = np.where(components[y : y + h, x : x + w] == i, colours[label][y : y + h, x : x + w], 0)
+            columns, rows = part.max(axis=0) / 255, part.max(axis=1) / 255
             boxes.append([x + end for end in _ends(columns)][:1] + [y + end for end in _ends(rows)][:1])
             boxes[-1] += [x + _ends(columns)[1], y + _ends(rows)[1]]
             labels.append(label)

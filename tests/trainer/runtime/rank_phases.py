@@ -164,10 +164,12 @@ def statuses(pids: list[int]) -> list[int | str]:
 
 
 if __name__ == "__main__":
-    found = {}
-    for phase in PHASES:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        found[phase.__name__] = statuses([start(phase, index, port) for index in range(2)])
-    json.dump(found, sys.stdout)
+    probes = [socket.socket() for _ in PHASES]  # all at once, so that no port is given twice
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    # All phases run at the same time, since some of them wait for seconds.
+    started = [[start(phase, index, port) for index in range(2)] for phase, port in zip(PHASES, ports, strict=True)]
+    json.dump({phase.__name__: statuses(pids) for phase, pids in zip(PHASES, started, strict=True)}, sys.stdout)
