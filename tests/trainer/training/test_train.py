@@ -239,10 +239,15 @@ def test_train__ranks_keep_one_network_in_the_first_ones_folder(data: Path, tmp_
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_train__half_precision_runs(tmp_path: Path, precision: str) -> None:
-    make_demo_data(tmp_path, num_train=1, num_val=1)  # few chips: a CPU is slow at fp16
-    options = load_settings(None, TINY_CHIPS).chips
+    """In two steps of one chip, since a CPU is slow at fp16."""
+    make_demo_data(tmp_path, num_train=2, num_val=1)
+    options = load_settings(
+        None, ("chips.size=64", "chips.scales=[{long_side: 64}]", "chips.ranges=[[0, null]]")
+    ).chips
     chips(tmp_path / "train.json", tmp_path / "train", tmp_path / "chips", options)
-    train(tmp_path / "chips", tmp_path / "run", tiny_settings(f"train.precision={precision}", "train.batch_size=4"))
+    passes = tiny_settings(f"train.precision={precision}", "train.batch_size=1", "train.epochs=2")
+    train(tmp_path / "chips", tmp_path / "run", passes)
+    assert last(tmp_path / "run").step == 2
     assert all(torch.isfinite(value).all() for value in last(tmp_path / "run").model.values())
 
 
