@@ -32,6 +32,10 @@ def detector(views):
 chips = [f"chips.{name}={json.dumps(value)}" for name, value in about["chips"].items()]
 settings = load_settings(None, (*chips, f"detect.max_side={min(height, width)}"))
 files = sorted(Path(sys.argv[2]).glob("*.[jp][pn]g"))
-for file, found in zip(files, search(files, detector, settings), strict=True):
+refused = {}  # takes what is wrong with images that cannot be read, by their positions
+for position, found in enumerate(search(files, detector, settings, refused=refused)):
+    if position in refused:
+        print(f"WARNING: {refused[position]}", file=sys.stderr)
+        continue
     best = f", best {names[found.labels[0] - 1]} {found.scores[0]:.2f}" if len(found.scores) else ""
-    print(f"{file.name}: {len(found.boxes)} detections{best}")
+    print(f"{files[position].name}: {len(found.boxes)} detections{best}")

@@ -146,24 +146,30 @@ def search_any(
     following = 0
     for position, found in search_images(network, sources, open_image, spans, chips, options, log, allocate, focus):
         ready[position] = found
-        ready |= _without_detections(log.rejects, refused)
+        ready |= _without_detections(log.rejects, images, refused)
         while following in ready:
             yield ready.pop(following)
             following += 1
-    ready |= _without_detections(log.rejects, refused)
+    ready |= _without_detections(log.rejects, images, refused)
     yield from (ready[position] for position in sorted(ready))
 
 
-def _without_detections(rejects: list[Reject], refused: dict[int, str] | None) -> dict[int, Detections]:
+def _without_detections(
+    rejects: list[Reject], images: Sequence[ImageLike], refused: dict[int, str] | None
+) -> dict[int, Detections]:
     """Move what was refused to `refused`, and return empty detections for it; raise DataError where that is None."""
     nothing = {}
     while rejects:
         reject = rejects.pop(0)
+        position = reject.id
+        assert position is not None
+        # the whole path, since files of several folders may have the same name
+        name = reject.file if reject.file == f"image {position}" else images[position]
+        reason = f"{name}: {reject.reason}: {reject.message.removeprefix(f'{reject.file}: ')}"
         if refused is None:
-            raise DataError(f"{reject.reason}: {reject.message}")
-        assert reject.id is not None  # the position
-        refused[reject.id] = f"{reject.reason}: {reject.message}"
-        nothing[reject.id] = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+            raise DataError(reason)
+        refused[position] = reason
+        nothing[position] = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
     return nothing
 
 

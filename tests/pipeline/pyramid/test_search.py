@@ -308,9 +308,9 @@ def test_search__an_image_that_cannot_be_read_loses_nothing_else(tmp_path: Path)
     [whole] = search([pixels], seeing)
     assert len(whole.boxes) >= len(boxes)
     assert counts == [len(whole.boxes) * (image is pixels) for image in images]
-    assert [refused[position].split(":")[0] for position in range(3, 7)] == [
-        "not_an_image",
-        "undecodable",
-        "missing_file",
-        "unsupported_depth",
+    assert [refused[position].split(": ")[:2] for position in range(3, 7)] == [
+        [str(bad[0]), "not_an_image"],
+        [str(bad[1]), "undecodable"],
+        [str(bad[2]), "missing_file"],
+        ["image 6", "unsupported_depth"],
     ]

@@ -1,6 +1,7 @@
 """`sniper export-model`: a file that finds what the network finds, and a checkpoint that can only be run."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,10 @@ def test_run_onnx(exported: Path, checkpoint: Path, demo: Path, tmp_path: Path) 
     no_torch = "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision'))); del sys.argv[0]\n"
     command = [sys.executable, "-c", no_torch + "runpy.run_path(sys.argv[0], run_name='__main__')"]
     command += [str(ROOT / "examples/run_onnx.py"), str(exported), str(tmp_path)]
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (tmp_path / "broken.jpg").unlink()
+    assert re.search(r"WARNING: .*broken\.jpg: not_an_image: ", result.stderr)
     lines = result.stdout.splitlines()
     # views are padded to the size of the network here and to multiples of 32 there, so the counts are near
     settings = Settings(detect=DetectSettings(max_side=SIDE))
