@@ -33,7 +33,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_check__goes_on_whatever_becomes_of_a_part(tmp_path: Path) -> None:
+def test_check__goes_on_whatever_becomes_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.gpu_check.__main__.CPU_PATIENCE", 3)
     names = ("fails", "hangs", "lacks_a_package", "imports_what_we_do_not_have", "refuses", "answers")
     questions = [Question(name, 2 if name == "hangs" else 60, f"{HERE}:{name}", f"how it {name}") for name in names]
     questions.insert(1, Question("gpu", 60, f"{HERE}:answers", "", "nothing else will do"))
@@ -71,8 +72,11 @@ def test_check__runs_no_part_when_its_time_is_used_up(tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("skipped", "the time was used up")
 
 
-def test_check__a_part_that_the_end_of_the_time_cuts_short_has_not_failed(tmp_path: Path) -> None:
-    """One that hangs and wants four times as long as is left; the next one would have too little."""
+def test_check__a_part_that_the_end_of_the_time_cuts_short_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs and wants twice as long as is left; the next one would have too little."""
+    monkeypatch.setattr("scripts.gpu_check.__main__.CPU_PATIENCE", 2)
     questions = tuple(Question(name, 2, f"{HERE}:{name}", "") for name in ("hangs", "answers"))
     results = check(questions, "cpu", tmp_path, budget=1)
     assert [result["status"] for result in results] == ["cut short", "skipped"]
