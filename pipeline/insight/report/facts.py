@@ -197,14 +197,18 @@ def _negatives(tally: Tally, pool: Build | None, num_images: int) -> Facts | Non
 
 def _rejects(data: Location) -> list[Facts]:
     """Group what was refused by its cause, the most frequent first, each with some examples."""
+    name = pl.coalesce("file", pl.format("id {}", "id"), pl.lit("no id"))
+    message = pl.col("message")
+    is_named = message.str.starts_with(pl.concat_str(name, pl.lit(": ")))  # as of images refused while they were cut
     return (
         scan([data / "rejects.parquet"])
         .group_by("kind", "reason")
         .agg(
             count=pl.len(),
-            examples=pl.concat_str(
-                pl.coalesce("file", pl.format("id {}", "id"), pl.lit("no id")), pl.col("message"), separator=": "
-            ).head(EXAMPLES),
+            examples=pl.when(is_named)
+            .then(message)
+            .otherwise(pl.concat_str(name, message, separator=": "))
+            .head(EXAMPLES),
         )
         .sort("count", "kind", "reason", descending=[True, False, False])
         .collect(engine="streaming")

@@ -171,6 +171,7 @@ def test_facts__refused_records_are_grouped_by_cause(tmp_path: Path) -> None:
     images = next(group for group in found["rejects"] if group["reason"] == "not_an_image")
     assert (images["kind"], images["count"], len(images["examples"])) == ("image", 5, 3)
     assert images["examples"][0].startswith("100.jpg: ")
+    assert images["examples"][0].count("100.jpg") == 1
     assert found["images"]["refused"] == {"not_an_image": 5}
     assert found["boxes"]["refused"] == {"no_area": 1}
     assert found["mismatches"] == []
