@@ -47,11 +47,11 @@ class UnderWay(msgspec.Struct, omit_defaults=True):
 
 
 def read_under_way(out: Location) -> UnderWay:
-    """Read what a build that was stopped has noted; without a note, or a readable one, nothing is known."""
+    """Read what a build that was stopped has noted; where there is no note, or it is damaged, nothing is known."""
     path = out / UNDER_WAY
     try:
         return msgspec.json.decode(read_bytes(path), type=UnderWay) if is_file(path) else UnderWay()
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return UnderWay()
 
 
