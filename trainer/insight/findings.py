@@ -68,8 +68,9 @@ def as_facts(found: Judged, categories: Categories, bounds: Sequence[tuple[float
     """
     objects, results, matching, errors = found
     costs = gains(objects, results, matching, errors)
+    names = class_names(categories)
     curves = []
-    for id_, name in categories:
+    for (id_, _), name in zip(categories, names, strict=True):
         whole = class_curve(matching, objects, results, id_)
         if len(whole.scores) and not np.isnan(whole.recall[0]):
             picked = np.unique(np.linspace(0, len(whole.scores) - 1, CURVE_POINTS).round().astype(int))
@@ -78,7 +79,6 @@ def as_facts(found: Judged, categories: Categories, bounds: Sequence[tuple[float
             rows = [{"recall": float(r), "precision": float(p), "score": float(s)} for r, p, s in drawn]
             curves.append({"class": name, "AP50": whole.average_precision(), "points": rows})
     points = class_points(objects, results, matching, categories)
-    names = class_names(categories)
     chosen = best_of_all(found)
     return {
         "AP50": _finite(mean_ap(objects, results, matching)),

@@ -87,6 +87,15 @@ def test_as_facts__parts_add_up(scene: tuple[Objects, CocoResults]) -> None:
 
 
 @given(scenes)
+def test_as_facts__tells_classes_of_one_name_apart(scene: tuple[Objects, CocoResults]) -> None:
+    facts = as_facts(find_errors(*scene), [(id_, "thing") for id_ in CLASSES], BOUNDS)
+    names = [f"thing #{id_}" for id_ in CLASSES]
+    assert [row["class"] for row in facts["classes"]] == names
+    curves = [curve["class"] for curve in facts["precision_recall"]]
+    assert curves == [name for name in names if name in curves]
+
+
+@given(scenes)
 def test_choose__takes_the_surest_and_the_largest(scene: tuple[Objects, CocoResults]) -> None:
     truth, results = scene
     found = find_errors(truth, results)
