@@ -107,7 +107,7 @@ def export(
     Raises:
         UsageError: there is another export under the split, or something that no export wrote; `out` is a chip data
             set; another process writes there, or an option is wrong.
-        DataError: the data set is unfinished or damaged.
+        DataError: the data set is unfinished or damaged, or the record of an earlier export in `out` is.
     """
     data, out = location(data), location(out)
     _check(format, split, kind, blank)

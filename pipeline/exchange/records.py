@@ -3,6 +3,7 @@
 import msgspec
 
 from pipeline.storage import Location, files_in, make_folder, read_bytes, write_atomic
+from schemas.errors import DataError
 
 NOTES = ".export"
 
@@ -18,8 +19,21 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def read_records(out: Location) -> dict[str, Record]:
-    """Return the record of each split that was exported to a folder, by the split's name, sorted."""
-    return {path.stem: msgspec.json.decode(read_bytes(path), type=Record) for path in files_in(out / NOTES, "*.json")}
+    """Return the record of each split that was exported to a folder, by the split's name, sorted.
+
+    Raises:
+        DataError: a record is damaged.
+    """
+    records = {}
+    for path in files_in(out / NOTES, "*.json"):
+        try:
+            records[path.stem] = msgspec.json.decode(read_bytes(path), type=Record)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path}: is damaged ({error}), so what was exported to {out} is not known; choose another --out, or "
+                f"delete {out} and export again"
+            ) from error
+    return records
 
 
 def write_record(out: Location, split: str, record: Record) -> None:

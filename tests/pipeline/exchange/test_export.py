@@ -175,6 +175,14 @@ def test_export__stopped_while_it_deletes_trusts_no_note(
     assert export(data, tmp_path, workers=1).num_made == whole.num_shards
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format":"\xff"}'])
+def test_export__over_a_damaged_record_says_what_to_do(data: Path, tmp_path: Path, content: bytes) -> None:
+    export(data, tmp_path, workers=1)
+    (tmp_path / ".export/train.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.json: is damaged .* choose another --out"):
+        export(data, tmp_path, workers=1, overwrite=True)
+
+
 def test_export__categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
     made = CocoSet(
         tmp_path, categories=[{"id": 3, "name": "cat"}, {"id": 9, "name": "cat"}, {"id": 11, "name": "dog"}]
