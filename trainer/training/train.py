@@ -1,9 +1,9 @@
 """`sniper train`: opens the data and the run, says what is worth knowing, and runs the loop."""
 
-import json
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import torch
 
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES, finished_builds, refuse_other_chips
@@ -188,9 +188,10 @@ def _other_network(data: Location, builds: dict[str, Build], settings: Settings)
     """Say where the network that found the negatives differs from the one to be trained."""
     if NEGATIVES not in builds or builds[NEGATIVES].proposals != str(data / "proposals"):
         return []
-    if not is_file(data / "proposals" / NETWORK):
-        return []  # made before it was noted
-    recorded = json.loads(read_bytes(data / "proposals" / NETWORK))
+    try:
+        recorded = msgspec.json.decode(read_bytes(data / "proposals" / NETWORK), type=dict[str, Any])
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return []  # made before it was noted, or damaged: a warning is not worth a run
     now = settings.model.model_dump(mode="json", exclude={"focus", "focus_limits"})  # no part of an RPN
     there = ModelSettings().model_dump(mode="json") | recorded  # a setting that did not exist yet had its default
     differing = [name for name, value in now.items() if there[name] != value]

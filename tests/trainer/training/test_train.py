@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
+from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import NegativeSettings, Settings, TrainSettings, load_settings
 from scripts.make_demo_data import make_demo_data
@@ -31,7 +32,7 @@ from trainer.runtime.checkpoint import (
 )
 from trainer.runtime.weights import load_weights
 from trainer.training.resuming import changed_settings, resumed_settings
-from trainer.training.train import _memory_remedy, train
+from trainer.training.train import NETWORK, _memory_remedy, _other_network, train
 
 RUNS = Path(__file__).parents[1] / "runs.py"
 COUNTED = Path(__file__).parents[1] / "counted_ranks.py"
@@ -81,6 +82,24 @@ def wait_for_step(out: Path, step: int, process: Child) -> None:
 def wait_for_checkpoints(out: Path, count: int, process: Child) -> None:
     while len(find_checkpoints(out)) < count and process.poll() is None:
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ('{"backbone": "resnet50"}', ["model.backbone resnet50 there and resnet18 here"]),
+        ('{"backbone": "resnet18"}', []),
+        ("{", []),  # damaged
+        (None, []),  # made before it was noted
+    ],
+)
+def test_other_network__is_told_where_it_is_known(tmp_path: Path, noted: str | None, said: list[str]) -> None:
+    (tmp_path / "proposals").mkdir()
+    if noted is not None:
+        (tmp_path / "proposals" / NETWORK).write_text(noted)
+    pool = Build("a", settings={}, num_shards=1, files={}, counts={}, proposals=str(tmp_path / "proposals"))
+    lines = _other_network(tmp_path, {"negatives": pool}, load_settings(None, ["model.backbone=resnet18"]))
+    assert [re.findall(r"\((.*?)\)", line)[0] for line in lines] == said
 
 
 def test_train__killed_and_stopped_then_resumed_is_the_run_without_interruption(
