@@ -151,7 +151,7 @@ def _classes(
     of_image = sizes.select("image_id").with_columns(pl.Series(name, factors[:, i]) for i, name in enumerate(names))
     low, high = comfort(settings.size)
     is_comfortable = pl.any_horizontal(
-        pl.col("scales").list.contains(index) & (SIZE * pl.col(name)).is_between(low, high, closed="left")
+        pl.col("scales").list.contains(index) & (SIZE * pl.col(name)).is_between(low, high)
         for index, name in enumerate(names)
     )
     is_covered = pl.col("fate").is_in(["covered", "rescued"])

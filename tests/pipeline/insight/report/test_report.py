@@ -113,7 +113,7 @@ def test_facts__of_each_class_are_those_of_the_ledger(facts: dict[str, Any], dat
         assert row["crowd"] == len(mine) - len(plain)
         assert row["whole"] == sum(a["fate"] in ("covered", "rescued") for a in mine)
         assert row["comfortable"] == sum(
-            any(32 <= sides(a) * factor[a["image_id"], s] < 240 for s in a["scales"])
+            any(32 <= sides(a) * factor[a["image_id"], s] <= 240 for s in a["scales"])
             for a in plain
             if a["fate"] == "covered"
         )
