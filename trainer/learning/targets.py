@@ -227,5 +227,4 @@ def add_ground_truth(
     wanted = target & (in_range(truth.boxes, batch) | truth.having(Status.RESCUED))
     num = rois.shape[1]
     drawn, order = torch.where(wanted, hash_slots(states, wanted.shape[1]), -1).topk(min(num, wanted.shape[1]))
-    chosen = truth.boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
-    return compact(torch.cat([chosen, rois], 1), torch.cat([drawn >= 0, used], 1), num)
+    return compact(torch.cat([_take(truth.boxes, order), rois], 1), torch.cat([drawn >= 0, used], 1), num)
