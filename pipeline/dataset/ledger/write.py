@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.coco import Reject
 from pipeline.coco.source import RefusedBox, RefusedImage
+from pipeline.dataset.build_file import NAME
 from pipeline.dataset.ledger.summary import Summary, mask_to_scales
 from pipeline.storage import HashingFile, Location, atomic_file, is_file, remove
 from schemas.arrays import IntArray
@@ -53,7 +54,7 @@ def write_ledger(
         "rejects.parquet": (REJECTS, _rejects(chain(summary.source.rejects, rejects))),
     }
     return {
-        name: _write(folder / name, schema, tables, known.get(name), folder / "run.json")
+        name: _write(folder / name, schema, tables, known.get(name), folder / NAME)
         for name, (schema, tables) in contents.items()
     }
 
