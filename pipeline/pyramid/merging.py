@@ -1,4 +1,4 @@
-"""Merge the detections of all views of an image into one list."""
+"""Merge the detections of all views of an image into one list (docs/method.md, 10.1, 10.3 and 10.4)."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from pipeline.pyramid.views import CELLS, EDGE, View, Viewed, Window, to_source
 from schemas.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from schemas.settings import DetectSettings
 
-ELONGATION = 1.5  # longer side over size of what tiles must not cut, an aspect ratio of 2.25
+ELONGATION = 1.5
+"""Longer side over size of the longest objects that are to be whole in some tile: an aspect ratio of 2.25."""
 
 
 def widened_ranges(bounds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -29,7 +30,13 @@ def widened_ranges(bounds: Sequence[tuple[float, float]]) -> list[tuple[float, f
 
 
 def tile_overlaps(bounds: Sequence[tuple[float, float]]) -> list[float]:
-    """Return for each scale how much neighbouring tiles share, source pixels: the longest object looked for there."""
+    """Return for each scale how much neighbouring tiles are to share, source pixels (docs/method.md, 10.1).
+
+    It is the length of the longest objects that are looked for there, infinite where the range has no upper end.
+
+    Args:
+        bounds: the training ranges, per scale [lo, hi) of sqrt(width * height), source pixels.
+    """
     return [ELONGATION * hi for _, hi in widened_ranges(bounds)]
 
 
@@ -50,9 +57,11 @@ class Detections(NamedTuple):
 def merge(
     viewed: Viewed, image: SourceImage, bounds: Sequence[tuple[float, float]], options: DetectSettings, chip_size: int
 ) -> Detections:
-    """Keep of each scale what its range admits and no other tile is to find; run soft-NMS over it.
+    """Merge the detections of an image's views by soft-NMS.
 
-    Soft-NMS takes each class for itself, or with `options.class_agnostic` all of them as one.
+    A detection takes part if the range of its scale admits it (docs/method.md, 10.3), if it is not left for a
+    neighbouring tile to find (10.1), and if it is not cut by a window of the focus search (16.4). Soft-NMS takes each
+    class for itself, or with `options.class_agnostic` all of them as one (10.4).
 
     Args:
         viewed: an image, and of each of its views boxes float32 [N, 4] in view pixels, scores float32 [N] and labels
@@ -131,11 +140,12 @@ def _tiles_of_regions(views: Sequence[View]) -> dict[tuple[int, Window | None], 
 
 
 def _left_to_others(boxes: Float32Array, window: Window, tiles: FloatArray, overlap: float) -> BoolArray:
-    """Say of each detection whether an inner edge of its tile cuts it, and the tile behind that edge is to find it.
+    """Say of each detection of a tile whether it is left for a neighbouring tile to find (docs/method.md, 10.1).
 
-    It is to where that tile shows more of it, since it begins clear of that tile's own edge, and where it is shorter
-    than tiles are to share. What is longer may be whole in no tile; then its largest parts stay. Where objects may be
-    of any length, none is short.
+    It is if an inner edge of its tile cuts it, and if one of two things holds: it is shorter than what tiles are to
+    share, or it begins clear of the neighbour's own edge, so that the neighbour shows more of it. An object that is
+    longer may be whole in no tile; then the detections of its largest parts stay. Where objects may be of any length,
+    only the second case applies.
 
     Args:
         boxes: float32 [N, 4], x1 y1 x2 y2, source pixels.
