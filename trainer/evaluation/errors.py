@@ -11,7 +11,7 @@ from trainer.evaluation.matching import MATCH_IOU, NONE, Matching, box_ious, cla
 from trainer.evaluation.results import CocoResults
 
 BACKGROUND_IOU = 0.1
-"""At most this IoU with every object makes a detection one of background (TIDE, section 2.2)."""
+"""A detection is near an object from this IoU on, and is of background if it is near none (docs/method.md, 11.5)."""
 
 
 class Kind(IntEnum):
