@@ -59,15 +59,15 @@ def read_coco(
         places: annotation files.
         max_pixels: refuse images annotated with more; their files would be refused, and planning them costs memory.
         ignore_categories: names of categories whose boxes are regions that nobody labelled; read as crowd.
-        folders: for each file, what to put before its file names; none: nothing.
+        folders: for each file the folder below the image folder that its file names are relative to, such as
+            `day/front`, or "" for the image folder itself; without any, all names are relative to the image folder.
         as_written: keep the boxes as their records give them, with the field `area`: 80 more bytes per box.
         of_training: ignore_categories are those of chips that were trained on, and the file may lack them.
 
     Raises:
-        DataError: a file as a whole cannot be trusted: unreadable, not JSON, a list missing, no images, boxes but no
-            categories, a list that stands twice, or two images or categories that differ and have one id; all that is
-            wrong in the lists is named at once.
-            Or two files name the same image.
+        DataError: a file as a whole cannot be trusted: it cannot be read, is no JSON, lacks a list or has one twice,
+            has no images, has boxes and no categories, or has two images or categories that differ and have one id.
+            All that is wrong in the lists is named at once. Or two files name the same image.
         UsageError: no category has one of the names in ignore_categories, and they are not those of a training.
     """
     places = places if isinstance(places, Sequence) else [places]

@@ -92,7 +92,7 @@ def find_images(folder: Path, *, without: Path | None = None) -> Listing:
 
 
 def is_litter(name: str) -> bool:
-    """Tell whether a file or folder of this name is none of the user's."""
+    """Tell whether a file or folder of this name was made by a system or a program, so that it is no image to read."""
     return name.startswith(".") or name.lower() in LITTER
 
 

@@ -184,7 +184,7 @@ def _os_error(number: int, reason: str, what: object) -> OSError:
 
 
 def lies_in(place: Location, folder: Location) -> bool:
-    """Tell whether a place is a folder or file, or lies below it, once links are followed."""
+    """Tell whether `place` is `folder` itself or lies in it, at any depth; links of this machine are followed."""
     if isinstance(place, Path) and isinstance(folder, Path):
         return place.resolve().is_relative_to(folder.resolve())
     inner, outer = (f"{one.path.rstrip('/')}/" if not isinstance(one, Path) else "" for one in (place, folder))
