@@ -58,7 +58,8 @@ def check(
 
     Raises:
         DataError: the annotation file as a whole cannot be trusted.
-        UsageError: there is no such image folder.
+        UsageError: a folder is missing, there are neither one nor as many folders as annotation files, two folders
+            lie in different stores, or no category has one of the names in ignore_categories.
     """
     source, image_root = read_inputs(annotations, images, max_pixels, ignore_categories)
     if image_root is None:

@@ -125,7 +125,8 @@ def chips(
     Raises:
         DataError: the annotation file cannot be trusted, or the output cannot be written.
         UsageError: `out` holds something else or is in use, the image folder is missing or lacks images of the
-            finished build, or plan_only and overwrite are given together.
+            finished build, no category has one of the names in chips.ignore_categories, or plan_only and overwrite are
+            given together.
     """
     if plan_only and overwrite:
         raise UsageError("--plan-only writes no chips, so --overwrite would delete a build for nothing; leave out one")

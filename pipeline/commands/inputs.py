@@ -33,7 +33,8 @@ def read_inputs(
 
     Raises:
         DataError: an annotation file cannot be trusted, or two of them name the same image.
-        UsageError: a folder is missing, or there are neither one nor as many folders as annotation files.
+        UsageError: a folder is missing, there are neither one nor as many folders as annotation files, two folders
+            lie in different stores, or no category has one of the names in ignore_categories.
     """
     files = _several(annotations)
     folders = [image_folder(folder) for folder in _several(images)] if images else []

@@ -60,6 +60,7 @@ def suggest(
     Raises:
         DataError: the annotation file cannot be trusted, has no boxes, or more boxes than `max_nowhere` allows would
             be valid in no chip.
+        UsageError: no category has one of the names in chips.ignore_categories.
     """
     settings = settings or Settings()
     given = settings.chips

@@ -52,8 +52,8 @@ def evaluate_proposals(
 
     Raises:
         DataError: the checkpoint or the annotation file cannot be read, or images were trained on.
-        UsageError: there is no such image folder, `out` is a folder or would replace a file that is read, or settings
-            were given that contradict the checkpoint.
+        UsageError: there is no such image folder, `out` is a folder, is being written by another process or would
+            replace a file that is read, or settings were given that contradict the checkpoint.
     """
     with joined() as rank:
         if out is not None:

@@ -47,6 +47,7 @@ def score_results(
     Raises:
         DataError: a file cannot be read, detections are of images that the annotations do not list, or none is of a
             class that they have.
+        UsageError: no category has one of the names in `ignore_categories`.
     """
     settings = settings or ChipSettings()
     place, truth = location(results), location(annotations)

@@ -58,8 +58,8 @@ def merge_views(
 
     Raises:
         UsageError: `out` or the summary beside it would replace a file that is read, `out` is a folder, or its folder
-            cannot be made, another process writes it, or a size or ranges of chips were given that are not those of
-            the views.
+            cannot be made, another process writes it, a size or ranges of chips were given that are not those of the
+            views, or no category has one of the names in chips.ignore_categories.
         DataError: a file cannot be read, results are of views that there are not, or the annotations are of other
             images.
     """
