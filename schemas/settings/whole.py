@@ -103,6 +103,6 @@ def _describe(detail: Any) -> str:
     """Return a line for one pydantic error: dotted name, what was expected, what was found."""
     name = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("<"))
     if detail["type"] == "extra_forbidden":
-        return f"{name}: unknown setting"
+        return f"{name}: unknown setting; `sniper settings` lists all"
     found = f", found {detail['input']!r}" if detail["type"] != "value_error" else ""
     return f"{name}: {detail['msg'].removeprefix('Value error, ')}{found}"
