@@ -16,7 +16,7 @@ LARGEST = 1e12  # a bbox's number beyond this is none that pixels have
 CROWD, ODD = 1, 2
 """Flags of a record: it is a crowd or ignore region; it is not in order by itself, and is in `odd`."""
 
-NAMELESS = "{count} annotations have no id that is an integer (first {example}); their rows stand in its place"
+NAMELESS = "{count} annotations have no id that is an integer (first {example}); their row is taken as the id"
 IGNORED = "{count} boxes are marked by `ignore` (first {example}); read as crowd: neither targets nor background"
 ROTATED = (
     "{count} boxes are rotated (attributes.rotation, first {example} degrees); read as the upright boxes about them"
