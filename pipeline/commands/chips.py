@@ -16,6 +16,7 @@ from pipeline.dataset.build import (
     UNDER_WAY,
     UnderWay,
     clear_build,
+    clear_unfinished,
     prepare,
     read_under_way,
     recorded_settings,
@@ -57,7 +58,6 @@ from pipeline.storage import (
     make_folder,
     probe_writable,
     remove,
-    remove_temporary,
     write_atomic,
 )
 from schemas.build import Build
@@ -142,7 +142,7 @@ def chips(
     limits = Limits(max_bad, max_bad_boxes)
     _refuse_foreign(out)
     with locked(out, "sniper chips"):
-        remove_temporary(out)  # first: they would keep their folders
+        clear_unfinished(out)  # first: they would keep their folders
         if overwrite:
             clear_build(out)
         if plan_only:

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.commands.mine_shard import MinedShard, MineJob, extents, mine_shard
 from pipeline.dataset.build import (
     clear_pool,
+    clear_unfinished,
     prepare,
     recorded_mining,
     refuse_changes,
@@ -41,7 +42,7 @@ from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
-from pipeline.storage import Location, ahead, is_folder, location, locked, probe_writable, remove_temporary
+from pipeline.storage import Location, ahead, is_folder, location, locked, probe_writable
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
@@ -106,7 +107,7 @@ def negatives(
     check_engine(where)
     probe_writable(data)
     with locked(data, "sniper negatives"):
-        remove_temporary(data)
+        clear_unfinished(data)
         positives = read_build(data)
         root = image_root(positives, images)
         kept = read_kept(data, positives.files)

@@ -14,7 +14,17 @@ from pipeline.dataset.standing import differing
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
-from pipeline.storage import Location, files_in, is_file, make_folder, read_bytes, remove, remove_all, remove_files
+from pipeline.storage import (
+    Location,
+    files_in,
+    is_file,
+    make_folder,
+    read_bytes,
+    remove,
+    remove_all,
+    remove_files,
+    remove_temporary,
+)
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
@@ -29,6 +39,8 @@ RPN_FILES = {
     "proposals": ("part-*.parquet", "network.json"),
 }
 """What the run of the RPN and the extraction of its proposals write, by folder."""
+WRITTEN_IN = (".", POSITIVES, NEGATIVES, "proposals", "proposals/rpn", "plan")
+"""Folders of a data set in which a build may leave unfinished files. All else below it is the user's."""
 OF_FEW_SHARDS = {"stride", "max_pixels", "images_per_shard", "ignore_categories"}
 """Settings that act on some shards only, or on none. What they do to a shard stands in its rows and images, so another
 value makes only those shards anew that it changes."""
@@ -121,6 +133,12 @@ def remove_surplus(target: Target, num_shards: int) -> None:
         remove(target.build_file)  # first of all: it speaks of them
     for path in surplus:
         remove(path)
+
+
+def clear_unfinished(out: Location) -> None:
+    """Delete the unfinished files that an interrupted build left in a data set, whose lock the caller holds."""
+    for folder in WRITTEN_IN:
+        remove_temporary(out / folder)
 
 
 def clear_build(out: Location) -> None:

@@ -1,4 +1,4 @@
-"""Holds a folder against other processes, and clears away what an interrupted build left in it."""
+"""Holds a folder against other processes, and clears away what an interrupted command left in it."""
 
 import fcntl
 import os
@@ -12,20 +12,17 @@ from pipeline.storage.stores import Location
 from pipeline.storage.writing import TEMPORARY
 from schemas.errors import UsageError
 
-_WRITTEN_IN = (".", "positives", "negatives", "proposals", "proposals/rpn", "plan")
-"""Folders of a data set that files are written in. All else below it is the user's."""
-
 
 def remove_temporary(folder: Location) -> None:
-    """Delete the unfinished files that an interrupted build left in a data set. Call it only while holding its lock.
+    """Delete the unfinished files that an interrupted command left in a folder. Call it only while holding its lock.
 
     Args:
-        folder: The data set. An object store has no unfinished files: a put is whole or does not happen.
+        folder: What was written in; folders below it are not looked into. An object store has no unfinished files: a
+            put is whole or does not happen.
     """
     if isinstance(folder, Path):
-        for name in _WRITTEN_IN:
-            for path in files_in(folder / name, f"{TEMPORARY}[0-9]*-*"):
-                remove(path)
+        for path in files_in(folder, f"{TEMPORARY}[0-9]*-*"):
+            remove(path)
 
 
 @contextmanager

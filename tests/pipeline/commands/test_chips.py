@@ -19,6 +19,7 @@ import pipeline.commands.chips as job_module
 from pipeline.commands.check import check
 from pipeline.commands.chips import Report, chips
 from pipeline.commands.verify import verify
+from pipeline.dataset.build import clear_unfinished
 from pipeline.dataset.job import ShardJob
 from pipeline.images.chip import codec
 from pipeline.storage import Location, files_in, is_file, location, locked
@@ -464,6 +465,16 @@ def test_chips__files_of_the_user_in_its_folders_stay(
     assert left(mine) == mine
     assert left(theirs) == []
     assert len(files_in(out / "positives", "chips-*.tar")) == 6
+
+
+def test_clear_unfinished__leaves_what_is_not_of_a_data_set(tmp_path: Path) -> None:
+    ours = [".tmp-12-run.json", "positives/.tmp-12-chips-00000.tar", "plan/.tmp-3-plan-00000.parquet"]
+    others = [".tmp-mine", "photos/.tmp-12-a.jpg", "positives/old/.tmp-12-a.tar", "positives/chips-00000.tar"]
+    for name in [*ours, *others]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clear_unfinished(tmp_path)
+    assert [name for name in [*ours, *others] if (tmp_path / name).exists()] == others
 
 
 def test_chips__overwrite_leaves_no_empty_folder(demo_set: DataSet, tmp_path: Path) -> None:
