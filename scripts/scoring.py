@@ -6,10 +6,8 @@ from pipeline.coco import SourceImage
 from pipeline.pyramid.merging import Detections
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth
+from trainer.evaluation.matching import MAX_DETS
 from trainer.evaluation.results import CocoResults, join_results, of_image
-
-MAX_DETS = 100
-"""Detections per image and class that count, as COCO has it."""
 
 
 def score_found(

@@ -177,6 +177,7 @@ def evaluate(
     """Score detections on whole images. They are a checkpoint's, or any detector's ready results."""
     from pipeline.coco.rejects import describe_rejects
     from trainer.evaluation.coco_scores import check_table, describe_scores, write_class_table
+    from trainer.evaluation.matching import MAX_DETS
 
     if table is not None:
         if proposals:
@@ -190,7 +191,7 @@ def evaluate(
             )
         from trainer.evaluation.score_results import score_results
 
-        scored = score_results(results, annotations, settings.chips, max_dets=max_dets or 100)
+        scored = score_results(results, annotations, settings.chips, max_dets=max_dets or MAX_DETS)
         click.echo("\n".join([*describe_rejects(scored.rejects), describe_scores(scored.summary, scored.notes)]))
         if table is not None:
             write_class_table(table, scored.summary)
@@ -201,10 +202,10 @@ def evaluate(
         raise UsageError("evaluate: give --checkpoint and --images, or --results")
     with needed("train"):
         from trainer.evaluation.evaluate import evaluate as score_detections
-        from trainer.evaluation.recall import evaluate_proposals
+        from trainer.evaluation.recall import MAX_PROPOSALS, evaluate_proposals
         from trainer.runtime.ranks import stoppable
     run = evaluate_proposals if proposals else score_detections
-    max_dets = max_dets or (300 if proposals else 100)
+    max_dets = max_dets or (MAX_PROPOSALS if proposals else MAX_DETS)
     with stoppable("To score, run the same command again; it begins anew"):
         report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets, allow_seen=allow_seen)
     if report is None:
@@ -393,11 +394,12 @@ def merge_views(
 ) -> None:
     """Merge what was found on views. Any program may have found it; with annotations it is scored."""
     from trainer.evaluation.coco_scores import describe_scores
+    from trainer.evaluation.matching import MAX_DETS
     from trainer.evaluation.views import merge_views as run
 
     if max_dets is not None and annotations is None:
         raise UsageError("merge-views: --max-dets is for scoring; give --annotations, or leave it out")
-    merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets or 100)
+    merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets or MAX_DETS)
     if merged.summary is not None:
         click.echo(describe_scores(merged.summary, merged.notes))
     click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")

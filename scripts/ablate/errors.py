@@ -20,10 +20,9 @@ from pipeline.insight.sheet import draw_sheet
 from schemas.settings import load_settings
 from scripts.ablate.cuts import SETTINGS
 from scripts.ablate.data import DATA, Data
-from scripts.scoring import MAX_DETS
 from trainer.evaluation.errors import gains
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
-from trainer.evaluation.matching import NONE
+from trainer.evaluation.matching import MAX_DETS, NONE
 from trainer.evaluation.results import CocoResults, read_results
 from trainer.insight.findings import Judged, best_of_all, find_errors
 

@@ -30,8 +30,9 @@ from schemas.codes import Status
 from schemas.settings import REFERENCE_BATCH, ModelSettings, Settings
 from scripts.ablate.data import Data
 from scripts.ablate.two_stage import DECAY_AT, KEEP_EVERY, OutOfTimeError, Pace, Stopwatch
-from scripts.scoring import MAX_DETS, score_found
+from scripts.scoring import score_found
 from trainer.evaluation.ground_truth import open_ground_truth
+from trainer.evaluation.matching import MAX_DETS
 from trainer.learning.optim import make_optimizer
 from trainer.learning.schedule import Schedule
 from trainer.learning.targets import OTHER_IOU

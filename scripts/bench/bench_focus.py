@@ -32,8 +32,9 @@ from pipeline.pyramid.search import SearchLog, split_spans
 from schemas.settings import ChipSettings, DetectSettings, load_settings
 from scripts.bench.focus_scenes import HEIGHT, WIDTH, dense_scene, mixed_scene, sparse_scene
 from scripts.make_demo_data import make_demo_data
-from scripts.scoring import MAX_DETS, score_found
+from scripts.scoring import score_found
 from trainer.evaluation.ground_truth import GroundTruth, open_ground_truth
+from trainer.evaluation.matching import MAX_DETS
 from trainer.inference.predictor import Predictor, detect_images
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint
 from trainer.training.make_proposals import make_proposals

@@ -30,8 +30,9 @@ from pipeline.pyramid.merging import Detections
 from pipeline.pyramid.search import search
 from pipeline.storage import location
 from schemas.settings import Settings, load_settings
-from scripts.scoring import MAX_DETS, score_found
+from scripts.scoring import score_found
 from trainer.evaluation.ground_truth import open_ground_truth
+from trainer.evaluation.matching import MAX_DETS
 from trainer.inference.predictor import Predictor
 from trainer.model import predict
 

@@ -42,8 +42,9 @@ from pipeline.pyramid.search import search
 from schemas.settings import Settings, load_settings
 from scripts.ablate.cuts import SETTINGS, mined, seconds
 from scripts.ablate.data import Data, scenes
-from scripts.scoring import MAX_DETS, score_found
+from scripts.scoring import score_found
 from trainer.evaluation.ground_truth import open_ground_truth
+from trainer.evaluation.matching import MAX_DETS
 
 NETWORK = "yolo11n.yaml"
 CHIPS = 16  # in a step

@@ -17,6 +17,7 @@ from schemas.errors import UsageError
 from schemas.settings import Settings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
+from trainer.evaluation.matching import MAX_DETS
 from trainer.evaluation.results import CocoResults, join_results, of_image, summary_file, write_results
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference, open_detector
@@ -50,7 +51,7 @@ def evaluate(
     settings: Settings | None = None,
     *,
     out: Location | str | None = None,
-    max_dets: int = 100,
+    max_dets: int = MAX_DETS,
     allow_seen: bool = False,
 ) -> Evaluation | None:
     """Score the detections of a checkpoint. Under torchrun the ranks share the images.

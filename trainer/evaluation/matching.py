@@ -11,6 +11,8 @@ from trainer.evaluation.results import CocoResults
 
 MATCH_IOU = 0.5
 """Least IoU of a detection and the object that it found."""
+MAX_DETS = 100
+"""Detections of an image and class that count, the best, as COCO has it (docs/method.md, 11.1)."""
 NONE = -1
 """Stands for no detection and no object."""
 RECALLS = np.linspace(0, 1, 101)  # at which COCO reads the precision
@@ -42,7 +44,7 @@ class Matching(NamedTuple):
         return self.counts & ~self.is_true
 
 
-def match(objects: Objects, results: CocoResults, *, max_dets: int = 100) -> Matching:
+def match(objects: Objects, results: CocoResults, *, max_dets: int = MAX_DETS) -> Matching:
     """Match detections to objects of the same image and class (docs/method.md, 11.4).
 
     In each image and class the detections choose one after the other, the best score first and equal scores in their

@@ -22,6 +22,8 @@ from trainer.runtime.ranks import breakable, from_first, joined
 
 SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
 """[lo, hi) of sqrt(width * height), source pixels (paper, Table 1)."""
+MAX_PROPOSALS = 300
+"""Proposals of an image that count, the best of all scales (docs/method.md, 11.2)."""
 
 
 def evaluate_proposals(
@@ -31,7 +33,7 @@ def evaluate_proposals(
     settings: Settings | None = None,
     *,
     out: Location | str | None = None,
-    max_dets: int = 300,
+    max_dets: int = MAX_PROPOSALS,
     allow_seen: bool = False,
 ) -> Evaluation | None:
     """Score the proposals of a checkpoint's RPN. Under torchrun the ranks share the images.

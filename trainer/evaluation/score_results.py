@@ -12,6 +12,7 @@ from schemas.errors import DataError
 from schemas.settings import ChipSettings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import crowded_notes, read_objects
+from trainer.evaluation.matching import MAX_DETS
 from trainer.evaluation.results import CocoResults, read_results
 
 
@@ -34,7 +35,7 @@ def score_results(
     annotations: Location | str,
     settings: ChipSettings | None = None,
     *,
-    max_dets: int = 100,
+    max_dets: int = MAX_DETS,
 ) -> ScoredFile:
     """Score COCO results on whole images.
 

@@ -17,6 +17,7 @@ from schemas.settings.section import contradictions
 from schemas.wording import shell
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import crowded_notes, read_objects
+from trainer.evaluation.matching import MAX_DETS
 from trainer.evaluation.results import CocoResults, join_results, read_results, summary_file, write_results
 
 
@@ -43,7 +44,7 @@ def merge_views(
     settings: Settings | None = None,
     *,
     annotations: Location | str | None = None,
-    max_dets: int = 100,
+    max_dets: int = MAX_DETS,
 ) -> Merged:
     """Turn COCO results on views into COCO results on the images that the views are of, and score them.
 

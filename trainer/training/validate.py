@@ -11,6 +11,7 @@ from pipeline.storage import Location
 from schemas.errors import StoppedError
 from trainer.evaluation.evaluate import Evaluation, score_model
 from trainer.evaluation.ground_truth import GroundTruth, check_images, open_ground_truth
+from trainer.evaluation.matching import MAX_DETS
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference
 from trainer.inference.predictor import focus_of
@@ -29,8 +30,6 @@ from trainer.runtime.checkpoint import (
 from trainer.runtime.ranks import from_first, stop_together
 from trainer.training.journal import PICTURED, auxiliary, draw_batch
 from trainer.training.run import Run
-
-MAX_DETS = 100  # per image and class, as COCO's own scores
 
 
 def open_validation(run: Run, annotations: Location, images: Location, *, allow_seen: bool = False) -> GroundTruth:
