@@ -106,8 +106,8 @@ def _better_anchors(boxes: torch.Tensor, contents: torch.Tensor, model: ModelSet
         model: the network as it is set.
     """
     some = slice(None, None, max(1, len(boxes) // TRIED_BOXES))
-    finest = min(width * height for width, height in anchor_layout(model).shapes) ** 0.5
-    coarsest = max(width * height for width, height in anchor_layout(model).shapes) ** 0.5
+    areas = [width * height for width, height in anchor_layout(model).shapes]
+    finest, coarsest = min(areas) ** 0.5, max(areas) ** 0.5
     scales = [round(scale, 1) for scale in model.anchor_scales or sorted({finest, coarsest})]
     wider = [
         sorted({*scales, *(round(finest / f, 1) for f in less), *(round(coarsest * f, 1) for f in more)})
