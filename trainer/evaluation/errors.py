@@ -103,7 +103,7 @@ def mean_ap(objects: Objects, results: CocoResults, matching: Matching) -> float
 def _mended(
     objects: Objects, results: CocoResults, matching: Matching, errors: Errors, kind: Kind
 ) -> tuple[Objects, CocoResults, Matching]:
-    """Return the three as if no error of a kind had been made."""
+    """Return objects, results and matching as they would be if no error of a kind had been made (`gains` says how)."""
     if kind == Kind.MISSED:
         return objects._replace(crowd=objects.crowd | errors.missed), results, matching
     found, finder, counts = matching.object.copy(), matching.detection.copy(), matching.counts.copy()

@@ -163,7 +163,7 @@ def _odd(record: Any, image_id: int, category_id: int, flag: int) -> Odd:
 
 
 def _is_bbox(value: Any) -> bool:
-    """Four finite numbers of a size that pixels have."""
+    """Tell whether a value is a list of four finite numbers, none of them beyond LARGEST."""
     if type(value) is not list or len(value) != 4:
         return False
     for number in value:  # noqa: SIM110  a generator would take twice the time, and this is asked of every box
@@ -181,7 +181,11 @@ def _why_no_bbox(record: dict[str, Any]) -> str:
 
 
 def _upright(box: list[float], attributes: Any, seen: Seen) -> list[float]:
-    """CVAT writes a rotated box as it was before it was turned about its centre, and the angle in degrees apart."""
+    """Return the upright box x y w h around a rotated one, in source pixels; a box that is not rotated as it is.
+
+    CVAT writes a rotated box as it was before it was turned about its centre, and the angle, in degrees, in
+    attributes.rotation.
+    """
     angle: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
     if type(angle) not in (int, float) or not abs(angle) < LARGEST or angle % 360 == 0:
         return box

@@ -159,7 +159,10 @@ class _Columns:
 
 
 def _taken_all(columns: list[FloatArray], row: npt.NDArray[np.uint32]) -> FloatArray:
-    """Four columns as [N, 4], stored by columns, so that each old one goes as the new one is filled."""
+    """Return the values of four columns in rows `row`, [N, 4]. The columns are taken off their list, to save memory.
+
+    The result is stored column by column, so that each old column can be freed before the next is copied.
+    """
     taken = np.empty((4, len(row)), np.float64)
     for i in range(4):
         _taken(columns.pop(0), row, taken[i])
@@ -169,7 +172,10 @@ def _taken_all(columns: list[FloatArray], row: npt.NDArray[np.uint32]) -> FloatA
 def _taken(
     column: npt.NDArray[Any], row: npt.NDArray[np.uint32], out: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[Any]:
-    """column[row], block by block: numpy makes 8 bytes of every index."""
+    """Return column[row], [N], in `out` where it is given.
+
+    It is taken block by block, since numpy makes indices of 8 bytes of `row` meanwhile.
+    """
     out = np.empty(len(row), column.dtype) if out is None else out
     for start in range(0, len(row), BLOCK):
         np.take(column, row[start : start + BLOCK], out=out[start : start + BLOCK], mode="clip")
@@ -222,7 +228,11 @@ def _has_area(low: FloatArray, high: FloatArray) -> BoolArray:
 
 
 def _write_keys(columns: _Columns, here: slice, block: _Block, file: FileRecords) -> None:
-    """Write labels over categories, rows over missing ids, and over image ids what sorts by image and then by row."""
+    """Write what was found of a block over the columns that it was found from, which saves memory.
+
+    `category` gets the labels, and `annotation_id` the row within the file where a record has no id. `key`, which lies
+    over the image ids, gets numbers that sort boxes by image and then by row, and refused ones behind all others.
+    """
     columns.category[here] = block.label
     rows = np.arange(here.start, here.stop)
     nameless = columns.annotation_id[here] == ABSENT

@@ -191,7 +191,7 @@ def url_path(url: str) -> str:
 
 
 def less_common_folder(file_name: pa.Array) -> pa.Array:
-    """Return names that come from URLs, less the folders that all share: those are the server's, and --images."""
+    """Cut off the folders that all names share: the names are those of URLs, which begin with the server's folders."""
     if not len(file_name):
         return file_name
     ends = pc.min_max(file_name)  # what the first and the last have in common, all between them have
@@ -234,7 +234,7 @@ def _sorted(images: _Columns, file_name: pa.Array, faults: Rows[ImageFault], num
 
 
 def _said_again(ids: IntArray, widths: IntArray, heights: IntArray, file_name: pa.Array) -> IntArray:
-    """Return the places, int64 [m], of images that have id, size and name of the one before them with their id."""
+    """Find the images that repeat the one of the same id before them, in size and name too; places int64 [m]."""
     if not len(repeats(ids)):
         return np.zeros(0, np.int64)
     order = np.argsort(ids, kind="stable")
@@ -246,7 +246,7 @@ def _said_again(ids: IntArray, widths: IntArray, heights: IntArray, file_name: p
 
 
 def _repeated(rows: IntArray, ids: IntArray, faults: Rows[ImageFault]) -> list[str]:
-    """At most one line, on an id that occurs twice among the images in order and the refused ones."""
+    """Return at most one line: an id that several images have, in order or refused, as `repeated_ids` tells it."""
     others = np.fromiter(_with_ids(faults), np.dtype((np.int64, 2)))
     if len(others):
         rows, ids = np.append(rows, others[:, 0]), np.append(ids, others[:, 1])
@@ -260,7 +260,7 @@ def _with_ids(faults: Rows[ImageFault]) -> Iterator[tuple[int, int]]:
 
 
 def _repeated_files(name_hash: IntArray, file_name: pa.Array) -> npt.NDArray[np.int64]:
-    """int64 [m, 2]: the place of every image with a file that an image before it has, and of that one."""
+    """Find the images whose file an image before them has; int64 [m, 2], the places of both."""
     doubtful = repeats(name_hash)
     again: list[tuple[int, int]] = []
     first_with: dict[str, int] = {}  # name in its shortest form -> place

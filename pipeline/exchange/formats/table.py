@@ -91,10 +91,18 @@ def _path(written: str) -> PurePosixPath:
 def _owners(
     paths: list[PurePosixPath], name_of: Callable[[PurePosixPath], str], folder: str
 ) -> dict[str, PurePosixPath | None]:
-    """Tell which path means the image, of each name that several paths of the table come down to.
+    """Decide which path is that of the image, where several paths of the table come down to one name.
 
-    It is the one that is the name itself, or else the only one that goes through a folder called as the image folder.
-    Where there is none, as in a table of several folders with files of the same names, none of them is known to.
+    It is the one that is the name itself, else the only one whose folder has the name of the image folder. In a table
+    of several folders with files of the same names there may be no such path; then it is not known which one is meant.
+
+    Args:
+        paths: all paths of the table, each once.
+        name_of: gives the name, relative to the image folder, that a path comes down to.
+        folder: name of the image folder.
+
+    Returns:
+        For each name of several paths the path that means the image; None where that is not known.
     """
     of_name: dict[str, list[PurePosixPath]] = {}
     for path in paths:
