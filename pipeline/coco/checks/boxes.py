@@ -90,9 +90,14 @@ def check_boxes(records: Annotations, files: list[FileRecords], rejects: Rows[Re
         files: each with its rows, which follow each other.
         rejects: takes a row for each record that is refused itself.
         tally: is counted up.
+
+    Raises:
+        DataError: there are more records than a number of 32 bits can count.
     """
     if len(records) > _ROW:
-        raise DataError(f"has {len(records):,} annotations, more than {int(_ROW):,}")
+        raise DataError(
+            f"there are {len(records):,} annotations in all, more than {int(_ROW):,}; make several data sets of them"
+        )
     refused = no_refused_boxes()
     columns = _Columns(records)
     category_ids, odd = list(records.category_ids), iter(records.odd)
