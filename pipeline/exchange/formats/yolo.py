@@ -4,6 +4,7 @@ A line is `class x_centre y_centre width height`, or `class x1 y1 x2 y2 x3 y3 ..
 taken. An image without a file has no objects. The names of the classes stand in `data.yaml`, or one a line in a text.
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
@@ -31,6 +32,17 @@ from schemas.errors import DataError
 LARGEST_SHARE = 1.01  # of the image, for rounding
 
 
+class _AsWritten(yaml.SafeLoader):
+    """Reads words and numbers as the text that they are: a class may be called no, null, 1.0 or 007.
+
+    Whole numbers without a leading zero are numbers all the same, since they are the keys of `names`.
+    """
+
+
+_AsWritten.yaml_implicit_resolvers = {}
+_AsWritten.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|[1-9][0-9]{0,17})$"), list("0123456789"))
+
+
 def read_names(place: Location) -> list[str]:
     """Return the names of the classes by their number.
 
@@ -49,7 +61,7 @@ def read_names(place: Location) -> list[str]:
 
 def _names_of_yaml(place: Location, text: str) -> list[str]:
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_AsWritten)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{place}: is not YAML: {error}") from error
     names: Any = content.get("names") if isinstance(content, dict) else None

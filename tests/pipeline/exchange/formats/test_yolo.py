@@ -78,6 +78,19 @@ def test_read_names__by_number(tmp_path: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "names: [0, 7, no, null, 1.0, 007, 12:30, 1_000, 2024-01-01, '8']",
+        "{names: {0: 0, 1: 7, 2: no, 3: null, 4: 1.0, 5: 007, 6: 12:30, 7: 1_000, 8: 2024-01-01, 9: '8'}}",
+    ],
+)
+def test_read_names__are_as_they_are_written(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    expected = ["0", "7", "no", "null", "1.0", "007", "12:30", "1_000", "2024-01-01", "8"]
+    assert read_names(tmp_path / "data.yaml") == expected
+
+
+@pytest.mark.parametrize(
     "text", ["nc: 2", "names: {1: cat}", "[1, 2]", "names: []", "names: {0: a, '1': b}", "a: b: c"]
 )
 def test_read_names__says_what_it_expects(tmp_path: Path, text: str) -> None:
