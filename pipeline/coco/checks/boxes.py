@@ -53,7 +53,7 @@ class Tally:
         sound: boxes with a known image, a known category and four numbers.
         clipped: those that reach beyond their image.
         as_corners: those whose width and height would also do as x2 and y2.
-        within_one: those that lie between 0 and 1.
+        within_one: those that have an area and whose four numbers lie between 0 and 1.
     """
 
     sound: int = 0
@@ -220,7 +220,7 @@ def _check_block(
     tally.sound += int(np.count_nonzero(sound))
     tally.clipped += int(np.count_nonzero(sound & clipped))
     tally.as_corners += int(np.count_nonzero(sound & (xywh[:, 2:] > xywh[:, :2]).all(1)))
-    tally.within_one += int(np.count_nonzero(sound & (xywh >= 0).all(1) & (high <= 1.001).all(1)))
+    tally.within_one += int(np.count_nonzero(sound & ~empty & ((xywh >= 0) & (xywh <= 1.001)).all(1)))
     kept = sound & ~empty & _has_area(inner_low, inner_high)
     return _Block(image, label, has_image, empty, kept, clipped, xywh)
 

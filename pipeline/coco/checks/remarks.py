@@ -76,10 +76,10 @@ def _of_categories(known: list[tuple[int, str]], used: Collection[int], ignored:
 
 
 def _of_coordinates(tally: Tally) -> list[str]:
-    if tally.sound and tally.within_one > 0.99 * tally.sound:
+    if tally.sound and tally.within_one > 0.01 * tally.sound:  # no object is that small
         return [
             f"{tally.within_one:,} of {tally.sound:,} boxes lie between 0 and 1: they are shares of the image, where "
-            "COCO has pixels; multiply them by width and height"
+            "COCO has pixels; multiply them by its width and height"
         ]
     if tally.sound and tally.clipped > 0.2 * tally.sound and tally.as_corners > 0.95 * tally.sound:
         return [

@@ -240,6 +240,22 @@ def test_read_coco__shares_instead_of_pixels_are_told(tmp_path: Path) -> None:
     assert any("between 0 and 1" in line for line in read(content(annotations=boxes), tmp_path).warnings)
 
 
+@pytest.mark.parametrize("share", [[0.5, 0.6, 0.9, 0.8], [0.5, 0.5, 1, 1]])
+def test_read_coco__corners_as_shares_are_told(tmp_path: Path, share: list[float]) -> None:
+    boxes = changed(BOXES, bbox=lambda v: share)
+    assert any("between 0 and 1" in line for line in read(content(annotations=boxes), tmp_path).warnings)
+
+
+def test_read_coco__shares_among_pixels_are_told(tmp_path: Path) -> None:
+    boxes = [*BOXES, {**BOXES[0], "id": 99, "bbox": [0.1, 0.2, 0.3, 0.4]}]
+    warnings = read(content(annotations=boxes), tmp_path).warnings
+    assert any("1 of 4 boxes lie between 0 and 1" in line for line in warnings)
+    boxes = [*BOXES * 50, boxes[-1]]
+    assert read(content(annotations=boxes), tmp_path).warnings == []
+    boxes = [*BOXES, {**BOXES[0], "id": 99, "bbox": [0, 0, 0, 0]}]  # a place without an object
+    assert read(content(annotations=boxes), tmp_path).warnings == []
+
+
 def test_read_coco__all_crowd_is_told(tmp_path: Path) -> None:
     boxes = changed(BOXES, iscrowd=lambda v: 1)
     assert any("all 3 boxes are crowd" in line for line in read(content(annotations=boxes), tmp_path).warnings)
