@@ -55,7 +55,7 @@ def warnings(
         boxes: those of all files.
         tally: what was counted while they were checked.
     """
-    return [*_of_categories(known, used, ignored), *_of_coordinates(tally), *_of_crowds(boxes)]
+    return [*_of_categories(known, used, ignored), *_of_coordinates(tally), *_of_crowds(boxes, ignored)]
 
 
 def _of_categories(known: list[tuple[int, str]], used: Collection[int], ignored: Collection[str]) -> list[str]:
@@ -89,10 +89,12 @@ def _of_coordinates(tally: Tally) -> list[str]:
     return []
 
 
-def _of_crowds(boxes: Boxes) -> list[str]:
-    if len(boxes.crowd) and boxes.crowd.all():
-        return [
-            f"all {len(boxes.crowd):,} boxes are crowd (iscrowd or ignore is 1), so that none is a target; where they "
-            "are single objects (CVAT writes iscrowd: 1 for masks drawn with a brush), write iscrowd: 0"
-        ]
-    return []
+def _of_crowds(boxes: Boxes, ignored: Collection[str]) -> list[str]:
+    if not len(boxes.crowd) or not boxes.crowd.all():
+        return []
+    setting = ", or chips.ignore_categories names their category" if ignored else ""
+    remedy = ", or leave their category out of chips.ignore_categories" if ignored else ""
+    return [
+        f"all {len(boxes.crowd):,} boxes are crowd (iscrowd or ignore is 1{setting}), so that none is a target; where "
+        "they are single objects (CVAT writes iscrowd: 1 for masks drawn with a brush), write iscrowd: 0" + remedy
+    ]

@@ -262,6 +262,12 @@ def test_read_coco__all_crowd_is_told(tmp_path: Path) -> None:
     assert read(content(annotations=[]), tmp_path).warnings == []
 
 
+def test_read_coco__all_crowd_by_the_setting_names_it(tmp_path: Path) -> None:
+    (told,) = read(content(), tmp_path, ignore_categories=["nine", "four"]).warnings
+    assert "all 3 boxes are crowd" in told
+    assert "leave their category out of chips.ignore_categories" in told
+
+
 def test_read_coco__several_files(tmp_path: Path) -> None:
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     first.write_text(json.dumps(content()))
