@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.dataset.build_file import POSITIVES, finished_builds
 from pipeline.dataset.ledger.read import read_categories
-from pipeline.dataset.shards import shard_files
+from pipeline.dataset.shards import read_rows, shard_files
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
@@ -32,7 +32,7 @@ from pipeline.storage import (
     remove_folder,
     write_atomic,
 )
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 
 
 class Writer(Protocol):
@@ -107,15 +107,16 @@ def export(
     Raises:
         UsageError: there is another export under the split, or something that no export wrote; `out` is a chip data
             set; another process writes there, or an option is wrong.
-        DataError: the data set is unfinished or damaged, or the record of an earlier export in `out` is.
+        DataError: the data set is unfinished or damaged, or holds no chip, or the record of an earlier export in `out`
+            is damaged.
     """
     data, out = location(data), location(out)
     _check(format, split, kind, blank)
     writer = FORMATS[format]
     builds = finished_builds(data, pool=kind == "all")
     manifests = [path for folder in builds for path in shard_files(data / folder, ".parquet")]
-    if not manifests:
-        raise UsageError(f"{data}: holds no chips; see rejects.parquet in it")
+    if not any(read_rows(manifest).num_rows for manifest in manifests):
+        raise DataError(f"{data}: holds no chips to export; see rejects.parquet and annotations.parquet in it")
     categories = read_categories(data)
     fingerprints = {folder: build.fingerprint for folder, build in builds.items()}
     record = Record(format, kind, blank, fingerprints, categories)

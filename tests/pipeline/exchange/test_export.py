@@ -353,3 +353,13 @@ def test_export__yolo_never_validates_on_test(data: Path, tmp_path: Path, sniper
     assert "there is no split val yet; data.yaml names train for it" in told.err
     written = yaml.safe_load((tmp_path / "data.yaml").read_text())
     assert (written["val"], written["test"]) == ("images/train", "images/test")
+
+
+@pytest.mark.parametrize("format_", ["coco", "yolo", "hf"])
+def test_export__of_no_chip_is_refused(format_: str, tmp_path: Path) -> None:
+    made = CocoSet(tmp_path)
+    made.add_image(1, width=100, height=100, boxes=[])
+    build(made, tmp_path / "chips", workers=1)
+    with pytest.raises(DataError, match="holds no chips to export"):
+        export(tmp_path / "chips", tmp_path / "out", format=format_)
+    assert not (tmp_path / "out").exists()
