@@ -26,7 +26,7 @@ class Settings(Section):
     detect: DetectSettings = DetectSettings()
 
 
-def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ()) -> Settings:
+def load_settings(config: Path | str | None = None, assignments: tuple[str, ...] = ()) -> Settings:
     """Read settings from a YAML file, or those that a build's run.json records; then apply `a.b=value` assignments.
 
     Values of assignments are YAML.
@@ -34,7 +34,7 @@ def load_settings(config: Path | None = None, assignments: tuple[str, ...] = ())
     Raises:
         SettingsError: naming every unknown key and wrong value at once, with dotted names.
     """
-    tree = _read_yaml(config) if config is not None else {}
+    tree = _read_yaml(Path(config)) if config is not None else {}
     faults = [fault for assignment in assignments if (fault := _assign(tree, assignment)) is not None]
     try:
         settings = Settings.model_validate(tree)

@@ -36,6 +36,13 @@ def test_load_settings_reads_file_then_assignments(tmp_path: Path) -> None:
     assert (chips.size, chips.quality, chips.subsampling) == (256, 90, "444")
 
 
+def test_load_settings_takes_a_path_as_text(tmp_path: Path) -> None:
+    config = write(tmp_path, "chips: {size: 256}")
+    assert load_settings(str(config)) == load_settings(config)
+    with pytest.raises(SettingsError, match=r"missing\.yaml: cannot be read"):
+        load_settings(str(tmp_path / "missing.yaml"))
+
+
 def test_load_settings_reads_what_a_build_records(tmp_path: Path) -> None:
     build = tmp_path / "run.json"
     build.write_text(
