@@ -129,14 +129,21 @@ def picture_name(index: int, image: Path) -> str:
 
 
 def results_in(lines: Path) -> Iterator[tuple[Result, int]]:
-    """Yield the results of a file of lines, and where each of them ends, in bytes; the last line may be broken off."""
+    """Yield the results of a file of lines, and where each of them ends, in bytes.
+
+    A line that is broken off, or damaged as by a power cut, ends them.
+    """
     end = 0
     with lines.open("rb") as file:
         for line in file:
             end += len(line)
-            if not line.endswith(b"\n"):
+            try:
+                result = json.loads(line)
+            except ValueError:
                 return
-            yield json.loads(line), end
+            if not line.endswith(b"\n") or not isinstance(result, dict) or "file" not in result:
+                return
+            yield result, end
 
 
 def _keep_done(folder: Path, files: Sequence[Path]) -> int:

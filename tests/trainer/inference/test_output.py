@@ -77,6 +77,21 @@ def test_open_output__a_broken_last_line_is_done_again(tmp_path: Path, files: li
     assert (out / LINES).read_bytes().startswith(content)
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"\n", b"7\n", b'{"width": 40}\n', b"\xff\n"])
+@pytest.mark.parametrize("made_with", ["this", "another"])
+def test_open_output__lines_behind_a_damaged_one_are_done_again(
+    tmp_path: Path, files: list[Path], damage: bytes, made_with: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KilledError):
+        search(out, files, stop=2)
+    first, second = (out / LINES).read_bytes().splitlines(keepends=True)
+    (out / LINES).write_bytes(first + damage + second)
+    output = search(out, files, made_with=made_with)
+    assert (output.done, output.report.num_images) == (made_with == "this", 3)
+    assert [Path(found["file"]) for found in json.loads((out / FINAL).read_bytes())] == files
+
+
 def test_open_output__what_has_changed_is_done_again(tmp_path: Path, files: list[Path]) -> None:
     out = tmp_path / "out"
     with pytest.raises(KilledError):
