@@ -53,7 +53,8 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
         The checkpoint, and its network.
 
     Raises:
-        DataError: there is no checkpoint, it is damaged or none of ours, or its network cannot be made again.
+        DataError: there is no checkpoint, it is damaged or none of ours, its network cannot be made again, or its
+            weights are not finite.
         UsageError: other scales, ranges or network settings were given than those it was trained with.
     """
     path = chosen_file(path)
@@ -82,6 +83,11 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
         raise DataError(
             f"{path}: its network cannot be made again: {str(error).splitlines()[0]}; train anew"
         ) from error
+    if odd := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
+        raise DataError(
+            f"{path}: {len(odd)} tensors hold values that are NaN or infinite, first {odd[0]}, so nothing can be "
+            "found with it: that training had gone astray; choose a checkpoint from before"
+        )
     ready = model.to(device).eval()
     return checkpoint, Inference(ready, chip_settings, settings.detect, device, checkpoint.precision)
 
@@ -99,8 +105,8 @@ def open_detector(path: Location, settings: Settings, device: torch.device) -> t
         The checkpoint, and its network.
 
     Raises:
-        DataError: there is no checkpoint, it is damaged or none of ours, its network cannot be made again, or nothing
-            behind its RPN was trained.
+        DataError: there is no checkpoint, it is damaged or none of ours, its network cannot be made again, its
+            weights are not finite, or nothing behind its RPN was trained.
         UsageError: other scales, ranges or network settings were given than those it was trained with.
     """
     checkpoint, inference = open_inference(path, settings, device)

@@ -18,7 +18,8 @@ from pipeline.commands.chips import chips
 from pipeline.dataset.proposals import Extents, read_proposals
 from pipeline.planning.mine import merge_scales
 from pipeline.pyramid.search import SearchLog
-from schemas.settings import ChipSettings, DetectSettings, load_settings
+from schemas.errors import DataError
+from schemas.settings import ChipSettings, DetectSettings, Settings, load_settings
 from schemas.tables import PROPOSALS
 from scripts.make_demo_data import make_demo_data
 from tests.conftest import RunSniper
@@ -28,7 +29,8 @@ from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.recall import best_proposals, recall
 from trainer.evaluation.results import join_results
 from trainer.inference.extract import MOST, propose_images
-from trainer.inference.opening import Inference
+from trainer.inference.opening import Inference, open_inference
+from trainer.runtime.checkpoint import chosen_file, read_checkpoint, write_checkpoint
 from trainer.training.make_proposals import make_proposals
 
 NUM_IMAGES = 6
@@ -153,3 +155,13 @@ def test_evaluate__proposals_of_other_classes_and_without_a_bad_image(
     assert result.status == 1, result.err  # an image could not be read
     assert bad.file_name in result.out
     assert len({each["image_id"] for each in json.loads((tmp_path / "out.json").read_bytes())}) == NUM_IMAGES - 1
+
+
+def test_open_inference__refuses_weights_that_are_not_finite(demo: Path, tmp_path: Path) -> None:
+    """With one NaN in a layer nothing is found, which would pass for a network that has learnt nothing."""
+    sound = read_checkpoint(chosen_file(demo / "chips/proposals/rpn"))
+    weights = {name: value.clone() for name, value in sound.model.items()}
+    weights["rpn.conv.bias"][3] = float("nan")
+    write_checkpoint(tmp_path / "bad.pt", sound._replace(model=weights))
+    with pytest.raises(DataError, match=r"bad\.pt: 1 tensors hold values that are NaN .* first rpn\.conv\.bias"):
+        open_inference(tmp_path / "bad.pt", Settings(), torch.device("cpu"))
