@@ -91,9 +91,8 @@ def validate(run: Run, truth: GroundTruth) -> dict[str, float]:
     values = {name: value for name, value in report.summary.items() if value is not None}
     if focus_of(inference) is not None:
         values["searched"] = report.searched.share
-    run.tell(
-        "validation: " + ", ".join(f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values)
-    )
+    told = [f"{name} {values[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in values]
+    run.tell("validation: " + (", ".join(told) or "no score, for the images that were read hold no object"))
     return values
 
 

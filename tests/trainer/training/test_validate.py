@@ -66,6 +66,18 @@ def test_train__scores_a_network_on_whole_images(demo: Path, tmp_path: Path) -> 
     assert report.summary["AP"] == read_checkpoint(tmp_path / "best.pt").best_ap
 
 
+def test_train__validation_data_without_an_object_have_no_score_and_that_is_said(
+    demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads((demo / "val.json").read_bytes())
+    content["annotations"] = [{**box, "iscrowd": 1} for box in content["annotations"]]
+    (tmp_path / "crowd.json").write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        train(demo / "chips", tmp_path / "run", tiny_settings(), validation=(tmp_path / "crowd.json", demo / "val"))
+    assert "validation: no score, for the images that were read hold no object" in caplog.text
+    assert not (tmp_path / "run/best.pt").exists()
+
+
 def test_train__what_cannot_be_scored_on_is_refused_before_the_first_step(demo: Path, tmp_path: Path) -> None:
     for validation in ((demo / "none.json", demo / "val"), (demo / "val.json", demo / "none")):
         with pytest.raises((DataError, UsageError)):
