@@ -1,5 +1,7 @@
 """Errors a user can cause. The command line prints their text and exits with their status; never a traceback."""
 
+from collections.abc import Iterable
+
 AGAIN = "run the same command again: what is finished is kept"
 
 MORE_PIXELS = (
@@ -47,3 +49,13 @@ class StoppedError(SniperError):
     def __str__(self) -> str:
         """Return the text alone."""
         return str(self.args[0])
+
+
+def refuse_text(name: str, values: Iterable[str]) -> None:
+    """Refuse a text where a list of texts is expected: each of its letters would be taken for one.
+
+    Raises:
+        UsageError: it is a text.
+    """
+    if isinstance(values, str):
+        raise UsageError(f"{name}: expected a list, found the text {values!r}; give [{values!r}]")

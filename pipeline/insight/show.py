@@ -16,7 +16,7 @@ from pipeline.insight.proposals import add_proposals
 from pipeline.insight.sheet import GAP, Row, draw_sheet, sheet_width
 from pipeline.storage import Location, location
 from schemas.codes import STATUS_NAMES
-from schemas.errors import DataError, UsageError
+from schemas.errors import DataError, UsageError, refuse_text
 from schemas.wording import interval, shell
 
 MOST_CHIPS = 60  # of one kind and scale, on the sheet of one image
@@ -62,6 +62,8 @@ def show(
     """
     if images is not None and image is None:
         raise UsageError("show: --images is for --image, the id of one image to draw; leave it out, or give both")
+    refuse_text("classes", classes)
+    refuse_text("statuses", statuses)
     data, out = location(data), location(out)
     picture_format(out)
     frames = {one: _chips(data, one) for one in _kinds(data, kind, image)}

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from schemas.errors import SettingsError
+from schemas.errors import SettingsError, refuse_text
 from schemas.settings.chips import ChipSettings, NegativeSettings
 from schemas.settings.detect import DetectSettings
 from schemas.settings.loader import LoaderSettings
@@ -33,7 +33,9 @@ def load_settings(config: Path | str | None = None, assignments: tuple[str, ...]
 
     Raises:
         SettingsError: naming every unknown key and wrong value at once, with dotted names.
+        UsageError: a text is given in place of several assignments.
     """
+    refuse_text("assignments", assignments)
     tree = _read_yaml(Path(config)) if config is not None else {}
     faults = [fault for assignment in assignments if (fault := _assign(tree, assignment)) is not None]
     try:

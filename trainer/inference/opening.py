@@ -18,7 +18,14 @@ from schemas.settings import ChipSettings, DetectSettings, Precision, Settings
 from schemas.settings.section import contradictions
 from trainer.model import Detector
 from trainer.model.heads import autocast
-from trainer.runtime.checkpoint import Checkpoint, chosen_file, make_detector, origin, read_checkpoint
+from trainer.runtime.checkpoint import (
+    Checkpoint,
+    chosen_file,
+    make_detector,
+    origin,
+    read_checkpoint,
+    refuse_not_finite,
+)
 from trainer.runtime.memory import explained_memory
 
 
@@ -83,11 +90,7 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
         raise DataError(
             f"{path}: its network cannot be made again: {str(error).splitlines()[0]}; train anew"
         ) from error
-    if odd := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
-        raise DataError(
-            f"{path}: {len(odd)} tensors hold values that are NaN or infinite, first {odd[0]}, so nothing can be "
-            "found with it: that training had gone astray; choose a checkpoint from before"
-        )
+    refuse_not_finite(str(path), model.state_dict())
     ready = model.to(device).eval()
     return checkpoint, Inference(ready, chip_settings, settings.detect, device, checkpoint.precision)
 

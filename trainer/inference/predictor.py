@@ -18,7 +18,7 @@ from pipeline.pyramid.search import SearchLog, focus_threshold, search_any, sear
 from pipeline.pyramid.views import Output, View
 from pipeline.storage import Location, location
 from schemas.arrays import BoolArray
-from schemas.errors import UsageError
+from schemas.errors import UsageError, refuse_text
 from schemas.settings import Settings
 from trainer.inference.opening import Inference, allocator, as_network, open_detector
 from trainer.model import predict, predict_and_focus
@@ -61,6 +61,7 @@ class Predictor:
             UsageError: settings were given that contradict the checkpoint, or it knows no class of a name.
             DataError: the checkpoint cannot be read, or is of the RPN alone.
         """
+        refuse_text("classes", classes)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         state, self.inference = open_detector(location(checkpoint), settings or Settings(), where)
         self.categories: list[tuple[int, str]] = state.categories

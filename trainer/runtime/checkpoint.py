@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import re
+from collections.abc import Mapping
 from typing import IO, Any, NamedTuple, cast
 
 import msgspec
@@ -252,6 +253,23 @@ def make_detector(checkpoint: Checkpoint) -> Detector:
     model = Detector(settings, len(checkpoint.categories), checkpoint.chips["size"])
     model.load_state_dict(checkpoint.ema or checkpoint.model)
     return model
+
+
+def refuse_not_finite(origin: str, state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse numbers of a network that would find nothing and learn nothing.
+
+    Args:
+        origin: where they come from, for the message.
+        state: tensors by their names.
+
+    Raises:
+        DataError: some of them are NaN or infinite.
+    """
+    if odd := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise DataError(
+            f"{origin}: {len(odd)} tensors hold values that are NaN or infinite, first {odd[0]}: that training had "
+            "gone astray; choose a checkpoint from before, or another one"
+        )
 
 
 class Score(msgspec.Struct, frozen=True):

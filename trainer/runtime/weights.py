@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,7 +12,7 @@ from pipeline.storage import is_file, is_folder, location
 from schemas.errors import DataError, UsageError
 from schemas.settings import Norm
 from trainer.model import Detector
-from trainer.runtime.checkpoint import Checkpoint, as_checkpoint, chosen_file, read_content
+from trainer.runtime.checkpoint import Checkpoint, as_checkpoint, chosen_file, read_content, refuse_not_finite
 
 CLASS_LAYERS = ("head.scores.", "head.deltas.")
 """The layers that have rows for each class."""
@@ -90,11 +89,7 @@ def load_weights(model: Detector, source: str, classes: list[str]) -> str:
             f"{len(missing)} tensors of the backbone are missing there or have other shapes, first {missing[0]}, here "
             f"{list(own[missing[0]].shape)}; set model.backbone to the source's network, or choose another source"
         )
-    if odd := [name for name, value in taken.items() if not torch.isfinite(value).all()]:
-        raise DataError(
-            f"{weights.origin}: {len(odd)} tensors hold values that are NaN or infinite, first {odd[0]}: that "
-            "training had gone astray; choose a file from before, or another source"
-        )
+    refuse_not_finite(weights.origin, taken)
     unused = [
         f"{name} {list(value.shape)}"
         for name, value in weights.state.items()

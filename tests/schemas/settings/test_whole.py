@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import SettingsError
+from schemas.errors import SettingsError, UsageError
 from schemas.settings import ChipSettings, Settings, SideScale, load_settings
 
 
@@ -194,3 +194,8 @@ def test_load_settings_key_that_stands_twice_is_refused_with_its_line(tmp_path: 
         load_settings(path)
     with pytest.raises(SettingsError, match="the key 'side' stands twice"):
         load_settings(None, ("chips.scales=[{side: 3, side: 4}]",))
+
+
+def test_load_settings__one_assignment_in_place_of_several_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"assignments: expected a list, found the text 'chips.size=256'"):
+        load_settings(None, "chips.size=256")  # type: ignore[arg-type]

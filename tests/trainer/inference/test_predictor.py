@@ -45,6 +45,11 @@ def test_predictor__takes_arrays_images_and_paths_and_finds_what_the_command_fin
     assert predictor([]) == []
 
 
+def test_predictor__a_text_is_no_list_of_classes(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=r"classes: expected a list, found the text 'disc'; give \['disc'\]"):
+        Predictor(checkpoint, classes="disc")
+
+
 def test_predictor__serves_many_threads_at_a_time(checkpoint: Path, photos: list[Path]) -> None:
     predictor = Predictor(checkpoint, SETTINGS)
     alone = [predictor(photo) for photo in photos]
