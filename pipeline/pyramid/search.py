@@ -16,6 +16,7 @@ from pipeline.pyramid.focus import THRESHOLD, Focus, FocusMap, focus_limits, pai
 from pipeline.pyramid.merging import Detections, merge
 from pipeline.pyramid.reading import ImageLike, Opener, Pixels, ViewBatch, open_any, read_batches
 from pipeline.pyramid.views import Output, View, Viewed
+from pipeline.storage import Location
 from schemas.arrays import Float32Array
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, DetectSettings, Settings
@@ -163,8 +164,9 @@ def _without_detections(
         reject = rejects.pop(0)
         position = reject.id
         assert position is not None
+        image = images[position]
         # the whole path, since files of several folders may have the same name
-        name = reject.file if reject.file == f"image {position}" else images[position]
+        name = image if isinstance(image, str | Location) else reject.file
         reason = f"{name}: {reject.reason}: {reject.message.removeprefix(f'{reject.file}: ')}"
         if refused is None:
             raise DataError(reason)
