@@ -105,7 +105,7 @@ def main() -> None:
         with _stopping():
             for entry in entry_points(group="sniper.commands"):
                 cli.add_command(entry.load())
-            cli(standalone_mode=True)
+            cli(prog_name="sniper")
     except SniperError as error:
         click.echo(f"sniper: {error}", err=True)
         sys.exit(error.exit_status)

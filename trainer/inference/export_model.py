@@ -25,6 +25,7 @@ from trainer.inference.opening import open_detector
 from trainer.model import Detector
 from trainer.model.detector import chips_in, score_boxes
 from trainer.runtime.checkpoint import chosen_file, origin, read_checkpoint, write_checkpoint
+from trainer.runtime.memory import explained_memory
 
 OPSET = 18
 MOST_FOUND = 1000
@@ -97,6 +98,7 @@ def export_model(
         UsageError: the extra `onnx` is not installed, the size is no multiple of 32, the name has another suffix, or a
             file of another origin is there.
         DataError: the checkpoint cannot be read, is of the RPN alone, or the exported network gives something else.
+        OutOfMemoryError: the views are too large for this machine.
     """
     with needed("onnx"):
         import onnxruntime
@@ -109,20 +111,21 @@ def export_model(
     if height % ALIGN or width % ALIGN or min(height, width) < ALIGN:
         raise UsageError(f"export-model: views of {height} x {width} pixels; give multiples of {ALIGN} as the size")
     network = ViewNetwork(inference.model, by_area=settings.detect.by_area).eval()
-    pictures, sizes = _pictures(height, width)
-    with torch.no_grad():
-        expected = [values.numpy() for values in network(pictures, sizes)]  # makes the constants that both share
-        program = _exported(network, pictures, sizes)
     about = {
         "size": [height, width],
         "classes": state.categories,
         "chips": {name: state.chips[name] for name in ("size", "scales", "ranges")},
         "step": state.step,
     }
-    program.model.metadata_props[KEY] = json.dumps(about)
-    content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"images": pictures.numpy(), "sizes": sizes.numpy()})
+    with explained_memory(inference.device, lambda: f"give a size below {height} x {width}"):
+        pictures, sizes = _pictures(height, width)
+        with torch.no_grad():
+            expected = [values.numpy() for values in network(pictures, sizes)]  # makes the constants that both share
+            program = _exported(network, pictures, sizes)
+        program.model.metadata_props[KEY] = json.dumps(about)
+        content = program.model_proto.SerializeToString()
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        found = session.run(None, {"images": pictures.numpy(), "sizes": sizes.numpy()})
     worst = largest_difference(expected, found, max(height, width))
     if worst > TOLERANCE:
         raise DataError(

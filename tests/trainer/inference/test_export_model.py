@@ -21,6 +21,7 @@ from trainer.inference.export_model import KEY, export_model, largest_difference
 from trainer.inference.predictor import Predictor
 from trainer.model import predict
 from trainer.runtime.checkpoint import read_checkpoint
+from trainer.runtime.memory import OutOfMemoryError
 from trainer.training.train import train
 
 SIDE = 96  # of views of chips of 64: twice their area, so that counts grow
@@ -92,6 +93,8 @@ def test_export_model__refuses_wrong_sizes_names_and_files_of_another_origin(
     ):
         with pytest.raises(UsageError, match=said):
             export_model(checkpoint, tmp_path / place, size=size)
+    with pytest.raises(OutOfMemoryError, match="give a size below 200000 x 200000"):
+        export_model(checkpoint, tmp_path / "a.onnx", size=(200_000, 200_000))
     with pytest.raises(UsageError, match="was not written by this command"):
         slim_checkpoint(checkpoint, whole)
     assert whole.read_bytes() == checkpoint.read_bytes()
