@@ -42,7 +42,7 @@ from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.mine import PooledProposals
 from pipeline.planning.scales import scale_name
-from pipeline.storage import Location, ahead, is_folder, location, locked, probe_writable
+from pipeline.storage import Location, ahead, is_folder, location, locked
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
@@ -105,7 +105,6 @@ def negatives(
     read_build(data)
     where = Engine(engine, workers, address)
     check_engine(where)
-    probe_writable(data)
     with locked(data, "sniper negatives"):
         clear_unfinished(data)
         positives = read_build(data)

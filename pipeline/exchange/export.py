@@ -27,7 +27,6 @@ from pipeline.storage import (
     locked,
     make_folder,
     names_in,
-    probe_writable,
     read_bytes,
     remove_folder,
     write_atomic,
@@ -123,7 +122,6 @@ def export(
     chips = builds[POSITIVES].settings["chips"]
     jpeg = chips["quality"], chips["subsampling"]
     _refuse_others(out, split, writer, format)
-    probe_writable(out)
     with locked(out, "sniper export"):
         _claim(out, split, record, overwrite)
         notes = out / NOTES / split

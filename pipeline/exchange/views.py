@@ -37,7 +37,6 @@ from pipeline.storage import (
     location,
     locked,
     make_folder,
-    probe_writable,
     read_bytes,
     write_atomic,
     write_together,
@@ -113,7 +112,6 @@ def views(
     planned.sort(key=lambda view: view.image)  # stable: in the order of images, scales and tiles
     names = _names(planned)
     about = {"size": chips.size, "ranges": chips.model_dump(mode="json")["ranges"], "categories": categories}
-    probe_writable(out)
     with locked(out, "sniper views"):
         stamps = [stamp and stamp[:2] for stamp in find_stamps(root, [source.file_name for source in sources])]
         made_with = json.dumps([about, chips.quality, chips.subsampling, planned, sources, stamps]).encode()

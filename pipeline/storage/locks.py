@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.storage.files import files_in, remove
 from pipeline.storage.stores import Location
-from pipeline.storage.writing import TEMPORARY
+from pipeline.storage.writing import TEMPORARY, probe_writable
 from schemas.errors import UsageError
 
 
@@ -30,8 +30,8 @@ def locked(folder: Location, work: str, name: str = ".lock") -> Iterator[None]:
     """Hold a folder against other processes while the block runs. The system lets go when this process ends.
 
     Object stores have no locks: there, two builds of the same settings write the same bytes, and two of different
-    settings are the user's to keep apart. A second lock on the same folder fails in this process too, so several
-    ranks of one training run let the first one hold it.
+    settings are the user's to keep apart. A store is only asked whether it takes files, before hours of work. A second
+    lock on the same folder fails in this process too, so several ranks of one training run let the first one hold it.
 
     Args:
         folder: What is written to. It is made where it does not exist.
@@ -41,8 +41,10 @@ def locked(folder: Location, work: str, name: str = ".lock") -> Iterator[None]:
 
     Raises:
         UsageError: Another process holds it, or the folder cannot be written or locked.
+        DataError: A store does not answer.
     """
     if not isinstance(folder, Path):
+        probe_writable(folder)
         yield
         return
     try:

@@ -10,7 +10,7 @@ from pipeline.coco.rejects import describe_rejects
 from pipeline.exchange.merge_views import merge_views as merge_found
 from pipeline.exchange.views import INDEX, LISTING, ViewIndex, read_index
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, is_folder, location, locked, probe_writable, refuse_inputs, write_atomic
+from pipeline.storage import Location, is_folder, location, locked, refuse_inputs, write_atomic
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings
 from schemas.settings.section import contradictions
@@ -70,7 +70,6 @@ def merge_views(
     refuse_inputs((out, summary_place), [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])])
     if is_folder(out):
         raise UsageError(f"{out}: is a folder; give a file for the detections, such as {out}/merged.json, as --out")
-    probe_writable(out.parent)
     with locked(out.parent, "sniper merge-views", f".{out.name}.lock"):
         settings = settings or Settings()
         index, read = read_index(folder), read_results(place)

@@ -9,7 +9,7 @@ import torch
 from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES, finished_builds, refuse_other_chips
 from pipeline.engines.progress import log
 from pipeline.pyramid.focus import focus_limits
-from pipeline.storage import Location, is_file, location, locked, make_folder, probe_writable, read_bytes
+from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import ModelSettings, Settings, TrainSettings
@@ -101,7 +101,6 @@ def _take(out: Location, resume: bool | Literal["auto"], held: ExitStack) -> Non
     is_part = out.name in (POSITIVES, NEGATIVES) and is_file(out.parent / NAME)
     if is_file(out / NAME) or is_part:
         raise UsageError(f"{out}: is {'part of ' if is_part else ''}a chip data set; choose another --out")
-    probe_writable(out)
     held.enter_context(locked(out, "sniper train"))
     checkpoints = find_checkpoints(out)
     if checkpoints and not resume:

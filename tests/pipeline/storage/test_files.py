@@ -611,6 +611,11 @@ def test_whether_a_bucket_takes_files_is_found_out_at_once(s3: S3, tmp_path: Pat
     assert not (tmp_path / "new").exists()
     with pytest.raises(UsageError, match="bucket does not exist; make the bucket"):
         probe_writable(location(f"{s3.url}-absent/folder"))
+    with (
+        pytest.raises(UsageError, match="bucket does not exist"),
+        locked(location(f"{s3.url}-absent"), "sniper train"),
+    ):
+        pytest.fail("the work began")
     s3.fault("denied", times=math.inf)
     with pytest.raises(UsageError, match=r"new: cannot be written: .*; make the bucket"):
         probe_writable(location(f"{s3.url}/new"))
