@@ -275,7 +275,8 @@ def _settled(settings: ChipSettings, standing: Build | None, source: Source, out
     if now is None:
         return settings.model_copy(update={"images_per_shard": then})
     lengths = {min(span_length(source.num_images, number), source.num_images) for number in (then, now)}
-    refuse_changes(out, "chips", [("images_per_shard", then, now)] if len(lengths) > 1 else [])
+    if len(lengths) > 1:
+        refuse_changes(out, "chips", {"images_per_shard": then}, {"images_per_shard": now})
     return settings
 
 

@@ -34,7 +34,6 @@ from pipeline.dataset.job import Target
 from pipeline.dataset.ledger.read import Kept, read_kept
 from pipeline.dataset.proposals import Parts, find_parts, read_proposals, slice_pool
 from pipeline.dataset.shards import read_record, shard_name
-from pipeline.dataset.standing import differing
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task, check_engine
@@ -155,7 +154,7 @@ def _build(
     standing = find_build(target.out, NEGATIVES)
     if standing is not None:  # how its chips are stored stands in no row of them
         now = {key: getattr(target.settings, key) for key in ("quality", "subsampling")}
-        refuse_changes(target.out / NEGATIVES, "chips", differing(standing.settings.get("chips", now), now))
+        refuse_changes(target.out / NEGATIVES, "chips", standing.settings.get("chips", now), now)
     remove_surplus(target, len(names))  # after the refusal: it may delete the record that this one compares with
     mined: dict[str, MinedShard] = {}
     with Progress("negatives", kept.source.num_images, "images") as progress:

@@ -10,7 +10,7 @@ from pipeline.dataset.build_file import NAME, NEGATIVES, POSITIVES
 from pipeline.dataset.job import Target
 from pipeline.dataset.plan_files import remove_plan
 from pipeline.dataset.shards import SUFFIXES, read_record, shard_files, shard_name
-from pipeline.dataset.standing import differing
+from pipeline.dataset.standing import DEFAULTS
 from pipeline.engines.progress import log
 from pipeline.engines.tasks import DEFAULT_MEMORY
 from pipeline.images.sources import pixels_held
@@ -28,6 +28,7 @@ from pipeline.storage import (
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, NegativeSettings
+from schemas.settings.section import differing
 
 UNDER_WAY = ".building"
 """File of a data set that holds an UnderWay as JSON while a build is made, when run.json may be gone."""
@@ -92,7 +93,7 @@ def prepare(target: Target, section: str, standing: Build | None = None) -> bool
     """
     folder = target.out / target.folder
     if standing is not None and section in standing.settings:
-        refuse_changes(target.build_file.parent, section, differing(standing.settings[section], target.recorded))
+        refuse_changes(target.build_file.parent, section, standing.settings[section], target.recorded)
     make_folder(folder)
     manifests = shard_files(folder, ".parquet")
     for path in manifests:
@@ -100,26 +101,27 @@ def prepare(target: Target, section: str, standing: Build | None = None) -> bool
             record = read_record(path)
         except DataError:
             continue  # damaged: it is made again
-        refuse_changes(target.build_file.parent, section, differing(record.settings, target.recorded))
+        refuse_changes(target.build_file.parent, section, record.settings, target.recorded)
         break  # builds with other settings are refused, so all shards have the same
     return bool(manifests)
 
 
-def refuse_changes(folder: Location, section: str, changed: Sequence[tuple[str, Any, Any]]) -> None:
+def refuse_changes(folder: Location, section: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse a build in a folder whose chips were made with other settings.
 
     Args:
         folder: where the build stands.
         section: of the settings.
-        changed: (name, value then, value now) of each setting that differs; there may be none.
+        then: the settings of the chips there. It may lack some that the program of then did not have, and have more.
+        now: the settings that would be recorded.
 
     Raises:
         UsageError: some differ; all are named.
     """
-    if changed:
+    if changed := sorted(differing(then, now, DEFAULTS)):
         raise UsageError(
             f"{folder}: holds chips made with other settings:\n  "
-            + "\n  ".join(f"{section}.{key}: {then!r} there, {now!r} now" for key, then, now in changed)
+            + "\n  ".join(f"{section}.{key}: {before!r} there, {after!r} now" for key, before, after in changed)
             + "\nReplace them with --overwrite, or build in another folder"
         )
 

@@ -17,6 +17,7 @@ from pipeline.storage import Location, Stamp, ahead, open_binary, size_of, stamp
 from schemas.codes import Reason
 from schemas.errors import AGAIN, DataError
 from schemas.settings import ChipSettings, NegativeSettings
+from schemas.settings.section import differing
 from schemas.tables import FORMAT_VERSION, PLAN
 
 LIMITED = {Reason.TOO_MANY_PIXELS, Reason.SIZE_MISMATCH}
@@ -118,7 +119,7 @@ def standing_record(job: ShardJob, stamps: Sequence[Stamp | None], fingerprint: 
         record = read_record(path)
     except DataError:
         return None
-    if differing(record.settings, job.target.recorded):
+    if differing(record.settings, job.target.recorded, DEFAULTS):
         return None
     if record.fingerprint != fingerprint and record.fingerprint != _version_2_fingerprint(job, stamps, record):
         return None
@@ -148,20 +149,6 @@ def _limit_stands(job: ShardJob, record: Record) -> bool:
     if is_limited(job.images, record.rejects, now):
         return bool(then == now)
     return then is None or "images_per_shard" in record.settings  # format 2 recorded it for every shard
-
-
-def differing(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Compare the settings that a shard records with those that act now.
-
-    Args:
-        then: those of the record. It may lack settings that the program of then did not have, and may have more.
-        now: those that every shard of the build records.
-
-    Returns:
-        (name, value then, value now) of each one that differs.
-    """
-    known = DEFAULTS | then
-    return [(key, known.get(key), value) for key, value in sorted(now.items()) if known.get(key) != value]
 
 
 def _images_stand(job: ShardJob, stamps: Sequence[Stamp | None], record: Record) -> bool:

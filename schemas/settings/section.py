@@ -52,5 +52,20 @@ def contradictions(name: str, given: Section, recorded: dict[str, Any]) -> list[
     ]
 
 
+def differing(then: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Compare recorded settings with those of now, both as JSON has them.
+
+    Args:
+        then: those of the record. It may lack settings that the program of then did not have, and may have more.
+        now: those that count.
+        defaults: what a setting was before the program had it.
+
+    Returns:
+        (name, value then, value now) of each one that differs, in the order of `now`.
+    """
+    known = defaults | then
+    return [(name, known.get(name), value) for name, value in now.items() if known.get(name) != value]
+
+
 def _holds_truth(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pipeline.storage import Location
 from schemas.errors import DataError, UsageError
 from schemas.settings import Settings
-from schemas.settings.section import as_yaml
+from schemas.settings.section import as_yaml, differing
 from trainer.runtime.checkpoint import Checkpoint
 
 MAY_CHANGE = {  # settings that a resumed run may have otherwise (docs/training.md): they change only later steps
@@ -94,10 +94,9 @@ def changed_settings(checkpoint: Checkpoint, settings: dict[str, dict[str, Any]]
     """
     defaults = Settings().model_dump(mode="json")
     return [
-        f"{section}.{key}: {as_yaml(before)} there, {as_yaml(now)} now"
+        f"{section}.{key}: {as_yaml(there)} there, {as_yaml(now)} now"
         for section, recorded in checkpoint.settings.items()
-        for key, now in settings.get(section, {}).items()
-        if (before := recorded.get(key, defaults[section][key])) != now
+        for key, there, now in differing(recorded, settings.get(section, {}), defaults[section])
     ]
 
 

@@ -13,6 +13,7 @@ from pipeline.storage import Location, is_file, location, locked, make_folder, r
 from schemas.build import Build
 from schemas.errors import UsageError
 from schemas.settings import ModelSettings, Settings, TrainSettings
+from schemas.settings.section import differing
 from schemas.wording import counted, shell
 from trainer.evaluation.seen import note_seen
 from trainer.loading.cache import cache_of
@@ -192,11 +193,10 @@ def _other_network(data: Location, builds: dict[str, Build], settings: Settings)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return []  # made before it was noted, or damaged: a warning is not worth a run
     now = settings.model.model_dump(mode="json", exclude={"focus", "focus_limits"})  # no part of an RPN
-    there = ModelSettings().model_dump(mode="json") | recorded  # a setting that did not exist yet had its default
-    differing = [name for name, value in now.items() if there[name] != value]
-    if not differing:
+    changed = differing(recorded, now, ModelSettings().model_dump(mode="json"))
+    if not changed:
         return []
-    named = ", ".join(f"model.{name} {there[name]} there and {now[name]} here" for name in differing)
+    named = ", ".join(f"model.{name} {there} there and {here} here" for name, there, here in changed)
     return [
         f"the negatives were found by the RPN of another network ({named}): they show what fooled that one; "
         "`sniper negatives --overwrite` with this --config finds them anew"

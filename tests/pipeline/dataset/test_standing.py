@@ -11,10 +11,11 @@ from pipeline.commands.negatives import negatives
 from pipeline.commands.verify import verify
 from pipeline.dataset.build_file import finished_builds, former_names, read_build, write_build
 from pipeline.dataset.proposals import find_parts
-from pipeline.dataset.standing import differing
+from pipeline.dataset.standing import DEFAULTS
 from pipeline.images.chip import codec
 from schemas.build import Build
 from schemas.settings import Settings, load_settings
+from schemas.settings.section import differing
 from tests.paths import ROOT
 
 
@@ -79,12 +80,12 @@ def test_build__its_identity_is_that_of_its_shards_alone(kept: Path) -> None:
 
 
 def test_differing__takes_a_setting_that_then_did_not_exist_for_its_default() -> None:
-    assert differing({"quality": 95}, {"quality": 95, "min_side": 4.0}) == []
-    assert differing({"quality": 95}, {"quality": 90, "min_side": 3.0}) == [
-        ("min_side", 4.0, 3.0),
+    assert differing({"quality": 95}, {"quality": 95, "min_side": 4.0}, DEFAULTS) == []
+    assert differing({"quality": 95}, {"quality": 90, "min_side": 3.0}, DEFAULTS) == [
         ("quality", 95, 90),
+        ("min_side", 4.0, 3.0),
     ]
-    assert differing({"random": 2, "nms": 0.5}, {"random": 3}) == [("random", 2, 3)]
+    assert differing({"random": 2, "nms": 0.5}, {"random": 3}, DEFAULTS) == [("random", 2, 3)]
 
 
 def test_former_names__are_kept_while_no_shard_is_made_anew() -> None:
