@@ -69,7 +69,8 @@ def open_any(
         The size of each image, under its position as its id; and what opens them.
 
     Raises:
-        UsageError: an array is not uint8 [height, width, 3], or one image is given in place of a list.
+        UsageError: an array is not uint8 [height, width, 3], something is no image, or one image is given in place of
+            a list.
         DataError: a file cannot be read, or is no image, and is not to be taken nevertheless.
     """
     if isinstance(images, str | Location | Image.Image) or getattr(images, "ndim", 4) < 4:  # an array of one image
@@ -103,6 +104,10 @@ def _described(image: ImageLike, position: int, take_unreadable: bool) -> tuple[
                 "convert it first"
             )
         return f"image {position}", image.shape[1], image.shape[0]
+    if not isinstance(image, str | Location):
+        raise UsageError(
+            f"image {position}: expected an array, an image of Pillow or a path, found a {type(image).__name__}"
+        )
     place = location(image)
     try:
         return place.name, *measure_image(place)[0]

@@ -7,8 +7,6 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upath import UPath
-
 from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress, log
 from pipeline.images.decode import ImageRefusedError
@@ -203,7 +201,7 @@ def _in_rounds(results: Iterator[Result], spans: Sequence[range], rank: "Rank") 
 
 def _listed(images: Location | str | Sequence[Location | str], out: Location | None) -> list[Path]:
     """List the images that are to be searched, each once."""
-    wanted = [images] if isinstance(images, str | Path | UPath) else images
+    wanted = [images] if isinstance(images, str | Location) else images
     listed = {file.resolve(): file for path in wanted for file in _files(location(path), out)}
     return list(listed.values())
 

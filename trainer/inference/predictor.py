@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 import torch
 from PIL import Image
-from upath import UPath
 
 from pipeline.coco import SourceImage
 from pipeline.pyramid.focus import Focus, FocusMap, focus_limits, painted_map
@@ -87,11 +85,11 @@ class Predictor:
             1..K, best first.
 
         Raises:
-            UsageError: an array is no image.
+            UsageError: something is no image.
             DataError: a file cannot be read.
             OutOfMemoryError: the network needs more memory than there is.
         """
-        if isinstance(images, np.ndarray | Image.Image | str | Path | UPath):
+        if isinstance(images, np.ndarray | Image.Image | str | Location):
             return self([images])[0]
         _, chips, options, device, _ = self.inference
         focus = focus_of(self.inference)

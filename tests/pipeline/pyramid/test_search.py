@@ -283,6 +283,8 @@ def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     for wrong in (np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((0, 9, 3), np.uint8)):
         with pytest.raises(UsageError, match="image 0: expected uint8"):
             list(search([wrong], blind))
+    with pytest.raises(UsageError, match="image 0: expected an array, an image of Pillow or a path, found a bytes"):
+        list(search([b"JFIF"], blind))  # type: ignore[list-item]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     broken = encoded(Image.fromarray(scene(1)[0]))
     (tmp_path / "broken.jpg").write_bytes(broken[: len(broken) // 2])
