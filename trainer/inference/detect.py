@@ -11,7 +11,7 @@ from pipeline.coco import SourceImage
 from pipeline.engines.progress import Progress, log
 from pipeline.images.decode import ImageRefusedError
 from pipeline.images.sources import SUFFIXES, find_images, frame_notes, measure_image
-from pipeline.pyramid.search import SearchLog, split_spans
+from pipeline.pyramid.search import SMALL_SPAN, SearchLog, split_spans
 from pipeline.storage import Location, location, read_bytes
 from schemas.errors import UsageError
 from schemas.settings import Settings
@@ -22,8 +22,6 @@ from trainer.inference.results_file import check_results, image_ids, write_resul
 
 if TYPE_CHECKING:
     from trainer.runtime.ranks import Rank
-
-SPAN = 8  # images whose views share batches; few, so that results come soon
 
 
 def detect(
@@ -166,7 +164,7 @@ def detect_into(
         # one process alone may stop within a batch; several end together, each after an image
         with breakable() if rank.count == 1 else nullcontext(), writer as output:
             done = from_first(lambda: output.done if output else 0)
-            spans = split_spans(len(files) - done, SPAN)
+            spans = split_spans(len(files) - done, SMALL_SPAN)
             own = [done + i for span in spans[rank.index :: rank.count] for i in span]
             found = _search(predictor, [files[i] for i in own], focus_map=focus_map)
             with_pictures = (drawn(result, out, i, min_drawn) for i, result in zip(own, found, strict=True))
@@ -249,7 +247,7 @@ def _search(predictor: Predictor, files: Sequence[Path], *, focus_map: bool = Fa
 
 def _spans(sources: Sequence[SourceImage]) -> list[range]:
     """Part images into spans by their positions among the files, so that bad files between them change no batch."""
-    groups = groupby(range(len(sources)), lambda i: sources[i].image_id // SPAN)
+    groups = groupby(range(len(sources)), lambda i: sources[i].image_id // SMALL_SPAN)
     members = [list(group) for _, group in groups]
     return [range(group[0], group[-1] + 1) for group in members]
 

@@ -122,7 +122,7 @@ def test_detect__stopped_by_a_signal_keeps_what_it_has_and_goes_on(
         picture = Image.open(file)
         picture.crop((0, 0, picture.width - 64 * (index % 2), picture.height)).save(tmp_path / f"{index}.png")
     (tmp_path / "2.png").write_bytes(b"nothing")
-    monkeypatch.setattr("trainer.inference.detect.SPAN", 3)
+    monkeypatch.setattr("trainer.inference.detect.SMALL_SPAN", 3)
     arguments = ("detect", "--checkpoint", checkpoint, tmp_path, "--out", tmp_path / "found")
     whole = detect(checkpoint, tmp_path)
     assert [Path(each["file"]).name for each in whole] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
@@ -237,14 +237,14 @@ def test_detect__two_ranks_share_the_images_and_change_nothing(
     for index, file in enumerate(sorted((demo / "val").iterdir())[:7]):
         (tmp_path / f"in/{index}.jpg").write_bytes(file.read_bytes())
     (tmp_path / "in/3.jpg").write_bytes(b"nothing")
-    monkeypatch.setattr("trainer.inference.detect.SPAN", 2)
+    monkeypatch.setattr("trainer.inference.detect.SMALL_SPAN", 2)
     settings = load_settings(None, ("detect.focus=0.4",))
     detect(checkpoint, tmp_path / "in", settings, out=tmp_path / "one")
     script = tmp_path / "detect.py"
     script.write_text(
         "import os, sys, torch; torch.set_num_threads(1)\nimport trainer.inference.detect as module\n"
         "from schemas.settings import load_settings\nsettings = load_settings(None, ('detect.focus=0.4',))\n"
-        "module.SPAN = 2\nreport = module.detect_into(sys.argv[3], *sys.argv[1:3], settings)\n"
+        "module.SMALL_SPAN = 2\nreport = module.detect_into(sys.argv[3], *sys.argv[1:3], settings)\n"
         "assert (report is None) == (os.environ['RANK'] == '1')\n"
     )
     run_ranks(2, script, checkpoint, tmp_path / "in", tmp_path / "two")
