@@ -96,21 +96,10 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
 
 
 def open_detector(path: Location, settings: Settings, device: torch.device) -> tuple[Checkpoint, Inference]:
-    """Read a checkpoint of a whole detector and make it ready to be run.
-
-    Args:
-        path: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
-        settings: the section `detect` is used, and chips.max_pixels where it was given. The scales, the ranges and the
-            section `model` are the checkpoint's; where they were given, they must agree with it.
-        device: where the network is to run.
-
-    Returns:
-        The checkpoint, and its network.
+    """Read a checkpoint of a whole detector and make it ready to be run, as `open_inference` does.
 
     Raises:
-        DataError: there is no checkpoint, it is damaged or none of ours, its network cannot be made again, its
-            weights are not finite, or nothing behind its RPN was trained.
-        UsageError: other scales, ranges or network settings were given than those it was trained with.
+        DataError: also where nothing behind its RPN was trained.
     """
     checkpoint, inference = open_inference(path, settings, device)
     if checkpoint.rpn_only:
