@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +124,7 @@ def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.I
     return decode_image(open_image(io.BytesIO(data)), width, height, max_pixels)
 
 
-def open_image(file: BinaryIO) -> Opened:
+def open_image(file: IO[bytes]) -> Opened:
     """Open an image file and find its frames, without decoding its pixels.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, BinaryIO, NamedTuple, cast
+from typing import IO, NamedTuple
 
 import xxhash
 
@@ -132,7 +132,7 @@ def measure_image(place: Location) -> tuple[tuple[int, int], bool]:
         raise ImageRefusedError(Reason.BAD_RECORD, "its name is no text in UTF-8; rename the file")
     try:
         with open_binary(place) as file:
-            opened = open_image(cast(BinaryIO, file))
+            opened = open_image(file)
             return opened.frames.turned, opened.has_several
     except FileNotFoundError as error:
         raise ImageRefusedError(Reason.MISSING_FILE, _why_missing(error, "no such file")) from error
@@ -307,7 +307,7 @@ def _open(
     file.seek(0)
     if name in here:
         findings.decoders[name] = here[name]
-    opened = open_image(cast(BinaryIO, file))
+    opened = open_image(file)
     size = source.width, source.height
     image: Picture | None = None
     if windows is not None:

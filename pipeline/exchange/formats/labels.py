@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 from pipeline.coco import Reject
 from pipeline.images.decode import ImageRefusedError, open_image
@@ -106,7 +106,7 @@ class Images:
         """Return width and height of an image as a viewer shows it, from its header; refuse it where that fails."""
         try:
             with open_binary(self.folder / name) as file:
-                return open_image(cast(BinaryIO, file)).frames.turned
+                return open_image(file).frames.turned
         except ImageRefusedError as refused:
             notes.refuse_image(name, refused.reason, refused.message)
         except FileNotFoundError:
