@@ -42,7 +42,7 @@ from pipeline.storage import (
     write_together,
 )
 from pipeline.storage.parquet import parse_table
-from schemas.errors import DataError, UsageError
+from schemas.errors import DataError, MissingError, UsageError
 from schemas.settings import ChipSettings, Settings
 from schemas.tables import VIEWS
 
@@ -282,7 +282,8 @@ def read_index(folder: Location) -> ViewIndex:
     """Read the index of a folder of views.
 
     Raises:
-        DataError: it is not there, or damaged.
+        MissingError: it is not there.
+        DataError: it is damaged.
     """
     path = folder / INDEX
     try:
@@ -290,7 +291,7 @@ def read_index(folder: Location) -> ViewIndex:
         about = json.loads(table.schema.metadata[ABOUT])
         table = table.cast(VIEWS)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing: no finished views here; run `sniper views`") from error
+        raise MissingError(f"{path}: is missing: no finished views here; run `sniper views`") from error
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no index of views: {error}; run `sniper views --overwrite`") from error
     bounds = [(lo, float("inf") if hi is None else hi) for lo, hi in about["ranges"]]
