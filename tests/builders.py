@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.commands.chips import Report, chips
 from pipeline.commands.verify import verify
+from pipeline.images.decode import decode_image, open_image
 from schemas.settings import ChipSettings
 
 SIDE = 64  # of the sound images
@@ -36,6 +37,11 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def read_image(content: bytes, width: int, height: int, max_pixels: int) -> Image.Image:
+    """The image of a file, decoded in the frame whose size is given."""
+    return decode_image(open_image(io.BytesIO(content)), width, height, max_pixels)
 
 
 def exif(orientation: int) -> Image.Exif:

@@ -106,24 +106,6 @@ def format_of(prefix: bytes) -> str | None:
     return None
 
 
-def read_image(data: bytes, width: int, height: int, max_pixels: int) -> Image.Image:
-    """Decode an image file in full, in the frame whose size is the annotated one.
-
-    Args:
-        data: the bytes of the image file.
-        width: annotated width, pixels.
-        height: annotated height, pixels.
-        max_pixels: a file with more pixels is refused before it is decoded.
-
-    Returns:
-        A Pillow image of width x height pixels, mode RGB or RGBX.
-
-    Raises:
-        ImageRefusedError: the file cannot be used; its `reason` says why.
-    """
-    return decode_image(open_image(io.BytesIO(data)), width, height, max_pixels)
-
-
 def open_image(file: IO[bytes]) -> Opened:
     """Open an image file and find its frames, without decoding its pixels.
 

@@ -4,6 +4,7 @@ Steady state: start-up of processes and imports is timed apart. Ray runs on all 
 .venv-peers (`make peers`).
 """
 
+import io
 import json
 import os
 import statistics
@@ -24,7 +25,7 @@ from pipeline.dataset.job import ShardJob, Target
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.chip import codec, cut_chip, encode_jpeg
-from pipeline.images.decode import decoders, read_image
+from pipeline.images.decode import decode_image, decoders, open_image
 from pipeline.planning.plan import plan_span
 from schemas.settings import ChipSettings
 from scripts.bench.real_data import REAL_DATA
@@ -95,7 +96,7 @@ def timed_kernels(job: ShardJob) -> Timed:
     settings = job.target.settings
     started = time.monotonic()
     for data, source, chips in work:
-        decoded = read_image(data, source.width, source.height, settings.max_pixels)
+        decoded = decode_image(open_image(io.BytesIO(data)), source.width, source.height, settings.max_pixels)
         for row in chips:
             window = (row["x1"], row["y1"], row["x2"], row["y2"])
             pixels = cut_chip(decoded, window, row["scale"], row["width"], row["height"])

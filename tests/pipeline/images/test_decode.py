@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.images.chip import cut_chip, encode_jpeg
-from pipeline.images.decode import ImageRefusedError, read_image, to_rgb, undecodable
+from pipeline.images.decode import ImageRefusedError, to_rgb, undecodable
 from schemas.codes import Reason
-from tests.builders import deep_png, encoded, exif, texture, with_size
+from tests.builders import deep_png, encoded, exif, read_image, texture, with_size
 
 LIMIT = 200_000_000
 GREY = (128, 128, 128)
@@ -285,9 +285,9 @@ def test_image_refused_error_survives_pickling() -> None:
 
 
 MEASURE = """
-import resource, sys
+import io, resource, sys
 from pathlib import Path
-from pipeline.images.decode import ImageRefusedError, read_image, to_rgb
+from pipeline.images.decode import ImageRefusedError, decode_image, open_image, to_rgb
 from pipeline.images.chip import cut_chip
 import pipeline.images, simplejpeg
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -295,7 +295,7 @@ data = Path(sys.argv[1]).read_bytes()
 width, height = int(sys.argv[2]), int(sys.argv[3])
 before = peak()
 try:
-    image = read_image(data, width, height, 200_000_000)
+    image = decode_image(open_image(io.BytesIO(data)), width, height, 200_000_000)
     for i in range(20):
         cut_chip(image, (i * 100, i * 90, i * 100 + 171, i * 90 + 171), 3.0, 512, 512)
 except ImageRefusedError as error:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
-from pipeline.images.decode import open_image, read_image
+from pipeline.images.decode import open_image
 from pipeline.images.frames import TURNS
-from tests.builders import encoded, exif, texture
+from tests.builders import encoded, exif, read_image, texture
 
 LIMIT = 1_000_000
 STORED = texture(24, 16).resize((48, 32))

@@ -20,7 +20,7 @@ from pipeline.commands.check import check
 from pipeline.commands.chips import chips
 from pipeline.images import chip, sources
 from pipeline.images.chip import Large, cut_chip
-from pipeline.images.decode import ImageRefusedError, decode_given, read_image
+from pipeline.images.decode import ImageRefusedError, decode_given
 from pipeline.images.frames import TURNS
 from pipeline.images.sources import Findings, open_sources
 from pipeline.insight.show import show
@@ -28,7 +28,7 @@ from pipeline.storage import Location, location, read_range
 from schemas.codes import Reason
 from schemas.errors import DataError
 from schemas.settings import ChipSettings
-from tests.builders import CocoSet, encoded, texture
+from tests.builders import CocoSet, encoded, read_image, texture
 
 SIZE = (150, 120)
 PIXELS = texture(*SIZE)

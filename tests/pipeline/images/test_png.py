@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from PIL import Image
 
-from pipeline.images.decode import ImageRefusedError, decode_given, read_image
+from pipeline.images.decode import ImageRefusedError, decode_given
 from pipeline.images.png import split_png
 from schemas.codes import Reason
-from tests.builders import encoded, texture
+from tests.builders import encoded, read_image, texture
 
 SIZE = (40, 24)
 PIXELS = texture(*SIZE)
