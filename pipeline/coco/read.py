@@ -217,9 +217,7 @@ def _read_lists(text: Iterator[str], records: Annotations, max_pixels: int | Non
         if key in LISTS and key in keys:
             raise DataError(f"the key `{key}` stands twice at the top level; merge both lists into one")
         keys.append(key)
-        if key not in LISTS:
-            continue
-        if value is None:
+        if key not in LISTS or value is None:
             continue
         if not isinstance(value, Iterator):
             raise DataError(f"{NOT_COCO}: {key} is no list")
