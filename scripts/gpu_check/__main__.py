@@ -109,26 +109,18 @@ def ask(question: Question, device: str, work: Path, limit: float, *, is_cut: bo
     if (reason := figures.pop("skipped", None)) is not None:
         return skipped(question, reason) | {"figures": figures}
     seconds = round(time.perf_counter() - started, 1)
-    result = {
-        "question": question.name,
-        "asks": question.asks,
-        "status": status,
-        "seconds": seconds,
-        "limit_s": round(limit, 1),
-    }
-    return result | ({} if status == "done" else {"reason": last_words(log)}) | {"figures": figures}
+    more = {"limit_s": round(limit, 1)} | ({} if status == "done" else {"reason": last_words(log)})
+    return entry(question, status, seconds, **more, figures=figures)
 
 
 def skipped(question: Question, reason: str) -> dict[str, Any]:
     """The entry of a question that was not run."""
-    return {
-        "question": question.name,
-        "asks": question.asks,
-        "status": "skipped",
-        "seconds": 0,
-        "reason": reason,
-        "figures": {},
-    }
+    return entry(question, "skipped", 0, reason=reason, figures={})
+
+
+def entry(question: Question, status: str, seconds: float, **more: Any) -> dict[str, Any]:
+    """The entry of a question in the report."""
+    return {"question": question.name, "asks": question.asks, "status": status, "seconds": seconds, **more}
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
