@@ -18,12 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.pyramid.focus import focus_limits
 from schemas.settings import ChipSettings, ModelSettings
-from scripts.bench.step_models import plausible_batch
+from scripts.bench.step_models import CLASSES, plausible_batch
 from trainer.learning.objective import Objective
 from trainer.model import Detector
 from trainer.runtime.weights import set_norm_policy
-
-CLASSES = 80
 
 
 def make_step(neck: str, *, focus: bool, num_chips: int) -> Callable[[], None]:
