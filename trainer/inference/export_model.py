@@ -156,16 +156,13 @@ def slim_checkpoint(checkpoint: Location | str, out: Location | str) -> None:
     write_checkpoint(place, slim)
 
 
-def largest_difference(
-    expected: list[npt.NDArray[Any]], found: list[npt.NDArray[Any]], side: int, most: int = COMPARED
-) -> float:
+def largest_difference(expected: list[npt.NDArray[Any]], found: list[npt.NDArray[Any]], side: int) -> float:
     """Compare what two networks find, whatever the order of detections with nearly the same score.
 
     Args:
-        expected: boxes [B, N, 4], scores [B, N] and labels [B, N]; the best `most` of each image are compared.
+        expected: boxes [B, N, 4], scores [B, N] and labels [B, N]; the best COMPARED of each image are compared.
         found: the same of the other network.
         side: of the views, pixels.
-        most: detections of an image.
 
     Returns:
         The largest distance of a detection to the nearest one of its class: the difference of the scores, or of a box
@@ -173,7 +170,7 @@ def largest_difference(
     """
     worst = 0.0
     for boxes, scores, labels, *other in zip(*expected, *found, strict=True):
-        for box, score, label in zip(boxes[:most], scores[:most], labels[:most], strict=True):
+        for box, score, label in zip(boxes[:COMPARED], scores[:COMPARED], labels[:COMPARED], strict=True):
             if score > 0:
                 of_class = (other[2] == label) & (other[1] > 0)
                 apart = np.abs(other[0][of_class] - box).max(1, initial=0) / side
