@@ -9,6 +9,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic
 
@@ -45,7 +46,7 @@ def run_local(
         return
     counter = _Counter(progress)
     for task in tasks:
-        with listening(lambda position, size, task=task: counter.begin(task, position, size)):  # type: ignore[misc]
+        with listening(partial(counter.begin, task)):
             result = function(task.item)
         counter.finish(task)
         yield result
@@ -149,8 +150,8 @@ class _Crew(Generic[Item]):
 
     def heard_from(self, seconds: float) -> list[_Worker[Item]]:
         """Wait until a worker says something or ends, but no longer than some seconds."""
-        pipes = {worker.pipe: worker for worker in self._workers}
-        return [pipes[pipe] for pipe in wait(list(pipes), seconds)]  # type: ignore[index]
+        speaking = wait([worker.pipe for worker in self._workers], seconds)
+        return [worker for worker in self._workers if worker.pipe in speaking]
 
     def hear(self, worker: _Worker[Item]) -> Iterator[Any]:
         """Take one message of a worker, or its death; yields the result if that is what it says."""

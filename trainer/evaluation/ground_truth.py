@@ -41,7 +41,7 @@ class Objects(NamedTuple):
 
     def take(self, rows: BoolArray | IntArray) -> "Objects":
         """Return some of the boxes."""
-        return Objects(*(column[rows] for column in self))  # type: ignore[arg-type]
+        return Objects._make(column[rows] for column in self)
 
     def as_large_as_boxes(self) -> "Objects":
         """Return the same with width * height of the box as the area of each object."""

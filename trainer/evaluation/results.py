@@ -34,7 +34,7 @@ class CocoResults(NamedTuple):
 
     def take(self, rows: npt.NDArray[Any] | slice) -> "CocoResults":
         """Return some of the boxes, in the order of `rows`."""
-        return CocoResults(*(None if column is None else column[rows] for column in self))  # type: ignore[arg-type]
+        return CocoResults._make(None if column is None else column[rows] for column in self)
 
     def xywh(self) -> FloatArray:
         """Return the boxes as x y width height, float64 [N, 4]."""
@@ -78,7 +78,7 @@ def join_results(parts: Sequence[CocoResults]) -> CocoResults:
     if not parts:
         return CocoResults(np.empty(0, np.int64), None, np.empty((0, 4), np.float32), np.empty(0, np.float32))
     columns = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
-    joined = CocoResults(*columns)  # type: ignore[arg-type]
+    joined = CocoResults._make(columns)
     return joined.take(np.argsort(joined.image_id, kind="stable"))
 
 
