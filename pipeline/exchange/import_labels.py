@@ -14,7 +14,7 @@ from pipeline.exchange.formats.labels import Images, Labelled, Notes
 from pipeline.exchange.formats.table import read_table
 from pipeline.exchange.formats.visdrone import CATEGORIES, read_visdrone
 from pipeline.exchange.formats.voc import read_voc
-from pipeline.exchange.formats.yolo import read_names, read_yolo
+from pipeline.exchange.formats.yolo import read_classes, read_yolo
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, location, read_bytes, refuse_foreign, write_atomic
 from schemas.codes import Reason
@@ -78,8 +78,9 @@ def import_labels(
     known: list[str] | None = None
     if format == "yolo":
         assert names is not None
-        known = read_names(location(names))
-        labelled = read_yolo(place, found, known, notes)
+        classes = read_classes(location(names))
+        known = classes.names
+        labelled = read_yolo(place, found, classes, notes)
     elif format == "visdrone":
         known = [*CATEGORIES]
         labelled = read_visdrone(place, found, notes)
