@@ -2,10 +2,14 @@
 
 Named columns may stand in any order; other columns are passed over. The box is given by its corners, or as `x, y, w,
 h`. Without names the columns are `file, x1, y1, x2, y2, class`. A row with a file alone is an image without objects.
+
+Semicolons or tabs may stand between the columns, as Excel writes them in many countries; numbers may then have a
+decimal comma.
 """
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import PurePosixPath
@@ -24,6 +28,8 @@ SIDES = (
     ("left", "top", "width", "height"),
     ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
 )
+
+_decimal_comma = re.compile(r"\s*([+-]?\d+),(\d+)\s*").fullmatch
 
 
 def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[Labelled]:
@@ -75,13 +81,21 @@ def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[
 
 def _rows(place: Location) -> list[list[str]]:
     """Return the fields of all rows; a quote that is never closed would take the rest of the table into one."""
-    reader = csv.reader(io.StringIO(read_text(place), newline=""), skipinitialspace=True, strict=True)
+    text = read_text(place)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        return [*reader]
+        return [*reader] if delimiter == "," else [[*map(_with_point, row)] for row in reader]
     except csv.Error as error:
         raise DataError(
             f"{place}, line {reader.line_num}: is no row of CSV: {error}; is a quote there, or before, not closed?"
         ) from error
+
+
+def _with_point(field: str) -> str:
+    """Return a number with a decimal comma as one with a point, and any other text as it is."""
+    found = _decimal_comma(field)
+    return f"{found[1]}.{found[2]}" if found else field
 
 
 def _path(written: str) -> PurePosixPath:

@@ -25,13 +25,28 @@ def read(tmp_path: Path, text: str) -> tuple[list[Labelled], Notes]:
         "label,x,y,w,h,image_path\ncat,10,20,30,40,/data/old/a.jpg\n,,,,,old\\b.jpg\n",
         "image_id,category_id,x,y,width,height,score,file,category\n7,3,10,20,30,40,0.9,a.jpg,cat\n8,,,,,,,b.jpg,\n",
         'file_name, x1, y1, x2, y2, category\n"a.jpg", 10, 20, 40, 60, cat\nb.jpg\n',
+        "file_name;x1;y1;x2;y2;class\r\na.jpg;10,0;20;40,000;60;cat\r\nb.jpg;;;;;\r\n",
+        "a.jpg;10,0;20,0;40,0;60,0;cat\nb.jpg;;;;;\n",
+        "file_name\tx1\ty1\tx2\ty2\tclass\na.jpg\t10\t20\t40\t60\tcat\nb.jpg\n",
     ],
-    ids=["no-names", "corners", "sides", "results-of-detect", "blanks"],
+    ids=[
+        *("no-names", "corners", "sides", "results-of-detect", "blanks"),
+        *("semicolons", "semicolons-no-names", "tabs"),
+    ],
 )
 def test_read_table__finds_its_columns(tmp_path: Path, text: str) -> None:
     found, notes = read(tmp_path, text)
     assert found == [Labelled("a.jpg", 200, 100, [Box("cat", 10, 20, 30, 40)]), Labelled("b.jpg", 200, 100, [])]
     assert (notes.rejects, notes.without_labels) == ([], 1)
+
+
+def test_read_table__may_be_in_utf_16_as_excel_writes_it(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg"), Notes()
+    text = "file_name\tx1\ty1\tx2\ty2\tclass\r\na.jpg\t1,5\t2\t3,5\t4\tLöwe\r\n"
+    (tmp_path / "labels.csv").write_bytes(text.encode("utf-16"))
+    found = [*read_table(tmp_path / "labels.csv", images, notes)]
+    assert found == [Labelled("a.jpg", 200, 100, [Box("Löwe", 1.5, 2, 2, 2)])]
+    assert notes.rejects == []
 
 
 def test_read_table__folders_that_are_there_count(tmp_path: Path) -> None:
