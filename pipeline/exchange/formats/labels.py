@@ -1,11 +1,15 @@
 """What every reader of a format gives and takes: labelled images, refusals, and the images of a folder."""
 
+import contextlib
+import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from pipeline.coco import Reject
+from pipeline.coco.text import encodings
 from pipeline.images.decode import ImageRefusedError, open_image
 from pipeline.images.sources import SUFFIXES, is_litter
 from pipeline.storage import Location, files_in, is_folder, open_binary, read_bytes
@@ -13,6 +17,8 @@ from schemas.codes import Reason
 from schemas.errors import DataError, MissingError
 
 Record = TypeVar("Record")
+
+_XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)""")
 
 
 class Box(NamedTuple):
@@ -119,20 +125,26 @@ class Images:
 
 
 def read_text(place: Location) -> str:
-    """Return the text of a label file.
+    """Return the text of a label file: UTF-8, or what a byte order mark or an XML declaration says.
 
     Raises:
-        DataError: it is missing, cannot be read, or is no text in UTF-8.
+        DataError: it is missing, cannot be read, or is no text in such an encoding.
     """
     try:
-        return read_bytes(place).decode("utf-8-sig")
+        data = read_bytes(place)
     except FileNotFoundError as error:
         raise MissingError(f"{place}: no such file") from error
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
+    encoding = encodings(io.BytesIO(data))[0]
+    try:
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
+        if (declared := _XML_ENCODING.match(data)) is not None:
+            with contextlib.suppress(LookupError, UnicodeDecodeError):
+                return data.decode(declared[1].decode("ascii"))
         raise DataError(
-            f"{place}: is no text in UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
+            f"{place}: is no text in {encoding.upper()}: {error.reason} at byte {error.start}; save it as UTF-8"
         ) from error
 
 

@@ -56,6 +56,8 @@ def _box(record: ElementTree.Element) -> Box:
     if not name:
         raise BadBoxError("has no name", Reason.UNKNOWN_CATEGORY)
     corners = [record.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
+    if None in corners:
+        raise BadBoxError("has no `bndbox` with xmin, ymin, xmax and ymax")
     x1, y1, x2, y2 = numbers([corner or "" for corner in corners])
     difficult = (record.findtext("difficult") or "0").strip() == "1"
     return Box(name, x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1, difficult)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.exchange.formats.labels import Box, Notes
 from pipeline.exchange.formats.voc import read_voc
 from schemas.codes import Reason
@@ -40,10 +42,31 @@ def test_read_voc__a_bad_object_or_file_loses_nothing_else(tmp_path: Path) -> No
     assert a.boxes == [Box("dog", 0, 1, 3, 3)]
     assert [reject.reason for reject in notes.rejects] == [
         Reason.BAD_NUMBERS,
-        Reason.BAD_NUMBERS,
+        Reason.BAD_RECORD,
         Reason.UNKNOWN_CATEGORY,
         Reason.BAD_RECORD,
     ]
+
+
+@pytest.mark.parametrize("encoding", ["ISO-8859-1", "windows-1252", "UTF-16", "gb2312", "utf-8"])
+def test_read_voc__is_read_in_the_encoding_that_it_declares(tmp_path: Path, encoding: str) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg"), Notes()
+    name = "狮子" if encoding == "gb2312" else "Löwe"
+    labels = label_folder(tmp_path / "labels")
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + voc((name, corners(11, 21, 30, 60)))
+    (labels / "a.xml").write_bytes(text.encode(encoding))
+    (a,) = read_voc(labels, images, notes)
+    assert (a.boxes, notes.rejects) == ([Box(name, 10, 20, 20, 40)], [])
+
+
+@pytest.mark.parametrize("declared", ["", '<?xml version="1.0" encoding="klingon"?>'])
+def test_read_voc__an_encoding_that_is_not_declared_is_refused(tmp_path: Path, declared: str) -> None:
+    images, notes = image_folder(tmp_path / "images", "a.jpg"), Notes()
+    labels = label_folder(tmp_path / "labels")
+    (labels / "a.xml").write_bytes(declared.encode() + voc(("Löwe", corners(1, 2, 3, 4))).encode("latin-1"))
+    assert [*read_voc(labels, images, notes)] == []
+    assert [reject.reason for reject in notes.rejects] == [Reason.BAD_RECORD]
+    assert "is no text in UTF-8" in notes.rejects[0].message
 
 
 def test_read_voc__a_real_file(tmp_path: Path) -> None:
