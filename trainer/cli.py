@@ -400,6 +400,6 @@ def merge_views(
     if max_dets is not None and annotations is None:
         raise UsageError("merge-views: --max-dets is for scoring; give --annotations, or leave it out")
     merged = run(views, results, out, settings, annotations=annotations, max_dets=max_dets or MAX_DETS)
-    if merged.summary is not None:
-        click.echo(describe_scores(merged.summary, merged.notes))
+    if merged.summary is not None or merged.notes:
+        click.echo(describe_scores(merged.summary or {}, merged.notes))
     click.echo(f"{out}: {len(merged.detections.scores):,} detections of {merged.num_on_views:,} on views")

@@ -9,6 +9,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.coco.checks.boxes import Tally
+from pipeline.coco.checks.remarks import of_coordinates
+from pipeline.coco.source import find_ids
 from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, atomic_file, read_bytes
 from schemas.arrays import Float32Array, FloatArray, IntArray
@@ -129,6 +132,24 @@ def read_results(path: Location) -> CocoResults:
         boxes.astype(np.float32),
         scores.astype(np.float32),
     )
+
+
+def misread(results: CocoResults, image_id: IntArray, width: IntArray, height: IntArray, place: Location) -> list[str]:
+    """Return a remark if the boxes of results are probably shares of the image, or corners.
+
+    Args:
+        results: as another program wrote them.
+        image_id: int64 [n], ascending, ids of the images; results of other images are passed over.
+        width, height: int64 [n], of these images, pixels.
+        place: the file of the results, for the remark.
+    """
+    position, is_known = find_ids(image_id, results.image_id)
+    xywh, position = results.xywh()[is_known], position[is_known]
+    high = np.stack([width[position], height[position]], axis=1)
+    beyond = (xywh[:, :2] < 0) | (xywh[:, :2] + xywh[:, 2:] > high)
+    tally = Tally()
+    tally.count(xywh, beyond[:, 0] | beyond[:, 1])
+    return [f"{place}: {line}" for line in of_coordinates(tally)]
 
 
 def summary_file(out: Location) -> Location:

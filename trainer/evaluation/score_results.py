@@ -13,7 +13,7 @@ from schemas.settings import ChipSettings
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import crowded_notes, read_objects
 from trainer.evaluation.matching import MAX_DETS
-from trainer.evaluation.results import CocoResults, read_results
+from trainer.evaluation.results import CocoResults, misread, read_results
 
 
 class ScoredFile(NamedTuple):
@@ -57,6 +57,7 @@ def score_results(
     objects, remarks = read_objects(source)
     remarks += crowded_notes(source, max_dets, by_class=True)
     notes = [*source.warnings, *source.notes, *remarks, *foreign(found, source, place, truth)]
+    notes += misread(found, source.image_id, source.width, source.height, place)
     found = found.take(np.isin(found.image_id, source.image_id))  # a refused image has no boxes to score against
     summary = score(objects, source.categories, found, settings.bounds(), max_dets)
     return ScoredFile(summary, list(source.rejects), notes)

@@ -18,7 +18,7 @@ from schemas.wording import shell
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import crowded_notes, read_objects
 from trainer.evaluation.matching import MAX_DETS
-from trainer.evaluation.results import CocoResults, join_results, read_results, summary_file, write_results
+from trainer.evaluation.results import CocoResults, join_results, misread, read_results, summary_file, write_results
 
 
 class Merged(NamedTuple):
@@ -28,7 +28,7 @@ class Merged(NamedTuple):
         detections: on the images.
         num_on_views: how many there were on the views.
         summary: COCO's scores; None where there were no annotations.
-        notes: what a reader of the scores should know.
+        notes: what a reader of the detections and their scores should know.
     """
 
     detections: CocoResults
@@ -87,7 +87,13 @@ def merge_views(
             ids = np.full(len(merged.scores), image_id, np.int64)
             parts.append(CocoResults(ids, merged.labels, merged.boxes, merged.scores))
         detections = join_results(parts)
-        summary, notes = (None, []) if truth is None else _score(index, detections, truth, settings.chips, max_dets)
+        views_of = index.table.sort_by("view_id")
+        view_id, width, height = (views_of[name].to_numpy() for name in ("view_id", "width", "height"))
+        notes = misread(read, view_id, width, height, place)
+        summary = None
+        if truth is not None:
+            summary, remarks = _score(index, detections, truth, settings.chips, max_dets)
+            notes += remarks
         write_results(out, detections)
         if summary is not None:
             write_atomic(summary_place, json.dumps(summary, indent=1).encode())

@@ -61,6 +61,14 @@ class Tally:
     as_corners: int = 0
     within_one: int = 0
 
+    def count(self, xywh: FloatArray, reach_beyond: BoolArray) -> None:
+        """Count sound boxes, [m, 4], x y width height, and which of them reach beyond their image, [m]."""
+        self.sound += len(xywh)
+        self.clipped += int(np.count_nonzero(reach_beyond))
+        self.as_corners += int(np.count_nonzero((xywh[:, 2:] > xywh[:, :2]).all(1)))
+        has_area = _has_area(xywh[:, :2], xywh[:, :2] + xywh[:, 2:])
+        self.within_one += int(np.count_nonzero(has_area & ((xywh >= 0) & (xywh <= 1.001)).all(1)))
+
 
 class Boxes(NamedTuple):
     """The boxes in order and the refused ones.
@@ -217,10 +225,7 @@ def _check_block(
     clipped = ((inner_low != low) | (inner_high != high)).any(1)
     for i in range(2):
         columns.box[i][here], columns.box[i + 2][here] = inner_low[:, i], inner_high[:, i]
-    tally.sound += int(np.count_nonzero(sound))
-    tally.clipped += int(np.count_nonzero(sound & clipped))
-    tally.as_corners += int(np.count_nonzero(sound & (xywh[:, 2:] > xywh[:, :2]).all(1)))
-    tally.within_one += int(np.count_nonzero(sound & ~empty & ((xywh >= 0) & (xywh <= 1.001)).all(1)))
+    tally.count(xywh[sound], clipped[sound])
     kept = sound & ~empty & _has_area(inner_low, inner_high)
     return _Block(image, label, has_image, empty, kept, clipped, xywh)
 

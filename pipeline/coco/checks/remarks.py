@@ -55,7 +55,7 @@ def warnings(
         boxes: those of all files.
         tally: what was counted while they were checked.
     """
-    return [*_of_categories(known, used, ignored), *_of_coordinates(tally), *_of_crowds(boxes, ignored)]
+    return [*_of_categories(known, used, ignored), *of_coordinates(tally), *_of_crowds(boxes, ignored)]
 
 
 def _of_categories(known: list[tuple[int, str]], used: Collection[int], ignored: Collection[str]) -> list[str]:
@@ -75,7 +75,8 @@ def _of_categories(known: list[tuple[int, str]], used: Collection[int], ignored:
     return lines
 
 
-def _of_coordinates(tally: Tally) -> list[str]:
+def of_coordinates(tally: Tally) -> list[str]:
+    """Return a line if the boxes that were counted are probably shares of the image, or corners."""
     if tally.sound and tally.within_one > 0.01 * tally.sound:  # no object is that small
         return [
             f"{tally.within_one:,} of {tally.sound:,} boxes lie between 0 and 1: they are shares of the image, where "

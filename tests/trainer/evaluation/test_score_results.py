@@ -1,6 +1,7 @@
 """`sniper evaluate --results`: any detector's results are scored as a checkpoint's are."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -27,7 +28,7 @@ def truth(tmp_path: Path) -> Path:
     return path
 
 
-def found(folder: Path, *rows: tuple[int, int, list[int], float]) -> Path:
+def found(folder: Path, *rows: tuple[int, int, Sequence[float], float]) -> Path:
     path = folder / "found.json"
     names = ("image_id", "category_id", "bbox", "score")
     path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
@@ -56,6 +57,16 @@ def test_evaluate__results_of_other_images_or_classes_are_refused(truth: Path, t
         score_results(found(tmp_path, (1, 5, [1, 1, 9, 9], 0.5)), truth)
     scored = score_results(found(tmp_path, (1, 5, [1, 1, 9, 9], 0.5), (1, 3, [10, 10, 40, 40], 0.9)), truth)
     assert any("enter no score" in note for note in scored.notes)
+
+
+def test_score_results__corners_and_shares_in_place_of_x_y_width_height_are_named(truth: Path, tmp_path: Path) -> None:
+    boxes = [(1, [10, 20, 40, 40]), (1, [60, 10, 30, 30]), (2, [5, 15, 80, 80])]
+    sound = found(tmp_path, *((image, 3, box, 0.9) for image, box in boxes))
+    assert score_results(sound, truth).notes == []
+    corners = ((image, 3, [x, y, x + w, y + h], 0.9) for image, (x, y, w, h) in boxes)
+    assert "found.json: 67% of the boxes reach beyond" in score_results(found(tmp_path, *corners), truth).notes[0]
+    shares = ((image, 3, [value / 100 for value in box], 0.9) for image, box in boxes)
+    assert "found.json: 3 of 3 boxes lie between 0 and 1" in score_results(found(tmp_path, *shares), truth).notes[0]
 
 
 def test_score_results__what_is_found_on_a_refused_image_counts_neither_way(truth: Path, tmp_path: Path) -> None:

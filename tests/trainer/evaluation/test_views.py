@@ -47,6 +47,20 @@ def test_merge_views__perfect_results_score_one(demo: Path, pyramid: Path, tmp_p
     assert len(merged) == sum(not a["iscrowd"] for a in truth.dataset["annotations"]) < len(found)
 
 
+def test_merge_views__corners_in_place_of_width_and_height_are_named(
+    demo: Path, pyramid: Path, tmp_path: Path, sniper: RunSniper
+) -> None:
+    found = perfect(pyramid, demo / "val.json")
+    for record in found:
+        x, y, width, height = record["bbox"]
+        record["bbox"] = [x, y, x + width, y + height]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    result = sniper("merge-views", pyramid, "--results", tmp_path / "found.json", "--out", tmp_path / "merged.json")
+    assert result.status == 0
+    assert "found.json: " in result.out
+    assert "seems to hold x1 y1 x2 y2" in result.out
+
+
 def test_merge_views__takes_the_settings_that_act_and_refuses_others(
     demo: Path, pyramid: Path, tmp_path: Path
 ) -> None:
