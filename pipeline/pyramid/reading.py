@@ -23,6 +23,11 @@ Pixels = npt.NDArray[np.uint8]
 ImageLike = Pixels | Image.Image | Location | str
 """An image as a program may have it: uint8 [height, width, 3], RGB; an image of Pillow; or the place of a file."""
 
+_AN_IMAGE = (
+    "an image is a path, an array uint8 [height, width, 3], RGB, or an image of Pillow, which "
+    "PIL.Image.open(io.BytesIO(data)) makes of the bytes of a file"
+)
+
 AHEAD = 2  # batches that are made while one is in use
 
 Opener = Callable[[int], Picture | Reject]
@@ -69,12 +74,13 @@ def open_any(
         The size of each image, under its position as its id; and what opens them.
 
     Raises:
-        UsageError: an array is not uint8 [height, width, 3], something is no image, or one image is given in place of
-            a list.
+        UsageError: an array is not uint8 [height, width, 3], one image is given in place of a list, or something is
+            no image.
         DataError: a file cannot be read, or is no image, and is not to be taken nevertheless.
     """
-    if isinstance(images, str | Location | Image.Image) or getattr(images, "ndim", 4) < 4:  # an array of one image
-        raise UsageError(f"expected a list of images, found one {type(images).__name__}; give [image]")
+    is_one = isinstance(images, str | bytes | Image.Image) or getattr(images, "ndim", 4) < 4  # an array of one image
+    if is_one or not hasattr(images, "__getitem__"):
+        raise UsageError(f"expected a list of images, found one {type(images).__name__}; give [image]; {_AN_IMAGE}")
     sources = [SourceImage(i, *_described(image, i, take_unreadable)) for i, image in enumerate(images)]
     decoding = threading.Lock()  # of images of Pillow, which one thread at a time may decode
 
@@ -105,9 +111,7 @@ def _described(image: ImageLike, position: int, take_unreadable: bool) -> tuple[
             )
         return f"image {position}", image.shape[1], image.shape[0]
     if not isinstance(image, str | Location):
-        raise UsageError(
-            f"image {position}: expected an array, an image of Pillow or a path, found a {type(image).__name__}"
-        )
+        raise UsageError(f"image {position}: expected an image, found {type(image).__name__}; {_AN_IMAGE}")
     place = location(image)
     try:
         return place.name, *measure_image(place)[0]

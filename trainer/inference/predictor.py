@@ -1,5 +1,6 @@
 """A detector that stays loaded: made once from a checkpoint, called with images as often as wanted."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import overload
@@ -23,12 +24,17 @@ from trainer.model import predict, predict_and_focus
 
 Network = Callable[[ViewBatch], list[Output]]
 
+# A fork copies none of the threads that torch computes with, and a network would wait for them for ever. With one
+# thread it has none to wait for. A web server that loads a predictor before it forks its workers needs that.
+os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
 
 class Predictor:
     """Detects objects on images, with a network that is loaded once.
 
-    It holds nothing that a call changes, so that several threads may call it at a time. A file is turned as its EXIF
-    says; an image of Pillow is taken as it stands.
+    It holds nothing that a call changes, so that several threads may call it at a time. On a CPU a forked process may
+    use it, too, with one thread of its own. A file is turned as its EXIF says; an image of Pillow is taken as it
+    stands.
 
         predictor = Predictor("run/")
         found = predictor("photo.jpg")  # or an array, an image of Pillow, or a list of these

@@ -1,5 +1,6 @@
 """Any detector on whole images: one that sees everything right scores 1, and what is wrong is said."""
 
+import io
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -268,7 +269,11 @@ def test_search__what_is_longer_than_tiles_share_is_found(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "one", ["photo.jpg", Path("photo.jpg"), Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8)]
+    "one",
+    [
+        *("photo.jpg", Path("photo.jpg"), Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8)),
+        *(b"\xff\xd8", io.BytesIO(b"\xff\xd8"), Path().glob("*.jpg"), None),
+    ],
 )
 def test_search__one_image_in_place_of_a_list_is_refused(one: Any) -> None:
     with pytest.raises(UsageError, match="expected a list of images, found one"):
@@ -283,8 +288,8 @@ def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     for wrong in (np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((0, 9, 3), np.uint8)):
         with pytest.raises(UsageError, match="image 0: expected uint8"):
             list(search([wrong], blind))
-    with pytest.raises(UsageError, match="image 0: expected an array, an image of Pillow or a path, found a bytes"):
-        list(search([b"JFIF"], blind))  # type: ignore[list-item]
+    with pytest.raises(UsageError, match=r"image 0: expected an image, found bytes; .*PIL.Image.open\(io.BytesIO"):
+        list(search([b"\xff\xd8"], blind))  # type: ignore[list-item]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     broken = encoded(Image.fromarray(scene(1)[0]))
     (tmp_path / "broken.jpg").write_bytes(broken[: len(broken) // 2])

@@ -1,5 +1,8 @@
 """A detector that stays loaded: any kind of image, many threads, and the same boxes as the command."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,6 +61,23 @@ def test_predictor__serves_many_threads_at_a_time(checkpoint: Path, photos: list
     for one, other in zip(alone * 2, together, strict=True):
         for column, same in zip(one, other, strict=True):
             assert np.array_equal(column, same)
+
+
+def test_predictor__works_in_a_process_that_was_forked_later(checkpoint: Path, photos: list[Path]) -> None:
+    program = """
+import os, signal, sys
+from trainer.inference.predictor import Predictor
+predictor = Predictor(sys.argv[1], device="cpu")
+predictor(sys.argv[2])
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    predictor(sys.argv[2])
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-c", program, str(checkpoint), str(photos[0])]
+    assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}).returncode == 0
 
 
 def test_predictor__finds_wanted_classes_alone(checkpoint: Path, photos: list[Path]) -> None:
