@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.storage.files import files_in, remove
@@ -63,7 +63,8 @@ def locked(folder: Location, work: str, name: str = ".lock") -> Iterator[None]:
             ) from error
         except OSError as error:  # some network file systems
             raise UsageError(f"{folder}: cannot be locked: {error.strerror or error}; choose another --out") from error
-        file.truncate(0)
-        file.write(f"`{work}` (process {os.getpid()} on {socket.gethostname()})\n")
-        file.flush()
+        ours = f"`{work}` (process {os.getpid()} on {socket.gethostname()})\n"
+        with suppress(OSError):  # on a full disk the lock holds without a name; what cannot be written is told later
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), ours.encode())
         yield

@@ -72,9 +72,19 @@ def atomic_file(place: Location, *, waits: bool = True) -> Iterator[IO[bytes]]:
     Raises:
         DataError: The system refuses to write (the disk is full or read-only), or the store does.
     """
+    with explained(place), _renamed(place, waits) if isinstance(place, Path) else _put(place) as file:
+        yield file
+
+
+@contextmanager
+def explained(place: Location) -> Iterator[None]:
+    """Say of an error of the system, while the block writes a file, which file it is and what to do.
+
+    Raises:
+        DataError: The block has raised OSError.
+    """
     try:
-        with _renamed(place, waits) if isinstance(place, Path) else _put(place) as file:
-            yield file
+        yield
     except OSError as error:
         why = error.strerror or str(error)
         if isinstance(place, Path):

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.engines.progress import log
 from pipeline.images.decode import ImageRefusedError
-from pipeline.storage import Location, atomic_file, files_in, is_file, locked, remove, write_atomic
+from pipeline.storage import Location, atomic_file, explained, files_in, is_file, locked, remove, write_atomic
 from schemas.errors import UsageError
 
 LINES, FINAL, RECORD = "detections.jsonl", "detections.json", ".unfinished.json"
@@ -45,17 +45,21 @@ class DetectReport(NamedTuple):
 class Output:
     """Takes the results of images in order."""
 
-    def __init__(self, lines: IO[bytes], path: Path, done: int) -> None:
+    def __init__(self, path: Path, done: int) -> None:
         self.done = done
         """Images that an interrupted run has done already, the first ones."""
         self.report = DetectReport()
         """What was done on all images; complete when the folder is closed."""
-        self._lines, self._path = lines, path
+        self._path = path
 
     def add(self, result: Result) -> None:
-        """Keep the result of the next image."""
-        self._lines.write(json.dumps(result).encode() + b"\n")
-        self._lines.flush()
+        """Keep the result of the next image.
+
+        Raises:
+            DataError: the system refuses to write, as where the disk is full.
+        """
+        with explained(self._path), self._path.open("ab") as lines:
+            lines.write(json.dumps(result).encode() + b"\n")
 
     def results(self) -> Iterator[Result]:
         """Yield the results of all images so far, those of an interrupted run included."""
@@ -115,9 +119,9 @@ def open_output(out: Location, files: Sequence[Path], made_with: Any, min_drawn:
             write_atomic(here / RECORD, record)
         if done:
             log.info("%s: %d of %d images are done already", out, done, len(files))
-        with (here / LINES).open("ab") as lines:
-            output = Output(lines, here / LINES, done)
-            yield output
+        (here / LINES).open("ab").close()  # there may be no image
+        output = Output(here / LINES, done)
+        yield output
         output.report = _write_final(here / LINES, out / FINAL)
         remove(here / RECORD)
 

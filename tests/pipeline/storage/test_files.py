@@ -944,6 +944,12 @@ def test_a_disk_without_locks_is_no_other_build(tmp_path: Path, monkeypatch: pyt
         pass
 
 
+def test_locked__on_a_full_disk_it_holds_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with locked(tmp_path, "sniper detect"):
+        pass
+
+
 def test_a_store_has_neither_locks_nor_remains(there: Location) -> None:
     with locked(there.parent, "sniper chips"), locked(there.parent, "sniper chips"):
         remove_temporary(there.parent)

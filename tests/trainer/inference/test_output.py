@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from trainer.inference.output import FINAL, LINES, Output, drawn, open_output
 
 
@@ -65,6 +65,12 @@ def test_open_output__an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path:
     assert (output.report.num_images, output.report.num_detections) == (3, 3)
     assert [Path(each["file"]).name for each in json.loads((out / FINAL).read_bytes())] == ["a.png", "b.png", "c.png"]
     assert search(out, files).done == 0  # the run is done; another one is asked for
+
+
+def test_output__a_full_disk_is_told_with_the_file_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / LINES).symlink_to("/dev/full")
+    with pytest.raises(DataError, match="detections.jsonl: cannot be written: No space left on device. Make room"):
+        Output(tmp_path / LINES, 0).add({"file": "a.jpg"})
 
 
 def test_open_output__a_broken_last_line_is_done_again(tmp_path: Path, files: list[Path]) -> None:
