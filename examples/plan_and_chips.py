@@ -13,7 +13,7 @@ from sniper_chips import chips, load_settings
 
 def main(annotations: Path, images: Path, out: Path) -> None:
     # Settings come from a YAML file, from assignments, or from both; what is not named keeps its default.
-    settings = load_settings(None, ("chips.size=192", "chips.scales=[1.0, 0.5, {long_side: 192}]")).chips
+    settings = load_settings(None, ("chips.size=192", "chips.scales=[1.0, 0.5, {long_side: 192}]"))
 
     # The plan alone: no image is read, and what it would cost is known in seconds.
     planned = chips(annotations, None, out / "planned", settings, plan_only=True)

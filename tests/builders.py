@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.commands.chips import Report, chips
 from pipeline.commands.verify import verify
 from pipeline.images.decode import decode_image, open_image
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 
 SIDE = 64  # of the sound images
 ABSENT = object()
@@ -135,7 +135,9 @@ def sound_set(root: Path) -> CocoSet:
 
 def build(made: CocoSet, out: Path, settings: ChipSettings | None = None, **options: Any) -> Report:
     """`sniper chips` on a set; any share of bad images is allowed."""
-    return chips(made.write(), made.image_root, out, settings or ChipSettings(), **{"max_bad": 1.0} | options)
+    return chips(
+        made.write(), made.image_root, out, Settings(chips=settings or ChipSettings()), **{"max_bad": 1.0} | options
+    )
 
 
 def read_manifest(out: Path) -> pl.DataFrame:

@@ -88,8 +88,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     folder = tmp_path_factory.mktemp("scenes")
     make_demo_data(folder, num_train=8, num_val=2)
     built = folder / "chips"
-    chips(folder / "train.json", folder / "train", built, settings().chips)
-    negatives(built, random=1, settings=settings().negatives)
+    chips(folder / "train.json", folder / "train", built, settings())
+    negatives(built, random=1, settings=settings())
     return Scenes(folder, built)
 
 
@@ -103,12 +103,12 @@ def uploaded(scenes: Scenes, s3: S3) -> str:
 
 def test_builds__same_bytes_on_ray(scenes: Scenes, ray_cluster: str, tmp_path: Path) -> None:
     source = (scenes.folder / "train.json", scenes.folder / "train")
-    report = chips(*source, tmp_path, settings().chips, workers=None, engine="ray", address=ray_cluster)
+    report = chips(*source, tmp_path, settings(), workers=None, engine="ray", address=ray_cluster)
     assert report.num_made == 8
-    negatives(tmp_path, random=1, settings=settings().negatives, workers=None, engine="ray", address=ray_cluster)
+    negatives(tmp_path, random=1, settings=settings(), workers=None, engine="ray", address=ray_cluster)
     parts = ("", "positives", "negatives")
     assert digests(tmp_path, *parts) == digests(scenes.built, *parts)
-    again = chips(*source, tmp_path, settings().chips, workers=None, engine="ray", address=ray_cluster)
+    again = chips(*source, tmp_path, settings(), workers=None, engine="ray", address=ray_cluster)
     assert again.num_made == 0
 
 
@@ -145,7 +145,7 @@ def test_builds__interrupted_on_one_engine_and_finished_on_the_other(
     assert not (tmp_path / "run.json").exists()
     second = {"ray": ("local", None), "local": ("ray", ray_cluster)}[first]
     source = (scenes.folder / "train.json", scenes.folder / "train")
-    report = chips(*source, tmp_path, settings().chips, engine=second[0], address=second[1])
+    report = chips(*source, tmp_path, settings(), engine=second[0], address=second[1])
     assert report.num_made < report.num_shards
     assert digests(tmp_path, "", "positives") == digests(scenes.built, "", "positives")
     assert not list(tmp_path.rglob(".tmp-*"))
@@ -158,13 +158,13 @@ def test_builds__same_bytes_in_a_store_that_often_answers_badly(scenes: Scenes, 
     s3.fault("error", "HEAD", times=3)
     source = (location(f"{uploaded}/scenes/train.json"), location(f"{uploaded}/scenes/train"))
     out = location(f"{uploaded}/chips")
-    report = chips(*source, out, settings().chips, workers=2)
+    report = chips(*source, out, settings(), workers=2)
     assert not report.rejects
-    negatives(out, random=1, settings=settings().negatives)
+    negatives(out, random=1, settings=settings())
     parts = ("", "positives", "negatives")
     assert digests(out, *parts) == digests(scenes.built, *parts)
     assert verify(out).problems == []
-    assert chips(*source, out, settings().chips).num_made == 0
+    assert chips(*source, out, settings()).num_made == 0
     again = json.loads(read_bytes(out / "run.json"))
     assert again["images"] == f"{uploaded}/scenes/train"
 
@@ -179,12 +179,12 @@ def test_builds__a_missing_image_is_refused_and_an_unreachable_store_is_not_take
     for method in ("GET", "HEAD"):  # its bytes; its size alone
         s3.fault("error", method, name, times=1000)
         with pytest.raises(DataError, match="no good answer"):
-            chips(*source, location(f"{uploaded}/chips"), settings().chips)
+            chips(*source, location(f"{uploaded}/chips"), settings())
         s3.clear()
     assert "run.json" not in str(s3.keys("chips/"))
     s3.server.client.delete_object(Bucket=s3.bucket, Key=name)
     s3fs.S3FileSystem.clear_instance_cache()
-    report = chips(*source, location(f"{uploaded}/chips"), settings().chips)
+    report = chips(*source, location(f"{uploaded}/chips"), settings())
     assert [(reject.reason, reject.file) for reject in report.rejects] == [("missing_file", Path(name).name)]
 
 
@@ -201,8 +201,8 @@ def test_from_images_in_a_bucket_over_ray_to_two_ranks_that_train(
     said = [sniper("chips", *source, "--out", data, *options(), *ray)]
     assert digests(location(data), "positives") == digests(scenes.built, "positives")
     proposals = make_proposals(location(data), location(f"{uploaded}/scenes/train"), here)
-    negatives(location(data), proposals=proposals, settings=here.negatives, engine="ray", address=ray_cluster)
-    again = negatives(location(data), proposals=proposals, settings=here.negatives)
+    negatives(location(data), proposals=proposals, settings=here, engine="ray", address=ray_cluster)
+    again = negatives(location(data), proposals=proposals, settings=here)
     assert (again.num_shards, again.num_made) == (8, 0)  # mined by one process it is the same
     assert verify(location(data)).problems == []
     assert show(location(data), tmp_path / "sheet.png", kind="negative") > 0

@@ -87,7 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "train", folder / "images")
     shutil.copytree(folder / "val", folder / "photos")
     shutil.copy(next((folder / "val").iterdir()), folder / "photo.jpg")
-    chips(folder / "instances.json", folder / "images", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    chips(folder / "instances.json", folder / "images", folder / "chips", load_settings(None, TINY_CHIPS))
     shutil.copytree(folder / "chips", folder / "chips-other")
     train(folder / "chips", folder / "run", tiny_settings())
     return folder

@@ -19,7 +19,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images, their chips and a network of few steps."""
     folder = tmp_path_factory.mktemp("examples")
     make_demo_data(folder, num_train=2, num_val=1)
-    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS))
     train(folder / "chips", folder / "run", tiny_settings())
     return folder
 

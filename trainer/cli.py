@@ -54,17 +54,15 @@ def negatives(
     """Mine background that looks like objects. An RPN is trained briefly, and what fools it is cut into a pool."""
     from pipeline.commands.negatives import describe, image_root
     from pipeline.commands.negatives import negatives as run
-    from pipeline.dataset.build_file import read_build, refuse_other_chips
+    from pipeline.dataset.build_file import read_build
 
     if random is not None and assigned("negatives"):
         raise UsageError("negatives: --random mines nothing, so no --set negatives acts; leave out one of them")
-    build = read_build(data)
-    refuse_other_chips(data, build.settings["chips"], settings.chips)
     trains = proposals is None and random is None
     if trains:
         with needed("train"):
             from trainer.training.make_proposals import make_proposals
-        root = image_root(build, images)
+        root = image_root(read_build(data), images)
         proposals = make_proposals(data, root, settings, overwrite=overwrite)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun the first process mines and cuts
@@ -76,7 +74,7 @@ def negatives(
         images=images,
         proposals=proposals,
         random=random,
-        settings=settings.negatives,
+        settings=settings,
         workers=workers,
         engine=engine,
         address=address,
@@ -191,7 +189,7 @@ def evaluate(
             )
         from trainer.evaluation.score_results import score_results
 
-        scored = score_results(results, annotations, settings.chips, max_dets=max_dets or MAX_DETS)
+        scored = score_results(results, annotations, settings, max_dets=max_dets or MAX_DETS)
         click.echo("\n".join([*describe_rejects(scored.rejects), describe_scores(scored.summary, scored.notes)]))
         if table is not None:
             write_class_table(table, scored.summary)

@@ -47,14 +47,7 @@ def check(
 
     if report is not None:
         report_suffix(report)  # a wrong one is told before any work
-    options = settings.chips
-    found = run(
-        annotations,
-        images or None,
-        max_pixels=options.max_pixels,
-        ignore_categories=options.ignore_categories,
-        workers=workers,
-    )
+    found = run(annotations, images or None, settings, workers=workers)
     source = found.source
     click.echo(
         f"{source.num_images + len(source.refused_images):,} images, "
@@ -123,7 +116,7 @@ def chips(
         annotations,
         images or None,
         out,
-        settings.chips,
+        settings,
         workers=workers,
         engine=engine,
         address=address,

@@ -1,7 +1,7 @@
 """`sniper check`: everything that is wrong with the data, listed at once, before any work. Changes nothing."""
 
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from pipeline.engines.tasks import Engine, Task
 from pipeline.images.sources import Findings, frame_notes, open_sources
 from pipeline.storage import Location, make_folder, write_atomic
 from schemas.errors import UsageError
+from schemas.settings import Settings, settings_or_defaults
 
 BATCH = 64  # images per work item
 
@@ -41,10 +42,9 @@ class _Job(NamedTuple):
 def check(
     annotations: Places,
     images: Places | None,
+    settings: Settings | None = None,
     *,
-    max_pixels: int,
-    ignore_categories: Collection[str] = (),
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> CheckReport:
     """Check an annotation file and, where `images` is given, decode every image it names as a build would.
 
@@ -52,19 +52,19 @@ def check(
         annotations: COCO JSON file, or several that become one data set.
         images: folder that the file names are relative to, one for all files or one for each; None: no image is
             opened.
-        max_pixels: an image with more pixels is refused.
-        ignore_categories: names of categories whose boxes count as crowd.
-        workers: number of processes.
+        settings: of the section `chips` max_pixels and ignore_categories.
+        workers: number of processes; None: all cores.
 
     Raises:
         DataError: the annotation file as a whole cannot be trusted.
         UsageError: a folder is missing, there are neither one nor as many folders as annotation files, two folders
-            lie in different stores, or no category has one of the names in ignore_categories.
+            lie in different stores, or no category has one of the names in chips.ignore_categories.
     """
-    source, image_root = read_inputs(annotations, images, max_pixels, ignore_categories)
+    options = settings_or_defaults(settings).chips
+    source, image_root = read_inputs(annotations, images, options.max_pixels, options.ignore_categories)
     if image_root is None:
         return CheckReport(source, source.rejects, 0, [])
-    jobs = _jobs(source, image_root, max_pixels)
+    jobs = _jobs(source, image_root, options.max_pixels)
     with Progress("check", source.num_images, "images") as progress:
         found: dict[int, Rows[Reject]] = {}
         num_ambiguous = num_several = 0

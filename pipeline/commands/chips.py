@@ -63,7 +63,7 @@ from pipeline.storage import (
 from schemas.build import Build
 from schemas.codes import Reason
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings, settings_or_defaults
 
 VANISHING = 0.05
 """Largest share of a finished build's images or boxes that another annotation file, or image folder, may lack."""
@@ -93,7 +93,7 @@ def chips(
     annotations: Places,
     images: Places | None,
     out: Location | str,
-    settings: ChipSettings,
+    settings: Settings | None = None,
     *,
     workers: int | None = 1,
     engine: str = "local",
@@ -110,7 +110,7 @@ def chips(
         images: folder that the file names are relative to, one for all files or one for each; not needed with
             plan_only. Of several, the nearest folder above all of them is the one that the data set names.
         out: folder of the data set; it is made where there is none.
-        settings: what a chip is and where chips go.
+        settings: the section `chips` is used: what a chip is and where chips go.
         workers: number of processes, or of tasks on Ray at a time; None: all cores. It changes nothing but the time.
         engine: `local` for processes of this machine, or `ray`.
         address: of the Ray cluster; None: what RAY_ADDRESS says, else this machine.
@@ -136,7 +136,8 @@ def chips(
     probe_writable(out)
     if not plan_only and images is None:
         raise UsageError("--images is missing; give the folder that file_name is relative to")
-    source, image_root = read_inputs(annotations, images, settings.max_pixels, settings.ignore_categories)
+    options = settings_or_defaults(settings).chips
+    source, image_root = read_inputs(annotations, images, options.max_pixels, options.ignore_categories)
     if image_root is not None and lies_in(image_root, out) and lies_in(out, image_root):
         raise UsageError(f"{out}: is the folder of the images; choose another --out")
     limits = Limits(max_bad, max_bad_boxes)
@@ -146,13 +147,13 @@ def chips(
         if overwrite:
             clear_build(out)
         if plan_only:
-            return _write_plan(source, out, settings, limits)
+            return _write_plan(source, out, options, limits)
         assert image_root is not None
         standing = find_build(out)
         if standing is not None:
             _refuse_vanishing(out, annotations, source)
             _refuse_missing(out, image_root, standing)
-        target = Target(out, POSITIVES, image_root, settings, recorded_settings(settings), codec(), decoders())
+        target = Target(out, POSITIVES, image_root, options, recorded_settings(options), codec(), decoders())
         return _build(source, target, standing, where, limits)
 
 

@@ -28,6 +28,7 @@ from pipeline.dataset.build_file import (
     find_build,
     former_names,
     read_build,
+    refuse_other_chips,
     write_build,
 )
 from pipeline.dataset.job import Target
@@ -44,7 +45,7 @@ from pipeline.planning.scales import scale_name
 from pipeline.storage import Location, ahead, is_folder, location, locked
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, NegativeSettings
+from schemas.settings import ChipSettings, NegativeSettings, Settings, settings_or_defaults
 
 
 class NegativeReport(NamedTuple):
@@ -67,7 +68,7 @@ def negatives(
     images: Location | str | None = None,
     proposals: Location | str | None = None,
     random: int | None = None,
-    settings: NegativeSettings | None = None,
+    settings: Settings | None = None,
     workers: int | None = 1,
     engine: str = "local",
     address: str | None = None,
@@ -80,7 +81,8 @@ def negatives(
         images: folder that file names are relative to; None: where the positives were cut from.
         proposals: a Parquet file, a folder of them or COCO results JSON.
         random: instead of proposals, draw this many background chips per image by seed.
-        settings: how proposals are pooled and mined; None: the defaults.
+        settings: the section `negatives` says how proposals are pooled and mined. What is given of `chips` must be as
+            the chips were made.
         workers: number of processes, or of tasks on Ray at a time; None: all cores. It changes nothing but the time.
         engine: `local` for processes of this machine, or `ray`.
         address: of the Ray cluster; None: what RAY_ADDRESS says, else this machine.
@@ -90,7 +92,7 @@ def negatives(
         What the build did.
 
     Raises:
-        UsageError: wrong arguments, or `data` is in use.
+        UsageError: wrong arguments, or `data` is in use, or settings of chips were given that are not those of `data`.
         DataError: the positives are unfinished, proposals are malformed, an image file is not what the positives
             were cut from, or the output cannot be written.
     """
@@ -100,8 +102,8 @@ def negatives(
         raise UsageError(f"--random {random}: expected at least one chip per image")
     data, images = location(data), None if images is None else location(images)
     proposals = None if proposals is None else location(proposals)
-    settings = settings or NegativeSettings()
-    read_build(data)
+    settings = settings_or_defaults(settings)
+    refuse_other_chips(data, read_build(data).settings["chips"], settings.chips)
     where = Engine(engine, workers, address)
     check_engine(where)
     with locked(data, "sniper negatives"):
@@ -113,9 +115,9 @@ def negatives(
         if overwrite:
             clear_pool(data)
         chips = ChipSettings.model_validate(positives.settings["chips"])
-        recorded = recorded_mining(settings, random)
+        recorded = recorded_mining(settings.negatives, random)
         target = Target(data, NEGATIVES, root, chips, recorded, codec(), decoders())
-        return _build(target, positives, kept, found, settings, proposals, where)
+        return _build(target, positives, kept, found, settings.negatives, proposals, where)
 
 
 def image_root(positives: Build, images: Location | None) -> Location:

@@ -44,12 +44,12 @@ class VerifyReport(NamedTuple):
     problems: list[str]
 
 
-def verify(data: Location | str, *, workers: int = 1) -> VerifyReport:
+def verify(data: Location | str, *, workers: int | None = 1) -> VerifyReport:
     """Check that a data set is complete, that every byte is as recorded, and that manifests and tars say the same.
 
     Args:
         data: the folder that `sniper chips` wrote.
-        workers: number of processes.
+        workers: number of processes; None: all cores.
 
     Returns:
         What was looked at and found.

@@ -43,7 +43,7 @@ from pipeline.storage import (
 )
 from pipeline.storage.parquet import parse_table
 from schemas.errors import DataError, MissingError, UsageError
-from schemas.settings import ChipSettings, Settings
+from schemas.settings import ChipSettings, Settings, settings_or_defaults
 from schemas.tables import VIEWS
 
 INDEX, LISTING, PLAN = "views.parquet", "views.json", ".plan"
@@ -105,7 +105,7 @@ def views(
     """
     root, out = image_folder(location(images)), location(out)
     _refuse_others(out, root)
-    settings = settings or Settings()
+    settings = settings_or_defaults(settings)
     sources, categories, rejects = _sources(root, None if annotations is None else location(annotations), settings)
     chips, max_side = settings.chips, settings.detect.max_side
     planned = plan_views(sources, chips, max_side, tile_overlaps(chips.bounds()))

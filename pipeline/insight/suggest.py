@@ -12,7 +12,7 @@ from pipeline.insight.suggestion.training import Choice, Device, choose_training
 from pipeline.planning.scales import scale_name
 from pipeline.storage import Location, location
 from schemas.errors import DataError
-from schemas.settings import ChipSettings, Settings
+from schemas.settings import ChipSettings, Settings, settings_or_defaults
 from schemas.settings.listing import comment
 from schemas.settings.section import as_yaml
 from schemas.wording import interval
@@ -62,7 +62,7 @@ def suggest(
             be valid in no chip.
         UsageError: no category has one of the names in chips.ignore_categories.
     """
-    settings = settings or Settings()
+    settings = settings_or_defaults(settings)
     given = settings.chips
     files = [location(annotations)] if isinstance(annotations, Location | str) else [*map(location, annotations)]
     with showing(f"reading {', '.join(map(str, files))}"):

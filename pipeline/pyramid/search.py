@@ -19,7 +19,7 @@ from pipeline.pyramid.views import Output, View, Viewed
 from pipeline.storage import Location
 from schemas.arrays import Float32Array
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, DetectSettings, Settings
+from schemas.settings import ChipSettings, DetectSettings, Settings, settings_or_defaults
 
 SPAN = 64
 """Images whose views share batches. A rank gets whole spans, so the number of ranks changes no batch, no rounding."""
@@ -95,7 +95,7 @@ def search(
         UsageError: an array is no image, or the detector returned something else than said above.
         DataError: an image cannot be read, and there is no `refused`; or a store does not answer.
     """
-    settings = settings or Settings()
+    settings = settings_or_defaults(settings)
 
     def network(batch: ViewBatch) -> list[Output]:
         views = batch.contents()

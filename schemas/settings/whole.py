@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from schemas.errors import SettingsError, refuse_text
+from schemas.errors import SettingsError, UsageError, refuse_text
 from schemas.settings.chips import ChipSettings, NegativeSettings
 from schemas.settings.detect import DetectSettings
 from schemas.settings.loader import LoaderSettings
@@ -26,7 +26,7 @@ class Settings(Section):
     detect: DetectSettings = DetectSettings()
 
 
-def load_settings(config: Path | str | None = None, assignments: tuple[str, ...] = ()) -> Settings:
+def load_settings(config: Path | str | None = None, assignments: list[str] | tuple[str, ...] = ()) -> Settings:
     """Read settings from a YAML file, or those that a build's run.json records; then apply `a.b=value` assignments.
 
     Values of assignments are YAML.
@@ -45,6 +45,20 @@ def load_settings(config: Path | str | None = None, assignments: tuple[str, ...]
     if faults:
         raise SettingsError("\n".join(faults))
     return settings
+
+
+def settings_or_defaults(settings: Settings | None) -> Settings:
+    """Return the settings that a function was given; None: the defaults.
+
+    Raises:
+        UsageError: it was given something else, such as the name of a file or one of the sections.
+    """
+    if settings is not None and not isinstance(settings, Settings):
+        raise UsageError(
+            f"settings: expected Settings with all their sections, found a {type(settings).__name__}; "
+            "`load_settings(FILE)` reads them from a file"
+        )
+    return settings or Settings()
 
 
 # YAML also lets through ValueError (2001-99-99 is no date) and RecursionError.

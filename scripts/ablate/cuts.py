@@ -62,7 +62,7 @@ def positives(data: Data, settings: Settings) -> list[Path]:
     """The chips of `sniper chips`, without negatives."""
     out = _folder(data, "chips", settings.chips)
     with _timed(out, "chips"):
-        chips(data.train, data.train_images, out, settings.chips)
+        chips(data.train, data.train_images, out, settings)
     return [out]
 
 
@@ -72,7 +72,7 @@ def mined(data: Data, settings: Settings) -> list[Path]:
     if not (out / NEGATIVES / NAME).exists():
         with _timed(out, "negatives"):
             proposals = make_proposals(out, data.train_images, settings)
-            negatives(out, proposals=proposals, settings=settings.negatives)
+            negatives(out, proposals=proposals, settings=settings)
     return [out]
 
 
@@ -85,7 +85,7 @@ def cut_anew(data: Data, settings: Settings) -> list[Path]:
         chip_settings = settings.chips.model_copy(update={"seed": seed})
         (out,) = positives(data, settings.model_copy(update={"chips": chip_settings}))
         if not (out / NEGATIVES / NAME).exists():
-            negatives(out, proposals=_proposals(first, out.with_suffix(".proposals")), settings=settings.negatives)
+            negatives(out, proposals=_proposals(first, out.with_suffix(".proposals")), settings=settings)
         folders.append(out)
     return folders
 

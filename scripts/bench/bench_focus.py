@@ -76,10 +76,10 @@ def prepare(work: Path, seeds: Sequence[int]) -> list[Path]:
         if not (work / name / "val.json").exists():
             make_demo_data(work / name, num_train, num_val, make_scene=make_scene)
     settings = load_settings(CONFIG)
-    chips(work / "train/train.json", work / "train/train", work / "chips", settings.chips)
+    chips(work / "train/train.json", work / "train/train", work / "chips", settings)
     if not (work / "chips/negatives/run.json").exists():
         proposals = make_proposals(work / "chips", work / "train/train", settings)
-        negatives(work / "chips", proposals=proposals, settings=settings.negatives)
+        negatives(work / "chips", proposals=proposals, settings=settings)
     runs = []
     for seed in seeds:
         out = work / f"run-{seed}"

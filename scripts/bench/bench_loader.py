@@ -34,7 +34,7 @@ from simplejpeg import decode_jpeg
 from pipeline.commands.chips import chips
 from pipeline.dataset.shards import Record, TarWriter, commit_shard, read_record, read_rows
 from pipeline.storage import download, files_in, location
-from schemas.settings import ChipSettings, LoaderSettings
+from schemas.settings import LoaderSettings, Settings
 from scripts.bench.real_data import REAL_DATA
 
 HERE = Path(__file__).resolve()
@@ -219,7 +219,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
         work = work_folder or Path(folder)
         if not (work / "chips/run.json").is_file():
-            chips(data / "train.json", data / "images", work / "once", ChipSettings(), workers=2)
+            chips(data / "train.json", data / "images", work / "once", Settings(), workers=2)
             print(f"{repeat_chips(work / 'once', work / 'chips', num_chips)} chips", flush=True)
         figures: dict[str, Any] = {}
         if not only_remote:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pipeline.commands.chips import chips
-from schemas.settings import ChipSettings, LoaderSettings
+from schemas.settings import LoaderSettings, Settings
 from scripts.bench.real_data import REAL_DATA
 from scripts.bench.step_models import (
     as_torchvision,
@@ -47,7 +47,7 @@ def loaded_batches(batch_size: int, folder: Path, device: torch.device) -> Itera
     kept = {image["id"] for image in coco["images"]}
     coco["annotations"] = [box for box in coco["annotations"] if box["image_id"] in kept]
     (folder / "few.json").write_text(json.dumps(coco))
-    chips(folder / "few.json", COCO_REAL / "images", folder / "chips", ChipSettings())
+    chips(folder / "few.json", COCO_REAL / "images", folder / "chips", Settings())
     loader = BatchLoader(ChipDataset(folder / "chips"), LoaderSettings(), batch_size, pin=device.type == "cuda")
     for epoch in itertools.count():
         for step in loader.epoch(State(0, epoch)):

@@ -119,7 +119,7 @@ def with_loader(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def repeated_chips(data: Path, work: Path, settings: Settings, at_least: int) -> Path:
     """Chips of the demo's images, repeated under new keys until there are enough of them."""
-    chips(data / "train.json", data / "train", work / "once", settings.chips)
+    chips(data / "train.json", data / "train", work / "once", settings)
     repeat_chips(work / "once", work / "chips", at_least)
     shutil.copy(work / "once/categories.parquet", work / "chips")
     return work / "chips"

@@ -84,7 +84,7 @@ def tiny_chips(setting: Setting) -> Path:
     data, out = setting.work / "tiny", setting.work / "tiny-chips"
     if not (out / "run.json").exists():
         make_demo_data(data, 5, 1)
-        chips(data / "train.json", data / "train", out, load_settings(None, TINY_CHIPS).chips)
+        chips(data / "train.json", data / "train", out, load_settings(None, TINY_CHIPS))
     return out
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.chips import chips
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from scripts.make_demo_data import make_demo_data
 
 
@@ -33,5 +33,5 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(scenes: Path) -> Path:
     """Small chips of the images for training. Not to be changed."""
     settings = ChipSettings.model_validate({"size": 160, "scales": [1, 0.5, {"long_side": 160}]})
-    chips(scenes / "train.json", scenes / "train", scenes / "chips", settings)
+    chips(scenes / "train.json", scenes / "train", scenes / "chips", Settings(chips=settings))
     return scenes / "chips"

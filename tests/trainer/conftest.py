@@ -15,7 +15,7 @@ from pipeline.dataset.job import ShardJob, Target
 from pipeline.images.chip import codec
 from pipeline.images.decode import decoders
 from pipeline.planning.plan import plan_span
-from schemas.settings import ChipSettings, load_settings
+from schemas.settings import ChipSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
 from trainer.loading.dataset import ChipDataset
@@ -30,7 +30,7 @@ def chip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Chips of five demo images, without negatives. Not to be changed."""
     folder = tmp_path_factory.mktemp("chips")
     make_demo_data(folder / "data", num_train=NUM_IMAGES, num_val=1)
-    chips(folder / "data/train.json", folder / "data/train", folder / "out", SETTINGS)
+    chips(folder / "data/train.json", folder / "data/train", folder / "out", Settings(chips=SETTINGS))
     return folder / "out"
 
 
@@ -80,7 +80,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo images, the chips of those for training, and no run. Not to be changed."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_demo_data(folder, num_train=4, num_val=8)
-    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS))
     return folder
 
 

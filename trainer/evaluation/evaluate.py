@@ -14,7 +14,7 @@ from pipeline.pyramid.agenda import Searched
 from pipeline.pyramid.search import SearchLog, split_spans
 from pipeline.storage import Location, is_folder, location, locked, refuse_inputs, write_atomic
 from schemas.errors import UsageError
-from schemas.settings import Settings
+from schemas.settings import Settings, settings_or_defaults
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
 from trainer.evaluation.matching import MAX_DETS
@@ -77,7 +77,7 @@ def evaluate(
     with joined() as rank:
         if out is not None:
             refuse_replacing(location(out), location(annotations), location(checkpoint))
-        state, inference = open_detector(location(checkpoint), settings or Settings(), rank.device)
+        state, inference = open_detector(location(checkpoint), settings_or_defaults(settings), rank.device)
         places = location(annotations), location(images)
         truth = open_ground_truth(*places, inference.chips, state.categories, max_dets, inference.options)
         if not allow_seen:

@@ -10,7 +10,7 @@ from pipeline.kernels import writable
 from pipeline.planning.mine import PooledProposals, merge_scales
 from pipeline.pyramid.search import SearchLog
 from pipeline.storage import Location, location
-from schemas.settings import NegativeSettings, Settings
+from schemas.settings import NegativeSettings, Settings, settings_or_defaults
 from trainer.evaluation.coco_scores import COCO_AREAS, Summary, area_range, run_coco
 from trainer.evaluation.evaluate import Evaluation, refuse_replacing, score_source
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
@@ -60,7 +60,7 @@ def evaluate_proposals(
     with joined() as rank:
         if out is not None:
             refuse_replacing(location(out), location(annotations), location(checkpoint))
-        _, inference = open_inference(location(checkpoint), settings or Settings(), rank.device)
+        _, inference = open_inference(location(checkpoint), settings_or_defaults(settings), rank.device)
         root = location(images)
 
         def find(sources: Sequence[SourceImage], spans: Sequence[range], log: SearchLog) -> Iterator[CocoResults]:

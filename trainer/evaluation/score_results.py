@@ -9,7 +9,7 @@ from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
 from pipeline.storage import Location, location
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import Settings, settings_or_defaults
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import crowded_notes, read_objects
 from trainer.evaluation.matching import MAX_DETS
@@ -33,7 +33,7 @@ class ScoredFile(NamedTuple):
 def score_results(
     results: Location | str,
     annotations: Location | str,
-    settings: ChipSettings | None = None,
+    settings: Settings | None = None,
     *,
     max_dets: int = MAX_DETS,
 ) -> ScoredFile:
@@ -42,24 +42,25 @@ def score_results(
     Args:
         results: file of COCO results, as `sniper evaluate --out`, SAHI and most trainers write it.
         annotations: COCO JSON file of the images that were searched.
-        settings: of chips: the ranges that scores are given for, and `ignore_categories`, whose boxes count as crowd.
+        settings: of the section `chips` the ranges that scores are given for, and `ignore_categories`, whose boxes
+            count as crowd.
         max_dets: detections per image and class that every score takes into account.
 
     Raises:
         DataError: a file cannot be read, detections are of images that the annotations do not list, or none is of a
             class that they have.
-        UsageError: no category has one of the names in `ignore_categories`.
+        UsageError: no category has one of the names in chips.ignore_categories.
     """
-    settings = settings or ChipSettings()
+    options = settings_or_defaults(settings).chips
     place, truth = location(results), location(annotations)
-    source = read_coco(truth, settings.max_pixels, settings.ignore_categories, as_written=True)
+    source = read_coco(truth, options.max_pixels, options.ignore_categories, as_written=True)
     found = read_results(place)
     objects, remarks = read_objects(source)
     remarks += crowded_notes(source, max_dets, by_class=True)
     notes = [*source.warnings, *source.notes, *remarks, *foreign(found, source, place, truth)]
     notes += misread(found, source.image_id, source.width, source.height, place)
     found = found.take(np.isin(found.image_id, source.image_id))  # a refused image has no boxes to score against
-    summary = score(objects, source.categories, found, settings.bounds(), max_dets)
+    summary = score(objects, source.categories, found, options.bounds(), max_dets)
     return ScoredFile(summary, list(source.rejects), notes)
 
 

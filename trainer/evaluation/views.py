@@ -12,7 +12,7 @@ from pipeline.exchange.views import INDEX, LISTING, ViewIndex, read_index
 from pipeline.pyramid.merging import Detections
 from pipeline.storage import Location, is_folder, location, locked, refuse_inputs, write_atomic
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, Settings
+from schemas.settings import ChipSettings, Settings, settings_or_defaults
 from schemas.settings.section import contradictions
 from schemas.wording import shell
 from trainer.evaluation.coco_scores import Summary, score
@@ -71,7 +71,7 @@ def merge_views(
     if is_folder(out):
         raise UsageError(f"{out}: is a folder; give a file for the detections, such as {out}/merged.json, as --out")
     with locked(out.parent, "sniper merge-views", f".{out.name}.lock"):
-        settings = settings or Settings()
+        settings = settings_or_defaults(settings)
         index, read = read_index(folder), read_results(place)
         ranges = [[lo, None if np.isinf(hi) else hi] for lo, hi in index.bounds]
         if differing := contradictions("chips", settings.chips, {"size": index.size, "ranges": ranges}):

@@ -20,7 +20,7 @@ from pipeline.engines.progress import log
 from pipeline.pyramid.views import ALIGN
 from pipeline.storage import Location, location, read_bytes, refuse_foreign, write_atomic
 from schemas.errors import DataError, UsageError
-from schemas.settings import Settings
+from schemas.settings import Settings, settings_or_defaults
 from trainer.inference.opening import open_detector
 from trainer.model import Detector
 from trainer.model.detector import chips_in, score_boxes
@@ -105,7 +105,7 @@ def export_model(
         import onnxscript  # noqa: F401  the exporter of torch needs it
     place = location(out)
     _check_place(place, ".onnx", _is_exported)
-    settings = settings or Settings()
+    settings = settings_or_defaults(settings)
     state, inference = open_detector(location(checkpoint), settings, torch.device("cpu"))
     height, width = size or (inference.model.chip_size,) * 2
     if height % ALIGN or width % ALIGN or min(height, width) < ALIGN:

@@ -18,7 +18,7 @@ from pipeline.pyramid.views import Output, View
 from pipeline.storage import Location, location
 from schemas.arrays import BoolArray
 from schemas.errors import UsageError, refuse_text
-from schemas.settings import Settings
+from schemas.settings import Settings, settings_or_defaults
 from trainer.inference.opening import Inference, allocator, as_network, open_detector
 from trainer.model import predict, predict_and_focus
 
@@ -67,7 +67,7 @@ class Predictor:
         """
         refuse_text("classes", classes)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        state, self.inference = open_detector(location(checkpoint), settings or Settings(), where)
+        state, self.inference = open_detector(location(checkpoint), settings_or_defaults(settings), where)
         self.categories: list[tuple[int, str]] = state.categories
         self._network = detecting(self.inference)
         if classes:

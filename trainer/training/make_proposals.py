@@ -4,10 +4,10 @@ import json
 import time
 
 from pipeline.dataset.build import clear_proposals
-from pipeline.dataset.build_file import POSITIVES, read_build
+from pipeline.dataset.build_file import POSITIVES, read_build, refuse_other_chips
 from pipeline.storage import Location, is_file, location, read_bytes, remove, write_atomic
 from schemas.errors import UsageError
-from schemas.settings import Settings
+from schemas.settings import Settings, settings_or_defaults
 from schemas.wording import counted, duration, shell
 from trainer.inference.extract import extract_proposals
 from trainer.runtime.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
@@ -19,7 +19,7 @@ RUN_FOLDER = "rpn"  # below data/proposals
 
 
 def make_proposals(
-    data: Location | str, images: Location | str, settings: Settings, *, overwrite: bool = False
+    data: Location | str, images: Location | str, settings: Settings | None = None, *, overwrite: bool = False
 ) -> Location:
     """Train the RPN on the positives alone and write its proposals, doing only what is missing.
 
@@ -29,7 +29,8 @@ def make_proposals(
     Args:
         data: folder that `sniper chips` wrote.
         images: folder that the chips were cut from.
-        settings: the sections `model`, `loader`, `train`, `negatives` and `detect` are used.
+        settings: the sections `model`, `loader`, `train`, `negatives` and `detect` are used. What is given of `chips`
+            must be as the chips were made.
         overwrite: train anew in place of a run with other settings.
 
     Returns:
@@ -39,7 +40,8 @@ def make_proposals(
         DataError: the data set, the weights or an image cannot be read.
         UsageError: the settings do not go together, or the run there was made with others or on other positives.
     """
-    data, images = location(data), location(images)
+    data, images, settings = location(data), location(images), settings_or_defaults(settings)
+    refuse_other_chips(data, read_build(data).settings["chips"], settings.chips)  # before `overwrite` deletes anything
     folder = data / "proposals"
     fixed = {"epochs": settings.negatives.rpn_epochs, "decay_epochs": [], "keep": 1}
     options = settings.train.model_copy(update=fixed)

@@ -12,7 +12,7 @@ from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
 from schemas.build import Build
 from schemas.errors import UsageError
-from schemas.settings import ModelSettings, Settings, TrainSettings
+from schemas.settings import ModelSettings, Settings, TrainSettings, settings_or_defaults
 from schemas.settings.section import differing
 from schemas.wording import counted, shell
 from trainer.evaluation.seen import note_seen
@@ -72,7 +72,7 @@ def train(
             is at work in `out`.
         StoppedError: a signal asked for an end; a checkpoint of the last whole step has been written.
     """
-    data, out, current = location(data), location(out), settings or Settings()
+    data, out, current = location(data), location(out), settings_or_defaults(settings)
     judged = None if validation is None else (location(validation[0]), location(validation[1]))
     advice = f"Go on with: {shell('sniper', 'train', '--data', data, '--out', out, '--resume')}"
     with (

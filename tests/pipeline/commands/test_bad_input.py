@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.commands.check import check
 from pipeline.commands.chips import chips
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.builders import (
     ABSENT,
     SIDE,
@@ -510,7 +510,7 @@ def test_check_lists_all_faults_at_once_and_changes_nothing(tmp_path: Path) -> N
     made.annotations += [record for record, _ in BAD_ANNOTATIONS.values()]
     path = made.write()
     before = digest(tmp_path)
-    report = check(path, made.image_root, max_pixels=200_000_000)
+    report = check(path, made.image_root)
     assert digest(tmp_path) == before
     all_cases = (REFUSED_FILES, BAD_IMAGES, BAD_ANNOTATIONS, BAD_BOXES)
     expected = [reason for cases in all_cases for _, reason in cases.values()]
@@ -525,7 +525,7 @@ def test_check_more_images_than_a_batch_in_two_workers_keeps_their_order(tmp_pat
     content = encoded(texture(8, 8))
     for i in range(150):
         made.add_image(i, content if i % 3 else b"", f"{i}.jpg", 8, 8, [])
-    report = check(made.write(), made.image_root, max_pixels=100, workers=2)
+    report = check(made.write(), made.image_root, Settings(chips=ChipSettings(max_pixels=100)), workers=2)
     assert report.num_read == 100
     assert [reject.id for reject in report.rejects] == list(range(0, 150, 3))
 
@@ -534,7 +534,7 @@ def test_check_without_images_checks_the_file_alone(tmp_path: Path) -> None:
     made = sound_set(tmp_path)
     made.add_image(BAD, file_name="missing.jpg", write=False)
     made.add_box(1, [1, 1, 0, 0])
-    report = check(made.write(), None, max_pixels=200_000_000)
+    report = check(made.write(), None)
     assert [reject.reason for reject in report.rejects] == ["no_area"]
     assert report.num_read == 0
 
@@ -585,7 +585,7 @@ def test_chips_real_odd_files_are_read_though_their_images_are_missing(name: str
 def test_chips_real_file_that_is_not_coco_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path = shared_data(name)
     with pytest.raises(DataError) as caught:
-        chips(path, tmp_path, tmp_path / "out", ChipSettings())
+        chips(path, tmp_path, tmp_path / "out", Settings())
     assert str(caught.value).startswith(f"{path}: ")
     assert ("git lfs pull" in str(caught.value)) == ("lfs" in name)
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ from pipeline.dataset.job import ShardJob
 from pipeline.images.chip import codec
 from pipeline.storage import Location, files_in, is_file, location, locked
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from schemas.tables import PLAN
 from tests.builders import CocoSet, encoded, sound_set, states, texture
 from tests.pipeline.conftest import DataSet
@@ -34,7 +34,7 @@ OPTIONS = ChipSettings(images_per_shard=2)
 
 
 def build(data: DataSet, out: Path, options: ChipSettings = OPTIONS, **kwargs: Any) -> Report:
-    return chips(data.annotations, data.images, out, options, **kwargs)
+    return chips(data.annotations, data.images, out, Settings(chips=options), **kwargs)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -232,17 +232,17 @@ SMALL = ChipSettings.model_validate({"scales": [1.0], "ranges": [[0, None]], "si
 
 def test_chips__fewer_images_drop_the_shards_beyond(tmp_path: Path) -> None:
     made, out = small_set(tmp_path / "set", 21), tmp_path / "out"
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     del made.images[-1], made.annotations[-1]
-    chips(made.write(), made.image_root, out, SMALL)
-    chips(made.path, made.image_root, tmp_path / "fresh", SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
+    chips(made.path, made.image_root, tmp_path / "fresh", Settings(chips=SMALL))
     assert digests(out) == digests(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("gone", ["images", "boxes", "other files"])
 def test_chips__the_wrong_annotation_file_does_not_replace_a_finished_build(tmp_path: Path, gone: str) -> None:
     made, out = small_set(tmp_path / "set", 21), tmp_path / "out"
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     before = digests(out)
     if gone == "images":
         del made.images[-2:], made.annotations[-2:]
@@ -254,9 +254,9 @@ def test_chips__the_wrong_annotation_file_does_not_replace_a_finished_build(tmp_
     with pytest.raises(
         UsageError, match=r"2 of 21 .*the finished build there are not in .*annotations.json.*--overwrit"
     ):
-        chips(made.write(), made.image_root, out, SMALL)
+        chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     assert digests(out) == before
-    chips(made.path, made.image_root, out, SMALL, overwrite=True)
+    chips(made.path, made.image_root, out, Settings(chips=SMALL), overwrite=True)
     assert verify(out).problems == []
 
 
@@ -264,12 +264,12 @@ def test_chips__overwrite_says_what_it_removes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, demo_set: DataSet
 ) -> None:
     made, out = small_set(tmp_path / "set", 2), tmp_path / "out"
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     (out / "proposals").mkdir()
     (out / "proposals/part-00000.parquet").touch()
     (out / "proposals/notes.txt").touch()
     with caplog.at_level("INFO", "sniper"):
-        chips(made.path, made.image_root, out, SMALL, overwrite=True)
+        chips(made.path, made.image_root, out, Settings(chips=SMALL), overwrite=True)
     assert f"{out / 'positives'}: --overwrite removes 2 files" in caplog.text
     assert f"{out / 'proposals'}: --overwrite removes 1 files" in caplog.text
     assert [path.name for path in (out / "proposals").iterdir()] == ["notes.txt"]
@@ -278,21 +278,21 @@ def test_chips__overwrite_says_what_it_removes(
 @pytest.mark.parametrize("change", [{"max_pixels": 10_000}, {"stride": 16}, {"images_per_shard": 100}])
 def test_chips__settings_that_change_no_byte_refuse_nothing(tmp_path: Path, change: dict[str, int]) -> None:
     made, out = small_set(tmp_path / "set", 3), tmp_path / "out"
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     before = digests(out)
-    report = chips(made.path, made.image_root, out, SMALL.model_copy(update=change))
+    report = chips(made.path, made.image_root, out, Settings(chips=SMALL.model_copy(update=change)))
     assert report.num_made == 0
     changed = {name for name, digest in digests(out).items() if before[name] != digest}
     assert changed <= {"run.json"}
-    chips(made.path, made.image_root, tmp_path / "fresh", SMALL.model_copy(update=change))
+    chips(made.path, made.image_root, tmp_path / "fresh", Settings(chips=SMALL.model_copy(update=change)))
     assert digests(out) == digests(tmp_path / "fresh")
 
 
 def test_chips__another_length_of_shards_is_refused_by_name(tmp_path: Path) -> None:
     made, out = small_set(tmp_path / "set", 5), tmp_path / "out"
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     with pytest.raises(UsageError, match=r"chips\.images_per_shard: 4 there, 2 now"):
-        chips(made.path, made.image_root, out, SMALL.model_copy(update={"images_per_shard": 2}))
+        chips(made.path, made.image_root, out, Settings(chips=SMALL.model_copy(update={"images_per_shard": 2})))
 
 
 def test_chips__a_higher_limit_of_pixels_makes_only_the_shards_anew_that_it_changes(tmp_path: Path) -> None:
@@ -304,12 +304,12 @@ def test_chips__a_higher_limit_of_pixels_makes_only_the_shards_anew_that_it_chan
         image["width"] = 32  # so that these are within it as annotated
     for annotation in made.annotations:
         annotation["bbox"] = [1, 1, 8, 8]
-    chips(made.write(), made.image_root, out, low, max_bad=1.0)
+    chips(made.write(), made.image_root, out, Settings(chips=low), max_bad=1.0)
     assert states(out)[7] == "too_many_pixels"
-    report = chips(made.path, made.image_root, out, SMALL, max_bad=1.0)
+    report = chips(made.path, made.image_root, out, Settings(chips=SMALL), max_bad=1.0)
     assert states(out)[7] == "size_mismatch"
     assert report.num_made == 2
-    chips(made.path, made.image_root, tmp_path / "fresh", SMALL, max_bad=1.0)
+    chips(made.path, made.image_root, tmp_path / "fresh", Settings(chips=SMALL), max_bad=1.0)
     assert digests(out) == digests(tmp_path / "fresh")
 
 
@@ -318,15 +318,15 @@ def test_chips__a_changed_image_of_the_same_size_is_seen(tmp_path: Path) -> None
     for image in made.images:
         image["file_name"] = f"{image['id']}.bmp"
         (made.image_root / image["file_name"]).write_bytes(encoded(texture(64, 64, image["id"]), "BMP"))
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     changed, old = made.image_root / "6.bmp", (made.image_root / "6.bmp").stat()
     os.utime(made.image_root / "1.bmp")  # touched, and the same
     changed.write_bytes(encoded(texture(64, 64, 77), "BMP"))
     os.utime(changed, ns=(old.st_atime_ns, old.st_mtime_ns))  # as a copy that keeps times would leave it
     assert changed.stat().st_size == old.st_size
-    report = chips(made.path, made.image_root, out, SMALL)
+    report = chips(made.path, made.image_root, out, Settings(chips=SMALL))
     assert report.num_made == 1
-    chips(made.path, made.image_root, tmp_path / "fresh", SMALL)
+    chips(made.path, made.image_root, tmp_path / "fresh", Settings(chips=SMALL))
     assert digests(out) == digests(tmp_path / "fresh")
 
 
@@ -341,7 +341,7 @@ def test_chips__images_of_another_folder_are_compared_by_their_content(
     shutil.copytree(made.image_root, other)
     for number in (6, 11):
         (other / f"{number}.bmp").write_bytes(encoded(texture(64, 64, 77), "BMP"))
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     cut = job_module.make_shard
 
     def stopped(job: ShardJob) -> Any:
@@ -351,17 +351,17 @@ def test_chips__images_of_another_folder_are_compared_by_their_content(
 
     monkeypatch.setattr(job_module, "make_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
-        chips(made.path, other, out, SMALL)
+        chips(made.path, other, out, Settings(chips=SMALL))
     monkeypatch.undo()
-    assert chips(made.path, other, out, SMALL).num_made == 1
-    chips(made.path, other, tmp_path / "fresh", SMALL)
+    assert chips(made.path, other, out, Settings(chips=SMALL)).num_made == 1
+    chips(made.path, other, tmp_path / "fresh", Settings(chips=SMALL))
     assert digests(out) == digests(tmp_path / "fresh")
-    assert chips(made.path, other, out, SMALL).num_made == 0
+    assert chips(made.path, other, out, Settings(chips=SMALL)).num_made == 0
 
 
 def test_chips__a_kill_amid_overwrite_leaves_nothing_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, out = small_set(tmp_path / "set", 8), tmp_path / "out"
-    chips(made.write(), made.image_root, out, SMALL)
+    chips(made.write(), made.image_root, out, Settings(chips=SMALL))
     from pipeline.dataset import build as build_module
 
     clear = build_module._clear_shards
@@ -373,15 +373,15 @@ def test_chips__a_kill_amid_overwrite_leaves_nothing_foreign(tmp_path: Path, mon
 
     monkeypatch.setattr(build_module, "_clear_shards", killed)
     with pytest.raises(KeyboardInterrupt):
-        chips(made.path, made.image_root, out, SMALL, overwrite=True)
+        chips(made.path, made.image_root, out, Settings(chips=SMALL), overwrite=True)
     monkeypatch.undo()
-    assert chips(made.path, made.image_root, out, SMALL).num_made == 2
+    assert chips(made.path, made.image_root, out, Settings(chips=SMALL)).num_made == 2
 
 
 def test_chips__a_small_data_set_has_sixteen_shards(tmp_path: Path) -> None:
     made, out = small_set(tmp_path / "set", 17), tmp_path / "out"
     options = SMALL.model_copy(update={"images_per_shard": None})
-    assert chips(made.write(), made.image_root, out, options).num_shards == 17
+    assert chips(made.write(), made.image_root, out, Settings(chips=options)).num_shards == 17
     assert verify(out).problems == []
 
 
@@ -411,7 +411,7 @@ def plan_digests(out: Path) -> dict[Path, str]:
 def test_plan_only__is_the_manifest_without_storage_and_needs_no_images(
     demo_set: DataSet, built: Path, tmp_path: Path
 ) -> None:
-    report = chips(demo_set.annotations, None, tmp_path, OPTIONS, plan_only=True)
+    report = chips(demo_set.annotations, None, tmp_path, Settings(chips=OPTIONS), plan_only=True)
     plan = pl.read_parquet(tmp_path / "plan/plan-*.parquet")
     assert plan.columns == PLAN.names
     manifest = pl.read_parquet(built / "positives/chips-*.parquet").drop("shard", "offset", "size", "crc32")
@@ -421,7 +421,7 @@ def test_plan_only__is_the_manifest_without_storage_and_needs_no_images(
     assert not (tmp_path / "run.json").exists()
     assert report.counts == json.loads((built / "run.json").read_bytes())["counts"]
     with pytest.raises(UsageError, match="holds chips already"):
-        chips(demo_set.annotations, None, built, OPTIONS, plan_only=True)
+        chips(demo_set.annotations, None, built, Settings(chips=OPTIONS), plan_only=True)
     build(demo_set, tmp_path)
     assert digests(tmp_path) == digests(built)
 
@@ -457,11 +457,11 @@ def test_chips__files_of_the_user_in_its_folders_stay(
     def left(names: list[str]) -> list[str]:
         return [name for name in names if is_file(out / name)]
 
-    assert chips(demo_set.annotations, demo_set.images, out, OPTIONS).num_made == 0
+    assert chips(demo_set.annotations, demo_set.images, out, Settings(chips=OPTIONS)).num_made == 0
     assert left(mine) == mine
     assert left(theirs) == theirs[1:]
     other = OPTIONS.model_copy(update={"quality": 80})
-    chips(demo_set.annotations, demo_set.images, out, other, overwrite=True)
+    chips(demo_set.annotations, demo_set.images, out, Settings(chips=other), overwrite=True)
     assert left(mine) == mine
     assert left(theirs) == []
     assert len(files_in(out / "positives", "chips-*.tar")) == 6
@@ -496,9 +496,12 @@ def test_chips__roundabout_file_names_mean_the_same_in_a_store(
     (tmp_path / "roundabout.json").write_text(json.dumps(coco))
     in_store(demo_set.images, s3, "images/train")
     out = tmp_path / "out"
-    chips(tmp_path / "roundabout.json", location(f"{s3.url}/images"), out, OPTIONS)
+    chips(tmp_path / "roundabout.json", location(f"{s3.url}/images"), out, Settings(chips=OPTIONS))
     assert [
-        r.reason for r in check(tmp_path / "roundabout.json", location(f"{s3.url}/images"), max_pixels=10**8).rejects
+        r.reason
+        for r in check(
+            tmp_path / "roundabout.json", location(f"{s3.url}/images"), Settings(chips=ChipSettings(max_pixels=10**8))
+        ).rejects
     ] == []
     for path in (built / "positives").glob("*.tar"):
         assert (out / "positives" / path.name).read_bytes() == path.read_bytes()
@@ -519,11 +522,11 @@ def test_chips__image_without_boxes_and_shard_without_chips_stay(demo_set: DataS
 
 def test_chips__wrong_image_folder_replaces_no_finished_build(tmp_path: Path) -> None:
     made, out, wrong = sound_set(tmp_path), tmp_path / "out", tmp_path / "wrong"
-    chips(made.write(), made.image_root, out, OPTIONS)
+    chips(made.write(), made.image_root, out, Settings(chips=OPTIONS))
     before = digests(out)
     wrong.mkdir()
     with pytest.raises(UsageError, match=f"2 of 2 images .*made from {made.image_root}.* not in {wrong}") as refused:
-        chips(made.path, wrong, out, OPTIONS)
+        chips(made.path, wrong, out, Settings(chips=OPTIONS))
     assert refused.value.exit_status == 2
     assert digests(out) == before
-    assert chips(made.path, wrong, out, OPTIONS, overwrite=True).counts["images"]["kept"] == 0
+    assert chips(made.path, wrong, out, Settings(chips=OPTIONS), overwrite=True).counts["images"]["kept"] == 0

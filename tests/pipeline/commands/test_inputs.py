@@ -9,7 +9,7 @@ from pipeline.commands.check import check
 from pipeline.commands.chips import chips
 from pipeline.commands.inputs import read_inputs
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.builders import CocoSet, chip_sums, sound_set
 from tests.conftest import RunSniper
 
@@ -42,7 +42,7 @@ def test_chips__of_several_files_are_one_data_set(tmp_path: Path, sniper: RunSni
     assert boxes["row"].sort().to_list() == list(range(6))
     assert boxes["category_id"].unique().to_list() == [3]
     assert pl.read_parquet(tmp_path / "out/categories.parquet")["name"].to_list() == ["new", "thing"]
-    chips(first.path, first.image_root, tmp_path / "alone", ChipSettings())
+    chips(first.path, first.image_root, tmp_path / "alone", Settings())
     assert chip_sums(tmp_path / "out") == chip_sums(tmp_path / "alone")  # of the first file, whose ids stay
 
 
@@ -62,4 +62,4 @@ def test_read_inputs__folders_must_be_one_or_one_for_each_file(tmp_path: Path) -
     with pytest.raises(UsageError, match="2 image folders for 1 annotation files"):
         read_inputs(made.write(), [made.image_root, tmp_path], LIMIT, ())
     with pytest.raises(UsageError, match="no such image folder"):
-        check(made.path, tmp_path / "none", max_pixels=LIMIT)
+        check(made.path, tmp_path / "none", Settings(chips=ChipSettings(max_pixels=LIMIT)))

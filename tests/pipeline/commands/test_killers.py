@@ -10,7 +10,7 @@ import pytest
 from pipeline.commands.chips import chips
 from pipeline.dataset.cutting import ShardJob, ShardResult, make_shard
 from pipeline.engines.tasks import listening
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.builders import CocoSet
 
 KILLER = 3  # id of the image
@@ -34,7 +34,7 @@ def test_chips__refuse_an_image_that_kills_its_worker(tmp_path: Path, monkeypatc
         data.add_image(image_id, boxes=[[8, 8, 30, 30]])
     annotations, out = data.write(), tmp_path / "out"
     monkeypatch.setattr("pipeline.commands.chips.make_shard", make_dangerously)
-    report = chips(annotations, data.image_root, out, SETTINGS, workers=2, max_bad=1.0)
+    report = chips(annotations, data.image_root, out, Settings(chips=SETTINGS), workers=2, max_bad=1.0)
     rejects = pl.read_parquet(out / "rejects.parquet")
     assert rejects.select("id", "reason").rows() == [(KILLER, "kills_worker")]
     message = rejects["message"][0]
@@ -45,5 +45,5 @@ def test_chips__refuse_an_image_that_kills_its_worker(tmp_path: Path, monkeypatc
     assert report.num_made == 3
     states = pl.read_parquet(out / "images.parquet").sort("image_id")["state"].to_list()
     assert states == ["kept" if image_id != KILLER else "refused" for image_id in range(1, 8)]
-    again = chips(annotations, data.image_root, out, SETTINGS, max_bad=1.0)
+    again = chips(annotations, data.image_root, out, Settings(chips=SETTINGS), max_bad=1.0)
     assert again.num_made == 0

@@ -25,7 +25,7 @@ from pipeline.commands.verify import verify
 from pipeline.images.drawing import PROPOSAL_COLOR
 from pipeline.insight.show import show
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, NegativeSettings
+from schemas.settings import ChipSettings, NegativeSettings, Settings
 from schemas.tables import MANIFEST, PROPOSALS
 from scripts.make_demo_data import make_demo_data
 
@@ -54,7 +54,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen demo scenes, their positive chips in `out`, proposals in proposals.parquet, and their pool in `pool`."""
     folder = tmp_path_factory.mktemp("scenes")
     make_demo_data(folder, num_train=16, num_val=1)
-    chips(folder / "train.json", folder / "train", folder / "out", OPTIONS)
+    chips(folder / "train.json", folder / "train", folder / "out", Settings(chips=OPTIONS))
     pq.write_table(weak_rpn(json.loads((folder / "train.json").read_bytes())), folder / "proposals.parquet")
     shutil.copytree(folder / "out", folder / "pool")
     build(folder, folder / "pool")
@@ -196,7 +196,7 @@ def test_negatives__a_stale_pool_is_noticed_and_remade(scenes: Path, out: Path, 
     coco = json.loads((scenes / "train.json").read_bytes())
     del coco["annotations"][0]
     (tmp_path / "changed.json").write_text(json.dumps(coco))
-    chips(tmp_path / "changed.json", scenes / "train", out, OPTIONS)
+    chips(tmp_path / "changed.json", scenes / "train", out, Settings(chips=OPTIONS))
     assert any("mined for other positives" in problem for problem in verify(out).problems)
     report = build(scenes, out)
     assert report.num_made == 1  # the shard whose boxes have changed
@@ -219,7 +219,7 @@ def test_negatives__a_changed_ledger_is_refused(scenes: Path, out: Path) -> None
 def test_negatives__settings_that_do_not_act_refuse_nothing(scenes: Path, out: Path) -> None:
     negatives(out, random=1)
     other = NegativeSettings(nms=0.5, min_finest=7, rpn_epochs=9)
-    assert negatives(out, random=1, settings=other).num_made == 0
+    assert negatives(out, random=1, settings=Settings(negatives=other)).num_made == 0
     shutil.rmtree(out / "negatives")
     shutil.copytree(scenes / "pool/negatives", out / "negatives")
     assert build(scenes, out, settings=NegativeSettings(rpn_epochs=9)).num_made == 0
@@ -284,7 +284,7 @@ def test_negatives__chips_that_are_stored_otherwise_than_the_positives_are_refus
     for path in (out / "run.json", *out.glob("*.parquet")):
         path.unlink()
     settings = OPTIONS.model_copy(update={"quality": 60, "images_per_shard": per_shard})
-    chips(scenes / "train.json", scenes / "train", out, settings)
+    chips(scenes / "train.json", scenes / "train", out, Settings(chips=settings))
     for _ in range(2):
         with pytest.raises(UsageError, match=r"chips\.quality: 95 there, 60 now"):
             build(scenes, out)
@@ -305,10 +305,18 @@ def test_negatives__refused_images_take_no_part(scenes: Path, tmp_path: Path) ->
     shutil.copytree(scenes / "train", images)
     lost = int(manifest(scenes / "pool")["image_id"][0])
     (images / f"{lost:06d}.jpg").write_bytes(b"damaged")
-    chips(scenes / "train.json", images, tmp_path / "out", OPTIONS, max_bad=1.0)
+    chips(scenes / "train.json", images, tmp_path / "out", Settings(chips=OPTIONS), max_bad=1.0)
     build(scenes, tmp_path / "out")
     expected = manifest(scenes / "pool").filter(pl.col("image_id") != lost)
     assert manifest(tmp_path / "out")["key"].to_list() == expected["key"].to_list()
+
+
+def test_negatives__settings_of_other_chips_are_refused_before_a_pool_is_deleted(scenes: Path, out: Path) -> None:
+    negatives(out, random=1)
+    before = digests(out)
+    with pytest.raises(UsageError, match="chips.quality"):
+        negatives(out, random=1, settings=Settings(chips=ChipSettings(quality=50)), overwrite=True)
+    assert digests(out) == before
 
 
 @pytest.mark.parametrize("arguments", [{}, {"random": 0}, {"random": 2, "proposals": Path("p.parquet")}])

@@ -14,14 +14,14 @@ from pipeline.commands.chips import chips
 from pipeline.commands.verify import verify
 from pipeline.dataset.shards import commit_shard, read_rows, read_shard
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.pipeline.conftest import DataSet
 
 
 @pytest.fixture(scope="module")
 def built(demo_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("built")
-    chips(demo_set.annotations, demo_set.images, out, ChipSettings(images_per_shard=4))
+    chips(demo_set.annotations, demo_set.images, out, Settings(chips=ChipSettings(images_per_shard=4)))
     return out
 
 
@@ -149,7 +149,7 @@ def test_verify__names_a_shard_beyond_those_of_run_json(copy: Path, demo_set: Da
     for suffix in (".tar", ".parquet"):
         shutil.copy(copy / f"positives/chips-00002{suffix}", copy / f"positives/chips-00003{suffix}")
     assert verify(copy).problems[0].startswith("positives/chips-00003.parquet: is beyond the 3 shards")
-    chips(demo_set.annotations, demo_set.images, copy, ChipSettings(images_per_shard=4))
+    chips(demo_set.annotations, demo_set.images, copy, Settings(chips=ChipSettings(images_per_shard=4)))
     assert verify(copy).problems == []
 
 
@@ -157,13 +157,15 @@ def test_verify__finds_a_shard_of_another_build(copy: Path, demo_set: DataSet, t
     coco = json.loads(demo_set.annotations.read_bytes())
     coco["annotations"][0]["bbox"][2] -= 1
     (tmp_path / "other.json").write_text(json.dumps(coco))
-    chips(tmp_path / "other.json", demo_set.images, tmp_path / "other", ChipSettings(images_per_shard=4))
+    chips(
+        tmp_path / "other.json", demo_set.images, tmp_path / "other", Settings(chips=ChipSettings(images_per_shard=4))
+    )
     swapped = [path for path in (tmp_path / "other/positives").iterdir() if path.suffix in (".tar", ".parquet")]
     for path in swapped:
         shutil.copy(path, copy / "positives")
     (problem,) = verify(copy).problems
     assert "positives: the shards are not all those that run.json was written for" in problem
-    chips(demo_set.annotations, demo_set.images, copy, ChipSettings(images_per_shard=4))
+    chips(demo_set.annotations, demo_set.images, copy, Settings(chips=ChipSettings(images_per_shard=4)))
     assert verify(copy).problems == []
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, WebPImagePlugin, features
 from pipeline.commands.chips import chips
 from pipeline.dataset.shards import read_record
 from schemas.errors import DataError
-from schemas.settings import ChipSettings, SideScale
+from schemas.settings import ChipSettings, Settings, SideScale
 from tests.builders import SIDE, CocoSet, encoded, exif, texture
 
 
@@ -56,7 +56,7 @@ def test_cut__labels_sit_on_the_pixels_they_were_drawn_on(
     coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     options = ChipSettings(scales=scales, ranges=[(0, None)] * len(scales), quality=100, subsampling="444")
-    chips(tmp_path / "coco.json", tmp_path / "images", tmp_path / "out", options)
+    chips(tmp_path / "coco.json", tmp_path / "images", tmp_path / "out", Settings(chips=options))
 
     errors = []
     for chip in pl.read_parquet(tmp_path / "out/positives/chips-*.parquet").to_dicts():
@@ -86,7 +86,7 @@ def test_cut__partly_filled_last_column_repeats_its_neighbour(tmp_path: Path) ->
         "categories": [{"id": 1, "name": "all"}],
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))
-    chips(tmp_path / "coco.json", tmp_path, tmp_path / "out", ChipSettings())
+    chips(tmp_path / "coco.json", tmp_path, tmp_path / "out", Settings())
     (chip,) = pl.read_parquet(tmp_path / "out/positives/chips-*.parquet").to_dicts()
     with (tmp_path / "out" / chip["shard"]).open("rb") as tar:
         tar.seek(chip["offset"])
@@ -109,10 +109,10 @@ def test_make_shard__is_made_anew_when_a_decoder_that_it_lacked_has_come(
     settings = ChipSettings(images_per_shard=1, min_side=0)
     with monkeypatch.context() as patch:
         patch.setattr(WebPImagePlugin, "SUPPORTED", False)
-        report = chips(coco.write(), coco.image_root, tmp_path / "out", settings, max_bad=1)
+        report = chips(coco.write(), coco.image_root, tmp_path / "out", Settings(chips=settings), max_bad=1)
         assert [reject.reason for reject in report.rejects] == ["no_decoder"]
-        assert chips(coco.path, coco.image_root, tmp_path / "out", settings, max_bad=1).num_made == 0
-    report = chips(coco.path, coco.image_root, tmp_path / "out", settings)
+        assert chips(coco.path, coco.image_root, tmp_path / "out", Settings(chips=settings), max_bad=1).num_made == 0
+    report = chips(coco.path, coco.image_root, tmp_path / "out", Settings(chips=settings))
     assert report.num_made == 1
     assert list(report.rejects) == []
     records = [read_record(tmp_path / f"out/positives/chips-0000{i}.parquet") for i in range(2)]
@@ -128,15 +128,15 @@ def test_make_shard__a_worker_that_reads_other_formats_stops_the_build(
         "pipeline.commands.chips.decoders", lambda: {"TIFF": "another", "WEBP": "another"}
     )  # the command's
     with pytest.raises(DataError, match="reads other formats"):
-        chips(coco.write(), coco.image_root, tmp_path / "out", ChipSettings())
+        chips(coco.write(), coco.image_root, tmp_path / "out", Settings())
 
 
 def test_chips__say_which_images_could_be_read_in_two_ways(tmp_path: Path) -> None:
     coco = CocoSet(tmp_path)
     coco.add_image(1, encoded(texture(SIDE, SIDE), exif=exif(6)))
     coco.add_image(2, encoded(texture(SIDE, SIDE), "GIF", save_all=True, append_images=[texture(SIDE, SIDE, 1)]))
-    turned, several = chips(coco.write(), coco.image_root, tmp_path / "out", ChipSettings()).notes
+    turned, several = chips(coco.write(), coco.image_root, tmp_path / "out", Settings()).notes
     assert "both as stored and as their orientation turns them" in turned
     assert "several pages or frames" in several
-    again = chips(coco.path, coco.image_root, tmp_path / "out", ChipSettings())  # from the records
+    again = chips(coco.path, coco.image_root, tmp_path / "out", Settings())  # from the records
     assert (again.num_made, again.notes) == (0, [turned, several])

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.commands.chips import chips
 from pipeline.dataset.shards import UNBOUNDED, TarWriter, chip_json, read_record, read_rows, shard_files, shard_name
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from schemas.tables import MANIFEST
 from tests.pipeline.conftest import DataSet
 
@@ -22,7 +22,7 @@ from tests.pipeline.conftest import DataSet
 @pytest.fixture(scope="module")
 def built(demo_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("built")
-    chips(demo_set.annotations, demo_set.images, out, ChipSettings(images_per_shard=5))
+    chips(demo_set.annotations, demo_set.images, out, Settings(chips=ChipSettings(images_per_shard=5)))
     return out
 
 

@@ -47,16 +47,14 @@ def test_version_2__a_rerun_keeps_chips_pool_and_proposals(kept: Path) -> None:
         pytest.skip(f"the kept files were made with {before['versions']}, here is {codec()}")
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/*") if path.name != "run.json"}
     for _ in range(2):
-        assert chips(kept / "annotations.json", kept / "images", out, settings.chips).num_made == 0
+        assert chips(kept / "annotations.json", kept / "images", out, settings).num_made == 0
         assert verify(out).problems == []
     after = read_build(out)
     assert after.fingerprint != before["fingerprint"]
     assert after.formerly == [before["fingerprint"]]
     assert find_parts(out / "proposals", after.names, 4) is not None
     assert after.known_as(before["fingerprint"]) == before["fingerprint"]  # as a checkpoint of then names them
-    assert (
-        negatives(out, proposals=out / "proposals", settings=settings.negatives, images=kept / "images").num_made == 0
-    )
+    assert negatives(out, proposals=out / "proposals", settings=settings, images=kept / "images").num_made == 0
     assert verify(out).problems == []
     assert {path: path.stat().st_mtime_ns for path in stamps if path.suffix == ".tar"} == {
         path: stamp for path, stamp in stamps.items() if path.suffix == ".tar"
@@ -66,7 +64,7 @@ def test_version_2__a_rerun_keeps_chips_pool_and_proposals(kept: Path) -> None:
 def test_build__its_identity_is_that_of_its_shards_alone(kept: Path) -> None:
     """An update of the program, or another count in the report, makes no other positives of them."""
     out, settings = kept / "out", settings_of(kept)
-    chips(kept / "annotations.json", kept / "images", out, settings.chips, overwrite=True)
+    chips(kept / "annotations.json", kept / "images", out, settings, overwrite=True)
     before = read_build(out)
     negatives(out, random=1, images=kept / "images")
     other = json.loads((out / "run.json").read_bytes())
@@ -74,7 +72,7 @@ def test_build__its_identity_is_that_of_its_shards_alone(kept: Path) -> None:
     other["counts"]["new"] = 1
     (out / "run.json").write_text(json.dumps(other))
     assert verify(out).problems == []
-    assert chips(kept / "annotations.json", kept / "images", out, settings.chips).num_made == 0
+    assert chips(kept / "annotations.json", kept / "images", out, settings).num_made == 0
     assert read_build(out) == before
     assert verify(out).problems == []
 

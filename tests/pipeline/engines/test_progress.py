@@ -24,7 +24,7 @@ if sys.argv[4:] == ["loud"]:
     import logging
     logging.basicConfig(level=logging.INFO)
 annotations, images, out = map(Path, sys.argv[1:4])
-chips(annotations, images, out, Settings().chips)
+chips(annotations, images, out, Settings())
 """
 
 

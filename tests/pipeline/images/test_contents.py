@@ -5,13 +5,13 @@ from pathlib import Path
 from pipeline.commands.chips import chips
 from pipeline.images.contents import hash_images
 from pipeline.storage.parquet import read_frame
-from schemas.settings import ChipSettings
+from schemas.settings import Settings
 from tests.pipeline.conftest import DataSet
 from tests.s3 import S3
 
 
 def test_hash_images__are_those_of_the_ledger(demo_set: DataSet, tmp_path: Path) -> None:
-    chips(demo_set.annotations, demo_set.images, tmp_path, ChipSettings())
+    chips(demo_set.annotations, demo_set.images, tmp_path, Settings())
     ledger = read_frame(tmp_path / "images.parquet")
     assert hash_images(demo_set.images, ledger["file_name"].to_list()) == ledger["hash"].to_list()
 

@@ -27,7 +27,7 @@ from pipeline.insight.show import show
 from pipeline.storage import Location, location, read_range
 from schemas.codes import Reason
 from schemas.errors import DataError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.builders import CocoSet, encoded, read_image, texture
 
 SIZE = (150, 120)
@@ -265,8 +265,8 @@ def test_chips__of_a_tiled_tiff_above_max_pixels(tmp_path: Path) -> None:
     boxes = [[100, 100, 40, 40], [far, far, 40, 40]]
     coco.add_image(1, tiff_of(data, side, side, tile), "a.tif", side, side, boxes=boxes)
     settings = ChipSettings(max_pixels=1_000_000)
-    assert not check(coco.write(), coco.image_root, max_pixels=1_000_000).rejects
-    report = chips(coco.path, coco.image_root, tmp_path / "out", settings)
+    assert not check(coco.write(), coco.image_root, Settings(chips=ChipSettings(max_pixels=1_000_000))).rejects
+    report = chips(coco.path, coco.image_root, tmp_path / "out", Settings(chips=settings))
     assert not report.rejects
     found = 0
     for row in pl.read_parquet(tmp_path / "out/positives/chips-*.parquet").to_dicts():
@@ -319,7 +319,7 @@ def test_show__of_a_large_image_that_was_damaged_since(tmp_path: Path) -> None:
     file.parent.mkdir()
     file.write_bytes(FILES["tiles"])
     settings = ChipSettings.model_validate({"size": 64, "scales": [1.0], "ranges": [[0, None]]})
-    chips(tmp_path / "a.json", file.parent, tmp_path / "out", settings)
+    chips(tmp_path / "a.json", file.parent, tmp_path / "out", Settings(chips=settings))
     file.write_bytes(FILES["tiles"][:-200] + bytes(200))
     with pytest.raises(DataError, match=r"a\.tif: .*the tile at 128,64 cannot be decoded"):
         show(tmp_path / "out", tmp_path / "sheet.png", image=1)
@@ -342,4 +342,4 @@ def test_chips__a_large_image_that_fails_between_its_check_and_its_chips_stops_w
 
     monkeypatch.setattr("pipeline.dataset.cutting.cut_chip", fails)
     with pytest.raises(DataError, match=r"a\.tif: the tile at 0,0 .* which was in order when it was opened"):
-        chips(tmp_path / "a.json", tmp_path / "images", tmp_path / "out", settings)
+        chips(tmp_path / "a.json", tmp_path / "images", tmp_path / "out", Settings(chips=settings))

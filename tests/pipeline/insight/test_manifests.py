@@ -13,7 +13,7 @@ from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from pipeline.insight.manifests import manifests
 from schemas.errors import DataError, MissingError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.builders import build, sound_set
 from tests.paths import ROOT
 from tests.pipeline.conftest import DataSet
@@ -43,10 +43,10 @@ def read_rows(data: Path) -> Rows:
 def place(demo_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two builds of one annotation file, the first with a pool of negatives."""
     folder = tmp_path_factory.mktemp("inspect")
-    chips(demo_set.annotations, demo_set.images, folder / "chips", ChipSettings())
+    chips(demo_set.annotations, demo_set.images, folder / "chips", Settings())
     negatives(folder / "chips", random=2)
     ranges = ((0, 60), (40, 150), (120, None))
-    chips(demo_set.annotations, demo_set.images, folder / "chips-other", ChipSettings(ranges=ranges))
+    chips(demo_set.annotations, demo_set.images, folder / "chips-other", Settings(chips=ChipSettings(ranges=ranges)))
     return folder
 
 
@@ -160,7 +160,7 @@ def test_manifests__of_a_bucket_are_those_of_a_disk(tmp_path: Path, s3: S3) -> N
     made = sound_set(tmp_path / "data")
     build(made, tmp_path / "out")
     there = f"{s3.url}/out[1]"
-    chips(made.path, made.image_root, there, ChipSettings())
+    chips(made.path, made.image_root, there, Settings())
     for frame, remote in zip(manifests(tmp_path / "out"), manifests(there), strict=True):
         assert remote.collect().equals(frame.collect())
 

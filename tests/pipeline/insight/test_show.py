@@ -20,7 +20,7 @@ from pipeline.insight.sheet import Row, draw_sheet, sheet_width
 from pipeline.insight.show import show
 from schemas.codes import STATUS_NAMES
 from schemas.errors import UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import Settings
 from tests.pipeline.conftest import DataSet
 
 
@@ -29,7 +29,7 @@ def count_pixels(picture: np.ndarray, color: str) -> int:  # type: ignore[type-a
 
 
 def test_show__draws_a_row_per_scale_from_the_shards(demo_set: DataSet, tmp_path: Path) -> None:
-    chips(demo_set.annotations, demo_set.images, tmp_path / "out", ChipSettings())
+    chips(demo_set.annotations, demo_set.images, tmp_path / "out", Settings())
     number = show(tmp_path / "out", tmp_path / "sheet.png", columns=4)
     assert number == 12
     picture = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -46,7 +46,7 @@ def test_show__draws_a_row_per_scale_from_the_shards(demo_set: DataSet, tmp_path
 
 def test_show__brackets_in_the_name_of_a_folder_are_no_pattern(demo_set: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "run[1] (a)"
-    chips(demo_set.annotations, demo_set.images, out, ChipSettings())
+    chips(demo_set.annotations, demo_set.images, out, Settings())
     assert show(out, tmp_path / "sheet.png", columns=1) == 3
 
 
@@ -65,7 +65,7 @@ def test_show__says_when_there_are_none(demo_set: DataSet, tmp_path: Path) -> No
 def test_show__writes_the_format_that_the_name_says(demo_set: DataSet, tmp_path: Path, name: str, kind: str) -> None:
     if kind == "WEBP" and not features.check("webp"):
         pytest.skip("Pillow was built without libwebp")
-    chips(demo_set.annotations, demo_set.images, tmp_path / "out", ChipSettings())
+    chips(demo_set.annotations, demo_set.images, tmp_path / "out", Settings())
     show(tmp_path / "out", tmp_path / name, columns=1)
     assert Image.open(tmp_path / name).format == kind
 
@@ -80,7 +80,7 @@ def test_show__a_name_that_says_no_format_is_refused(tmp_path: Path, name: str) 
 def data(demo_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Chips and random negatives of the demo's scenes."""
     out = tmp_path_factory.mktemp("show") / "out"
-    chips(demo_set.annotations, demo_set.images, out, ChipSettings())
+    chips(demo_set.annotations, demo_set.images, out, Settings())
     negatives(out, random=2)
     return out
 

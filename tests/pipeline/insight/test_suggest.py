@@ -67,7 +67,9 @@ def test_suggest__given_scales_are_judged_beside_the_proposals(demo_set: DataSet
     assert list(found.costs) == ["lean", "balanced", "dense", "as given", "paper"]
     assert found.chosen == "as given"
     assert found.settings.chips.scales == chip_settings.scales
-    report = chips(demo_set.annotations, demo_set.images, demo_set.images.parent / "planned", chip_settings)
+    report = chips(
+        demo_set.annotations, demo_set.images, demo_set.images.parent / "planned", Settings(chips=chip_settings)
+    )
     assert found.costs["as given"].chips == report.counts["chips"]["total"]
 
 

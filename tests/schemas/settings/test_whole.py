@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import SettingsError, UsageError
-from schemas.settings import ChipSettings, Settings, SideScale, load_settings
+from schemas.settings import ChipSettings, Settings, SideScale, load_settings, settings_or_defaults
 
 
 def faults(config: Path | None = None, *assignments: str) -> list[str]:
@@ -199,3 +199,14 @@ def test_load_settings_key_that_stands_twice_is_refused_with_its_line(tmp_path: 
 def test_load_settings__one_assignment_in_place_of_several_is_refused() -> None:
     with pytest.raises(UsageError, match=r"assignments: expected a list, found the text 'chips.size=256'"):
         load_settings(None, "chips.size=256")  # type: ignore[arg-type]
+
+
+def test_settings_or_defaults__takes_whole_settings_alone() -> None:
+    given = load_settings(None, ["chips.size=64"])
+    assert settings_or_defaults(given) is given
+    assert settings_or_defaults(None) == Settings()
+    for other in ("mine.yaml", given.chips):
+        with pytest.raises(
+            UsageError, match=f"expected Settings with all their sections, found a {type(other).__name__}"
+        ):
+            settings_or_defaults(other)  # type: ignore[arg-type]

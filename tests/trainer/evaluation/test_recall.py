@@ -43,7 +43,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recall")
     make_demo_data(folder, num_train=NUM_IMAGES, num_val=1)
     settings = load_settings(None, (*TINY, *TINY_CHIPS, "negatives.rpn_epochs=1"))
-    chips(folder / "train.json", folder / "train", folder / "chips", settings.chips)
+    chips(folder / "train.json", folder / "train", folder / "chips", settings)
     make_proposals(folder / "chips", folder / "train", settings)
     return folder
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import ChipSettings, Settings
 from tests.conftest import RunSniper
 from trainer.evaluation.coco_scores import check_table
 from trainer.evaluation.score_results import score_results
@@ -89,7 +89,7 @@ def test_score_results__an_ignored_category_is_of_no_class(truth: Path, tmp_path
     rows = ((1, 3, [10, 10, 40, 40], 0.8), (1, 8, [60, 10, 30, 30], 0.8), (2, 3, [5, 5, 80, 80], 0.8))
     results = found(tmp_path, *rows, (1, 3, [10, 60, 30, 30], 0.9), (1, 8, [60, 60, 30, 30], 0.9))
     assert (score_results(results, truth).summary["AP"] or 0) < 1
-    ignoring = ChipSettings(ignore_categories=["ignored regions"])
+    ignoring = Settings(chips=ChipSettings(ignore_categories=["ignored regions"]))
     assert score_results(results, truth, ignoring).summary["AP"] == 1
 
 

@@ -64,7 +64,7 @@ def test_refuse_seen__goes_by_the_chips_of_the_run_and_not_of_an_attempt_before(
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [box for box in content["annotations"] if box["image_id"] in kept]
     (tmp_path / "fewer.json").write_text(json.dumps(content))
-    chips(tmp_path / "fewer.json", demo / "train", tmp_path / "chips", load_settings(None, TINY_CHIPS).chips)
+    chips(tmp_path / "fewer.json", demo / "train", tmp_path / "chips", load_settings(None, TINY_CHIPS))
     train(tmp_path / "chips", tmp_path / "run", tiny_settings(), validation=validation)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.commands.chips import chips
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, LoaderSettings
+from schemas.settings import LoaderSettings, Settings
 from tests.paths import shared_data
 from tests.trainer.gpus import CUDA, needs_gpu
 from tests.trainer.manifests import reference_pixels, rows_of
@@ -493,7 +493,7 @@ def test_real_images__pixels_equal_the_reference(tmp_path: Path) -> None:
     wanted = {image["id"] for image in coco["images"]}
     coco["annotations"] = [box for box in coco["annotations"] if box["image_id"] in wanted]
     (tmp_path / "few.json").write_text(json.dumps(coco))
-    chips(tmp_path / "few.json", real / "images", tmp_path / "out", ChipSettings())
+    chips(tmp_path / "few.json", real / "images", tmp_path / "out", Settings())
     dataset = ChipDataset(tmp_path / "out")
     rows = {row["key"]: row for row in rows_of(tmp_path / "out").to_dicts()}
     seen = 0

@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("rpn")
     make_demo_data(folder, num_train=8, num_val=1)
-    chips(folder / "train.json", folder / "train", folder / "chips", settings().chips)
+    chips(folder / "train.json", folder / "train", folder / "chips", settings())
     return folder / "chips"
 
 
@@ -111,6 +111,14 @@ def test_make_proposals__other_settings_are_refused_unless_overwritten(data: Pat
         make_proposals(data, data.parent / "train", settings("train.momentum=0.5"))
 
 
+def test_make_proposals__settings_of_other_chips_are_refused_before_anything_is_deleted(
+    data: Path, proposals: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"chips\.quality"):
+        make_proposals(data, data.parent / "train", settings("chips.quality=50"), overwrite=True)
+    assert (proposals / "network.json").exists()
+
+
 def test_make_proposals__views_of_another_size_give_other_proposals(
     data: Path, proposals: Path, tmp_path: Path
 ) -> None:
@@ -150,7 +158,7 @@ def test_negatives__then_training_uses_the_pool(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = settings()
-    report = negatives(data, proposals=proposals, settings=options.negatives)
+    report = negatives(data, proposals=proposals, settings=options)
     assert report.num_made == report.num_shards
     assert verify(data).problems == []
     show(data, tmp_path / "parts.png", kind="negative")

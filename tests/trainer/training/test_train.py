@@ -47,7 +47,7 @@ def one_thread() -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     make_demo_data(folder, num_train=5, num_val=1)
-    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS).chips)
+    chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS))
     return folder / "chips"
 
 
@@ -263,7 +263,7 @@ def test_train__half_precision_runs(tmp_path: Path, precision: str) -> None:
     options = load_settings(
         None, ("chips.size=64", "chips.scales=[{long_side: 64}]", "chips.ranges=[[0, null]]")
     ).chips
-    chips(tmp_path / "train.json", tmp_path / "train", tmp_path / "chips", options)
+    chips(tmp_path / "train.json", tmp_path / "train", tmp_path / "chips", Settings(chips=options))
     passes = tiny_settings(f"train.precision={precision}", "train.batch_size=1", "train.epochs=2")
     train(tmp_path / "chips", tmp_path / "run", passes)
     assert last(tmp_path / "run").step == 2

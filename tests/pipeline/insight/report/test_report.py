@@ -16,7 +16,7 @@ from pipeline.insight.report.facts import collect_facts
 from pipeline.insight.report.remarks import remarks
 from pipeline.insight.report.report import report
 from schemas.errors import MissingError, UsageError
-from schemas.settings import ChipSettings
+from schemas.settings import Settings
 from tests.browser import browsing
 from tests.builders import CocoSet, build, sound_set
 from tests.conftest import RunSniper
@@ -30,7 +30,7 @@ TARGETS = ("valid", "rescued")
 def data(demo_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Chips and random negatives of the demo's scenes."""
     out = tmp_path_factory.mktemp("report") / "chips[1]"
-    chips(demo_set.annotations, demo_set.images, out, ChipSettings())
+    chips(demo_set.annotations, demo_set.images, out, Settings())
     negatives(out, random=2)
     return out
 
@@ -208,7 +208,7 @@ def test_report__of_a_bucket_has_the_same_numbers(tmp_path: Path, s3: S3) -> Non
     made = sound_set(tmp_path / "data")
     build(made, tmp_path / "out")
     there = f"{s3.url}/out[1]"
-    chips(made.path, made.image_root, there, ChipSettings())
+    chips(made.path, made.image_root, there, Settings())
     near = report(tmp_path / "out", tmp_path / "near.html")
     far = report(there, f"{s3.url}/reports/far.html")
     assert {**near, "data": "", "remarks": []} == {**far, "data": "", "remarks": []}
