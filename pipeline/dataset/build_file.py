@@ -146,7 +146,7 @@ def refuse_other_chips(data: Location, chips: dict[str, Any], given: ChipSetting
     Raises:
         UsageError: names every setting that differs.
     """
-    acting = {name: value for name, value in chips.items() if name != "max_pixels"}
+    acting = ChipSettings().model_dump(mode="json") | chips | {"max_pixels": given.max_pixels}
     if differing := contradictions("chips", given, acting):
         raise UsageError(
             f"{data}: the chips were made with other settings than those given:\n  "

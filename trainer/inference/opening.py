@@ -14,7 +14,7 @@ from pipeline.pyramid.reading import Pixels, ViewBatch
 from pipeline.pyramid.views import Output
 from pipeline.storage import Location
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, DetectSettings, Precision, Settings
+from schemas.settings import ChipSettings, DetectSettings, ModelSettings, Precision, Settings
 from schemas.settings.section import contradictions
 from trainer.model import Detector
 from trainer.model.heads import autocast
@@ -72,7 +72,10 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
     for name in ("max_pixels", "ignore_categories"):
         if name in settings.chips.model_fields_set:
             chips[name] = getattr(settings.chips, name)
-    there = {"chips": {name: chips[name] for name in ("scales", "ranges")}, "model": checkpoint.settings["model"]}
+    there = {
+        "chips": {name: chips[name] for name in ("scales", "ranges")},
+        "model": ModelSettings().model_dump(mode="json") | checkpoint.settings["model"],
+    }
     differing = [
         line
         for section, values in there.items()

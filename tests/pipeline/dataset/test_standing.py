@@ -9,12 +9,13 @@ import pytest
 from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from pipeline.commands.verify import verify
-from pipeline.dataset.build_file import finished_builds, former_names, read_build, write_build
+from pipeline.dataset.build_file import finished_builds, former_names, read_build, refuse_other_chips, write_build
 from pipeline.dataset.proposals import find_parts
 from pipeline.dataset.standing import DEFAULTS
 from pipeline.images.chip import codec
 from schemas.build import Build
-from schemas.settings import Settings, load_settings
+from schemas.errors import UsageError
+from schemas.settings import ChipSettings, Settings, load_settings
 from schemas.settings.section import differing
 from tests.paths import ROOT
 
@@ -38,6 +39,13 @@ def test_version_2__is_verified_as_it_is(kept: Path) -> None:
     record = kept / "out/run.json"
     record.write_text(record.read_text().replace('"covered": 6', '"covered": 5'))  # its identity covered the counts
     assert any("not all those that run.json was written for" in problem for problem in verify(kept / "out").problems)
+
+
+def test_version_2__a_setting_that_then_did_not_exist_is_refused_where_it_is_given(kept: Path) -> None:
+    then = read_build(kept / "out").settings["chips"]
+    refuse_other_chips(kept / "out", then, ChipSettings(ignore_categories=[], max_pixels=10**9))
+    with pytest.raises(UsageError, match=r"chips.ignore_categories: \[\] there, \[a\] given"):
+        refuse_other_chips(kept / "out", then, ChipSettings(ignore_categories=["a"]))
 
 
 def test_version_2__a_rerun_keeps_chips_pool_and_proposals(kept: Path) -> None:

@@ -124,6 +124,11 @@ def test_evaluate__refuses_other_settings_and_the_rpn_alone(demo: Path, checkpoi
         evaluate(checkpoint, demo / "val.json", demo / "val", other)
     same = load_settings(None, (*TINY_CHIPS, "model.width=16"))
     assert evaluate(checkpoint, demo / "val.json", demo / "val", same) is not None
+    old = read_checkpoint(checkpoint)
+    del old.settings["model"]["deformable"]  # as of a program that had no such setting
+    write_checkpoint(tmp_path / "old.pt", old)
+    with pytest.raises(UsageError, match=r"model.deformable: false there, true given"):
+        evaluate(tmp_path / "old.pt", demo / "val.json", demo / "val", load_settings(None, ("model.deformable=true",)))
     write_checkpoint(tmp_path / "rpn.pt", read_checkpoint(checkpoint)._replace(rpn_only=True))
     with pytest.raises(DataError, match="is the RPN alone"):
         evaluate(tmp_path / "rpn.pt", demo / "val.json", demo / "val")
