@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.coco.checks.images import less_common_folder, url_path
 from pipeline.coco.checks.values import ABSENT, Seen, whole
+from pipeline.coco.read import LISTS
 from pipeline.coco.records import class_names
 from pipeline.coco.text import NO_TEXT, blocks, encodings, opened
 from pipeline.exchange.stratify import joined_groups, stratify
@@ -41,6 +42,14 @@ class SplitReport(NamedTuple):
     num_groups: int
     num_equal: int
     without_image: int
+
+
+class _Key:
+    """A key of a JSON object; two of one name are two here, and not one."""
+
+    def __init__(self, _: type, name: str) -> None:
+        """Take what msgspec calls its hook with."""
+        self.name = name
 
 
 class _Image(msgspec.Struct):
@@ -185,8 +194,11 @@ def describe(report: SplitReport) -> str:
 def _read(place: Location) -> dict[str, Any]:
     """Return the members of a COCO file, with the records of its lists undecoded."""
     try:
-        content: dict[str, Any] = msgspec.json.decode(_text(place), type=dict[str, msgspec.Raw])
-        for name in ("images", "annotations", "categories"):
+        members = msgspec.json.decode(_text(place), type=dict[_Key, msgspec.Raw], dec_hook=_Key)
+        content: dict[str, Any] = {key.name: value for key, value in members.items()}
+        for name in LISTS:
+            if sum(key.name == name for key in members) > 1:
+                raise DataError(f"{place}: the key `{name}` stands twice at the top level; merge both lists into one")
             if name in content:
                 content[name] = msgspec.json.decode(content[name], type=list[msgspec.Raw])
     except FileNotFoundError as error:

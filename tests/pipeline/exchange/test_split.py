@@ -186,6 +186,7 @@ def test_split__says_what_is_wrong_with_its_options(tmp_path: Path, options: dic
         ("{", "no COCO JSON file"),
         ('{"images": []}', "no list `annotations`"),
         ('{"images": [], "annotations": []}', "`images` is empty; expected one record per image file"),
+        ('{"images": [], "annotations": [], "images": []}', "the key `images` stands twice .* merge both lists"),
         ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: .*file_name"),
         ('{"images": [{"id": 1, "file_name": "a", "x": NaN}], "annotations": []}', "without NaN, Infinity"),
         ('{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": []}', "no COCO JSON file"),
