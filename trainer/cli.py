@@ -190,9 +190,9 @@ def evaluate(
         from trainer.evaluation.score_results import score_results
 
         scored = score_results(results, annotations, settings, max_dets=max_dets or MAX_DETS)
-        click.echo("\n".join([*describe_rejects(scored.rejects), describe_scores(scored.summary, scored.notes)]))
         if table is not None:
             write_class_table(table, scored.summary)
+        click.echo("\n".join([*describe_rejects(scored.rejects), describe_scores(scored.summary, scored.notes)]))
         if set(scored.summary.values()) == {None}:
             sys.exit(1)
         return
@@ -208,13 +208,13 @@ def evaluate(
         report = run(checkpoint, annotations, images, settings, out=out, max_dets=max_dets, allow_seen=allow_seen)
     if report is None:
         return  # under torchrun the first process reports
+    if table is not None:
+        write_class_table(table, report.summary)
     for line in describe_rejects(report.rejects):
         click.echo(line)
     click.echo(describe_scores(report.summary, report.notes))
     if report.searched.share < 1:
         click.echo(f"searched {report.searched.share:.1%} of the pyramid's pixels (detect.focus)")
-    if table is not None:
-        write_class_table(table, report.summary)
     given = given_settings()
     tell_next(shell("sniper", "detect", "--checkpoint", checkpoint, images, "--out", "DETECTIONS", *given))
     if not report.rejects and out is not None and set(report.summary.values()) == {None}:

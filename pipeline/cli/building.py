@@ -48,6 +48,8 @@ def check(
     if report is not None:
         report_suffix(report)  # a wrong one is told before any work
     found = run(annotations, images or None, settings, workers=workers)
+    if report is not None:
+        write_report(found.rejects, report)  # before any line, since a reader such as `head` may end the command
     source = found.source
     click.echo(
         f"{source.num_images + len(source.refused_images):,} images, "
@@ -57,7 +59,6 @@ def check(
     for line in (*source.warnings, *source.notes, *found.notes, *describe_rejects(found.rejects)):
         click.echo(line)
     if report is not None:
-        write_report(found.rejects, report)
         click.echo(f"{report}: all {len(found.rejects):,} refused records")
     if found.rejects or source.warnings:
         sys.exit(1)

@@ -81,6 +81,15 @@ def test_check_of_bad_set_lists_every_kind_and_fails(tmp_path: Path, sniper: Run
     assert "5 images, 8 boxes, 1 categories; 2 image files decoded" in result.out
 
 
+def test_check_writes_its_report_though_nobody_reads_its_lines(tmp_path: Path) -> None:
+    given = [*options(with_bad_images(tmp_path, 1, 2)), "--report", tmp_path / "all.csv"]
+    command = [SNIPER, "check", *map(str, given)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `| head` does
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 3
+
+
 def test_check_groups_what_it_refuses_by_cause(tmp_path: Path, sniper: RunSniper) -> None:
     result = sniper("check", *options(with_bad_images(tmp_path, 1, 12)))
     assert result.status == 1
