@@ -34,6 +34,8 @@ def import_command(
         click.echo(line)
     if report.without_labels:
         click.echo(f"{counted(report.without_labels, 'image')} without labels left out")
+    if report.taken_as_empty:
+        click.echo(f"{counted(report.taken_as_empty, 'image')} without a label file taken as images without objects")
     click.echo(
         f"{out}: {counted(report.num_images, 'image')}, {counted(report.num_boxes, 'box', 'boxes')} of which "
         f"{report.num_crowds:,} are crowd, {counted(len(report.categories), 'category', 'categories')}"

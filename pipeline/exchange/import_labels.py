@@ -32,6 +32,7 @@ class ImportReport(NamedTuple):
         num_images, num_boxes, num_crowds: written; crowds are among the boxes.
         categories: names of the categories, in the order of their ids from 1.
         without_labels: images of the folder that nothing labels, and which are left out.
+        taken_as_empty: images of yolo without a label file, which are taken as images without objects.
         rejects: refused images and boxes.
     """
 
@@ -40,6 +41,7 @@ class ImportReport(NamedTuple):
     num_crowds: int
     categories: list[str]
     without_labels: int
+    taken_as_empty: int
     rejects: list[Reject]
 
     @property
@@ -99,6 +101,7 @@ def import_labels(
         num_crowds=sum(record["iscrowd"] for record in content["annotations"]),
         categories=[category["name"] for category in content["categories"]],
         without_labels=notes.without_labels,
+        taken_as_empty=notes.taken_as_empty,
         rejects=notes.rejects,
     )
 

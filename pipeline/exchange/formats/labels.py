@@ -59,11 +59,13 @@ class Notes:
     Attributes:
         rejects: refused images and boxes.
         without_labels: images of the folder that no label file belongs to, and which are left out.
+        taken_as_empty: images of yolo that no label file belongs to, and which are taken as images without objects.
     """
 
     def __init__(self) -> None:
         self.rejects: list[Reject] = []
         self.without_labels = 0
+        self.taken_as_empty = 0
 
     def refuse_image(self, file: str, reason: Reason, message: str) -> None:
         """Note an image that cannot be used."""

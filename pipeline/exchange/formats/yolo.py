@@ -100,7 +100,8 @@ def read_yolo(annotations: Location, images: Images, classes: Classes, notes: No
         annotations: folder of the label files.
         images: the images.
         classes: what `read_classes` gives.
-        notes: takes what is refused, such as images that share their name and so a label file.
+        notes: takes the number of images without a label file, and what is refused, such as images that share their
+            name and so a label file.
     """
     there = {file.stem: file for file in label_files(annotations, ".txt")}
     for name in images.names:
@@ -112,6 +113,7 @@ def read_yolo(annotations: Location, images: Images, classes: Classes, notes: No
         size = images.size(name, notes)
         where, lines = ("", []) if file is None else (file.name, read_lines(file, notes))
         if size is not None and lines is not None:
+            notes.taken_as_empty += file is None
             yield Labelled(name, *size, read_boxes(where, lines, partial(_box, classes, size), notes))
     for stem, file in there.items():
         if file.name.lower() != "classes.txt" and not images.called(stem):

@@ -24,7 +24,7 @@ def test_read_yolo__takes_boxes_outlines_and_images_without_objects(tmp_path: Pa
     assert a.boxes[0] == Box("cat", pytest.approx(80), pytest.approx(30), pytest.approx(40), pytest.approx(40))
     assert a.boxes[1] == Box("dog", pytest.approx(20), pytest.approx(20), pytest.approx(40), pytest.approx(40))
     assert (b.boxes, c.boxes) == ([], [])
-    assert notes.rejects == []
+    assert (notes.rejects, notes.taken_as_empty) == ([], 1)
 
 
 def test_read_yolo__a_bad_line_loses_nothing_else(tmp_path: Path) -> None:
