@@ -52,7 +52,7 @@ def _resolved(root: Path, name: str, listing: "_Listing") -> str | None:
     """Find the one file whose path is the name but for backslashes and Unicode forms; None unless just one is."""
     here: list[str] = []
     for part in name.replace("\\", "/").split("/"):
-        same = [entry for entry in listing(root.joinpath(*here)) if _form(entry) == _form(part)]
+        same = [entry for entry in listing(root.joinpath(*here)) if unicode_form(entry) == unicode_form(part)]
         exact = [entry for entry in same if entry == part]
         if len(exact or same) != 1:
             return None
@@ -60,7 +60,8 @@ def _resolved(root: Path, name: str, listing: "_Listing") -> str | None:
     return "/".join(here)
 
 
-def _form(name: str) -> str:
+def unicode_form(name: str) -> str:
+    """Return the form of a name that is equal for all names that look the same: Macs write `ü` as `u` and two dots."""
     return unicodedata.normalize("NFC", name)
 
 

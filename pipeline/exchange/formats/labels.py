@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from pipeline.coco import Reject
 from pipeline.coco.text import encodings
 from pipeline.images.decode import ImageRefusedError, open_image
+from pipeline.images.names import unicode_form
 from pipeline.images.sources import SUFFIXES, is_litter
 from pipeline.storage import Location, files_in, is_folder, open_binary, read_bytes
 from schemas.codes import Reason
@@ -84,6 +85,11 @@ class BadBoxError(Exception):
         self.reason = reason
 
 
+def stem_of(name: str) -> str:
+    """Return the name of a file without its suffix, in one Unicode form."""
+    return unicode_form(PurePosixPath(name).stem)
+
+
 class Images:
     """The images of a folder, found by name or by stem: those that `find_images` takes, of the folder alone."""
 
@@ -93,12 +99,12 @@ class Images:
         self.names = sorted(name for name in names if not is_litter(name))
         self._of_stem: dict[str, list[str]] = {}
         for name in self.names:
-            self._of_stem.setdefault(PurePosixPath(name).stem, []).append(name)
+            self._of_stem.setdefault(stem_of(name), []).append(name)
         if not self.names:
             raise DataError(f"{folder}: holds no image file; give the folder in which the images lie, as --images")
 
     def called(self, stem: str) -> list[str]:
-        """Return all images of this name without its suffix."""
+        """Return all images of this name without its suffix, as `stem_of` gives it."""
         return self._of_stem.get(stem, [])
 
     def of_stem(self, stem: str, notes: Notes, file: str) -> str | None:
@@ -166,7 +172,7 @@ def label_files(folder: Location, suffix: str) -> list[Location]:
     found.sort(key=lambda place: place.name)
     first: dict[str, Location] = {}
     for place in found:
-        if (other := first.setdefault(place.stem, place)) is not place:
+        if (other := first.setdefault(stem_of(place.name), place)) is not place:
             raise DataError(f"{folder}: {other.name} and {place.name} belong to one image; join them, or remove one")
     return found
 
@@ -174,9 +180,9 @@ def label_files(folder: Location, suffix: str) -> list[Location]:
 def per_image(folder: Location, suffix: str, images: Images, notes: Notes) -> Iterator[tuple[Location, str]]:
     """Yield the label files that have an image of their name, with that image; count images without such a file."""
     files = label_files(folder, suffix)
-    notes.without_labels = len({PurePosixPath(name).stem for name in images.names} - {file.stem for file in files})
+    notes.without_labels = len({*map(stem_of, images.names)} - {stem_of(file.name) for file in files})
     for file in files:
-        name = images.of_stem(file.stem, notes, file.name)
+        name = images.of_stem(stem_of(file.name), notes, file.name)
         if name is not None:
             yield file, name
 

@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import PurePosixPath
 
 from pipeline.exchange.formats.labels import BadBoxError, Box, Images, Labelled, Notes, numbers, read_text
+from pipeline.images.names import unicode_form
 from pipeline.storage import Location, is_file
 from schemas.codes import Reason
 from schemas.errors import DataError
@@ -45,7 +46,7 @@ def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[
     """
     rows = _rows(annotations)
     file, box, category, has_sides, first = _columns(annotations, rows)
-    known = set(images.names)
+    known = {unicode_form(name): name for name in images.names}
     name_of = cache(partial(_name_of, images, known))
     paths = {_path(row[file]) for row in rows[first:] if len(row) > file}
     owner_of = _owners(sorted(paths), name_of, images.folder.name)
@@ -72,7 +73,7 @@ def read_table(annotations: Location, images: Images, notes: Notes) -> Iterator[
             of_image.append(_box(fields, has_sides))
         except BadBoxError as bad:
             notes.refuse_box(annotations.name, f"row {number}", bad.reason, str(bad))
-    notes.without_labels = len(known - boxes.keys())
+    notes.without_labels = len(set(images.names) - boxes.keys())
     for name, found in boxes.items():
         size = images.size(name, notes)
         if size is not None:
@@ -124,19 +125,18 @@ def _owners(
     owners: dict[str, PurePosixPath | None] = {}
     for name, alike in of_name.items():
         if len(alike) > 1:
-            exact = [path for path in alike if str(path) == name]
+            exact = [path for path in alike if unicode_form(str(path)) == unicode_form(name)]
             found = exact or [path for path in alike if path.parent.name == folder]
             owners[name] = found[0] if len(found) == 1 else None
     return owners
 
 
-def _name_of(images: Images, known: set[str], path: PurePosixPath) -> str:
+def _name_of(images: Images, known: dict[str, str], path: PurePosixPath) -> str:
     """Return the name of an image relative to the folder, as the table writes it or without its folders."""
-    if not path.name or str(path) in known:
-        return path.name
+    here = known.get(unicode_form(path.name))
     is_elsewhere = path.is_absolute() or ".." in path.parts
-    if is_elsewhere or (path.name in known and not _is_there(images.folder / path)):
-        return path.name
+    if len(path.parts) < 2 or is_elsewhere or (here is not None and not _is_there(images.folder / path)):
+        return here or path.name
     return str(path)
 
 

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,6 +25,7 @@ from pipeline.exchange.formats.labels import (
     read_boxes,
     read_lines,
     read_text,
+    stem_of,
 )
 from pipeline.storage import Location
 from schemas.codes import Reason
@@ -103,9 +103,9 @@ def read_yolo(annotations: Location, images: Images, classes: Classes, notes: No
         notes: takes the number of images without a label file, and what is refused, such as images that share their
             name and so a label file.
     """
-    there = {file.stem: file for file in label_files(annotations, ".txt")}
+    there = {stem_of(file.name): file for file in label_files(annotations, ".txt")}
     for name in images.names:
-        stem = PurePosixPath(name).stem
+        stem = stem_of(name)
         file, alike = there.get(stem), images.called(stem)
         if file is not None and len(alike) > 1:
             notes.refuse_image(name, Reason.REPEATED_FILE, f"{file.name} may be that of any of {', '.join(alike)}")

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.exchange.formats.labels import BadBoxError, Images, Notes, around, label_files, numbers, read_lines
+from pipeline.exchange.formats.labels import (
+    BadBoxError,
+    Images,
+    Notes,
+    around,
+    label_files,
+    numbers,
+    per_image,
+    read_lines,
+)
 from schemas.codes import Reason
 from schemas.errors import DataError
 from tests.builders import exif
@@ -21,6 +30,14 @@ def test_images__are_found_by_stem_and_refused_where_that_is_not_one(tmp_path: P
         "b.txt: 2 images are called b",
         "c.txt: no image is called c",
     ]
+
+
+def test_per_image__names_of_another_unicode_form_are_the_same(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path, "\u00fc.jpg", "a.jpg"), Notes()
+    (tmp_path / "u\u0308.txt").touch()
+    found = [(file.name, name) for file, name in per_image(tmp_path, ".txt", images, notes)]
+    assert found == [("u\u0308.txt", "\u00fc.jpg")]
+    assert (notes.rejects, notes.without_labels) == ([], 1)
 
 
 def test_images__sizes_are_those_that_viewers_show(tmp_path: Path) -> None:

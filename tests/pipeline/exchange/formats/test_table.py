@@ -49,6 +49,13 @@ def test_read_table__may_be_in_utf_16_as_excel_writes_it(tmp_path: Path) -> None
     assert notes.rejects == []
 
 
+def test_read_table__names_of_another_unicode_form_are_the_same(tmp_path: Path) -> None:
+    images, notes = image_folder(tmp_path / "images", "u\u0308.jpg"), Notes()
+    (tmp_path / "labels.csv").write_text("\u00fc.jpg,1,2,3,4,cat\nold/\u00fc.jpg,1,2,3,4,dog\n")
+    [found] = read_table(tmp_path / "labels.csv", images, notes)
+    assert (found.file_name, [box.category for box in found.boxes]) == ("u\u0308.jpg", ["cat"])
+
+
 def test_read_table__folders_that_are_there_count(tmp_path: Path) -> None:
     image_folder(tmp_path / "images/sub", "a.jpg")
     found, notes = read(tmp_path, "sub/a.jpg,1,2,3,4,cat\n./a.jpg,1,2,3,4,dog\nnone/b.jpg,1,2,3,4,cow\n")
