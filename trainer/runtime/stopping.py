@@ -1,4 +1,8 @@
-"""Ending a run on a signal: Ctrl-C, SIGTERM, and SIGUSR1, which schedulers send before they take a machine back."""
+"""Ending a run on a signal: Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP.
+
+Schedulers send SIGUSR1 before they take a machine back. SIGHUP says that the terminal or the ssh session has gone;
+nohup has it ignored, and so it stays ignored here.
+"""
 
 import os
 import signal
@@ -32,7 +36,9 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # others cannot take signals
-            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+            is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            taken = SIGNALS if is_ignored else (*SIGNALS, signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._take) for number in taken}
         return self
 
     def __exit__(self, *_: object) -> None:

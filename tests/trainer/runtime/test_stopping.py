@@ -14,7 +14,10 @@ from trainer.runtime.stopping import Stop
 
 @pytest.mark.parametrize(
     ("number", "status", "name"),
-    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGUSR1, 143, "SIGUSR1")],
+    [
+        *((signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")),
+        *((signal.SIGUSR1, 143, "SIGUSR1"), (signal.SIGHUP, 143, "SIGHUP")),
+    ],
 )
 def test_stop__takes_a_signal_and_gives_the_handlers_back(number: signal.Signals, status: int, name: str) -> None:
     before = signal.getsignal(number)
@@ -25,6 +28,16 @@ def test_stop__takes_a_signal_and_gives_the_handlers_back(number: signal.Signals
         error = stop.error("step 3 is kept")
     assert signal.getsignal(number) is before
     assert (str(error), error.exit_status) == (f"stopped by {name}: step 3 is kept. Go on.", status)
+
+
+def test_stop__leaves_a_closed_terminal_ignored_where_nohup_has_it_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop("") as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.signal
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_at_once__breaks_off_its_block_alone() -> None:
