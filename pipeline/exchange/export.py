@@ -14,7 +14,7 @@ import msgspec
 from pipeline.dataset.build_file import POSITIVES, finished_builds
 from pipeline.dataset.ledger.read import read_categories
 from pipeline.dataset.shards import read_rows, shard_files
-from pipeline.engines.progress import Progress
+from pipeline.engines.progress import Progress, log
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.exchange import to_coco, to_hf, to_yolo
@@ -163,12 +163,21 @@ def _refuse_others(out: Location, split: str, writer: Writer, format: str) -> No
 
 
 def _claim(out: Location, split: str, record: Record, overwrite: bool) -> None:
-    """Note what is exported, and refuse or remove what another export has left under the split."""
+    """Note what is exported, and refuse or remove what another export has left under the split.
+
+    Two splits of the same chips are no mistake in a trial, so there is a warning alone.
+    """
     records = read_records(out)
     for other, found in records.items():
         if other != split and found.format == record.format and found.categories != record.categories:
             raise UsageError(
                 f"{out}: the split {other!r} in it has other categories than these chips; choose another --out"
+            )
+        if other != split and found.builds[POSITIVES] == record.builds[POSITIVES]:
+            log.warning(
+                "%s: the splits %r and %r hold the same chips, and a score on what was trained on says little; make "
+                "chips of the images of each part (`sniper split`), and export them as their split",
+                *(out, other, split),
             )
     there = records.get(split)
     if there == record and not overwrite:

@@ -245,7 +245,10 @@ def test_export__splits_share_a_folder_and_others_are_refused(data: Path, tmp_pa
     assert first.status == 0
     assert "there is no split val yet" in first.err
     assert "data.yaml model=yolo11n.pt imgsz=512" in first.err
-    assert sniper("export", data, "--format", "yolo", "--out", tmp_path / "yolo", "--split", "val").status == 0
+    second = sniper("export", data, "--format", "yolo", "--out", tmp_path / "yolo", "--split", "val")
+    assert second.status == 0
+    assert "the splits 'train' and 'val' hold the same chips" in second.err
+    assert "hold the same chips" not in first.err
     written = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
     assert written == {"train": "images/train", "val": "images/val", "names": {0: "thing", 1: "ü"}}
     other = CocoSet(tmp_path / "other")
