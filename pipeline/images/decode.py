@@ -35,6 +35,7 @@ _TO_BYTES = "convert it to 8 bits, such as with `gdal_translate -ot Byte -scale 
 _TO_RGB = "keep three of them, such as with `gdal_translate -b 1 -b 2 -b 3 IN OUT`"
 _FROM_LAB = "convert it to RGB, such as with `vips icc_export IN OUT` or ImageMagick's `-colorspace sRGB`"
 _INSTALL = "install it (Debian: `apt-get install libtiff-dev libwebp-dev`) and run `make setup`, or convert the file"
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif")
 _UNSIGNED = (1, 4)  # what TIFF says of unsigned whole numbers, and of values without a type
 _SUBFILE_TYPE = 254
 _REDUCED_OR_MASK = 0b101  # the bits of it that say: an overview, or a mask, of another page
@@ -150,6 +151,8 @@ def _what_else(prefix: bytes) -> str:
         return "a Git-LFS pointer, not the image itself; fetch it with `git lfs pull`"
     if prefix.lstrip()[:5].lower() in (b"<html", b"<!doc"):
         return "an HTML page, not an image, such as a server sends instead of a file; fetch the image again"
+    if prefix[4:12] in _HEIF:
+        return "a HEIC or AVIF file, as phones make them; convert it, such as with `heif-convert IN OUT.jpg`"
     return f"not an image file of a known format ({', '.join(FORMATS)})"
 
 

@@ -261,6 +261,7 @@ def test_read_image_signed_and_floating_tiff_is_refused_and_not_taken_for_unsign
 def test_read_image_says_what_a_file_is_that_is_no_image() -> None:
     assert "git lfs pull" in refusal(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n").message
     assert "HTML page" in refusal(b"<!DOCTYPE html><html>404</html>").message
+    assert "a HEIC or AVIF file" in refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").message
     damaged = refusal(encoded(texture(16, 16))[:100], 16, 16)
     assert damaged.reason == Reason.UNDECODABLE
     assert "JPEG file that cannot be opened" in damaged.message
