@@ -73,7 +73,8 @@ def _member(archive: zipfile.ZipFile) -> IO[bytes]:
 
 
 def _only_json(archive: zipfile.ZipFile) -> str:
-    names = [name for name in archive.namelist() if name.endswith(".json") and not name.startswith("__MACOSX/")]
+    own = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    names = [name for name in own if name.lower().endswith(".json")]
     if len(names) != 1:
         found = ", ".join(names[:5]) or "none"
         raise DataError(f"is a zip file with {len(names)} JSON files ({found}); unpack it and name one of them")

@@ -91,7 +91,7 @@ def class_table(summary: Summary) -> pl.DataFrame:
 def write_class_table(path: Location, summary: Summary) -> None:
     """Write `class_table` as CSV or Parquet, to a place that `check_table` has looked at."""
     frame, content = class_table(summary), io.BytesIO()
-    frame.write_csv(content) if path.suffix == ".csv" else frame.write_parquet(content)
+    frame.write_csv(content) if path.suffix.lower() == ".csv" else frame.write_parquet(content)
     write_atomic(path, content.getvalue())
 
 
@@ -102,7 +102,7 @@ def check_table(path: Location) -> None:
         UsageError: the name ends neither in .csv nor in .parquet, its folder cannot be written to, or a file or folder
             of another origin is there.
     """
-    if path.suffix not in (".csv", ".parquet"):
+    if path.suffix.lower() not in (".csv", ".parquet"):
         raise UsageError(f"{path}: a table is written as CSV or Parquet; give a name that ends in .csv or .parquet")
     refuse_foreign(path, _is_table, "`sniper evaluate --table`")
 
@@ -111,7 +111,7 @@ def _is_table(path: Location) -> bool:
     """Tell whether a file is a table of classes."""
     content = io.BytesIO(read_bytes(path))
     try:
-        there = (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(content, n_rows=0).columns
+        there = (pl.read_csv if path.suffix.lower() == ".csv" else pl.read_parquet)(content, n_rows=0).columns
     except pl.exceptions.PolarsError:
         return False
     return there == [*class_table({}).columns]

@@ -248,7 +248,7 @@ def _check_place(place: Location, suffix: str, is_ours: Callable[[Location], boo
         UsageError: its name has another suffix, its folder cannot be written to, or something of another origin is
             there.
     """
-    if place.suffix != suffix:
+    if place.suffix.lower() != suffix:
         raise UsageError(f"{place}: expected a name that ends in {suffix}")
     refuse_foreign(place, is_ours, "this command")
 

@@ -40,7 +40,7 @@ def check_results(path: Location, out: Location | None) -> None:
         UsageError: the name has none of the suffixes, its folder cannot be written to, a file or folder of another
             origin is there, or the name is one that `out` has for a file of its own.
     """
-    if path.suffix not in BEGINNINGS:
+    if path.suffix.lower() not in BEGINNINGS:
         raise UsageError(f"{path}: results are written as {', '.join(BEGINNINGS)}; give a name that ends so")
     if out is not None and path in (out / FINAL, out / LINES):
         raise UsageError(f"{path}: is a file of --out itself, one result for each image; choose another --results")
@@ -50,7 +50,8 @@ def check_results(path: Location, out: Location | None) -> None:
 def _is_results(path: Location) -> bool:
     """Tell whether a file begins as those that are written here."""
     there = read_range(path, 0, 100)
-    return there.startswith(BEGINNINGS[path.suffix]) or (path.suffix == ".jsonl" and not there)
+    suffix = path.suffix.lower()
+    return there.startswith(BEGINNINGS[suffix]) or (suffix == ".jsonl" and not there)
 
 
 def image_ids(annotations: Location, files: Sequence[Path]) -> dict[str, int]:
@@ -109,12 +110,12 @@ def write_results(path: Location, results: Iterable[Result], ids: Mapping[str, i
     """
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             table = csv.writer(text, lineterminator="\n")
             table.writerow(COLUMNS)
             table.writerows(_row(result, found, ids) for result in results for found in result.get("detections", ()))
         else:
-            is_list = path.suffix == ".json"
+            is_list = path.suffix.lower() == ".json"
             text.write("[\n" if is_list else "")
             number = 0
             for result in results:

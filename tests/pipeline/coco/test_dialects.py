@@ -192,7 +192,7 @@ def test_read_coco__packed_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged archive"):
         read(gzip.compress(data)[:-30], tmp_path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("annotations/instances.json", data)
+        archive.writestr("annotations/instances.JSON", data)
         archive.writestr("__MACOSX/annotations/instances.json", "x")
     assert len(read_coco(tmp_path / "a.zip").row) == 3
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:

@@ -125,10 +125,11 @@ def test_check_table__lets_nothing_be_written_over_but_a_table(sniper: RunSniper
         assert told.status == 2
         assert "was not written by `sniper evaluate --table`" in told.err
     assert mine.read_text().startswith("file,label")
-    for name in ("a.csv", "a.parquet"):
+    for name in ("a.csv", "a.parquet", "b.CSV"):
         for _ in range(2):
             told = sniper("evaluate", "--results", renamed, "--annotations", truth, "--table", tmp_path / "new" / name)
             assert told.status == 0
+    assert (tmp_path / "new/b.CSV").read_bytes() == (tmp_path / "new/a.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ def test_slim_checkpoint__detects_as_the_whole_and_is_not_gone_on_with(
     assert detect(slim, image) == detect(checkpoint, image)
     with pytest.raises(UsageError, match="holds weights alone"):
         train(demo / "chips", run, tiny_settings("train.epochs=2"), resume=True)
+    slim_checkpoint(checkpoint, tmp_path / "capital.PT")
+    assert (tmp_path / "capital.PT").read_bytes() == slim.read_bytes()
     (tmp_path / "damaged.pt").write_bytes(b"nothing")
     with pytest.raises(DataError):
         slim_checkpoint(tmp_path / "damaged.pt", tmp_path / "b.pt")

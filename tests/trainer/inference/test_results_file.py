@@ -46,10 +46,12 @@ def test_write_results__three_forms_say_the_same(names: list[str], data: st.Data
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for suffix in (".json", ".jsonl", ".csv"):
-            path = folder / f"found{suffix}"
-            check_results(path, folder)
-            write_results(path, results, ids)
-            check_results(path, folder)  # its own file may be written again
+            path, capital = folder / f"found{suffix}", folder / f"capital{suffix.upper()}"
+            for one in (path, capital):
+                check_results(one, folder)
+                write_results(one, results, ids)
+                check_results(one, folder)  # its own file may be written again
+            assert capital.read_bytes() == path.read_bytes()
         as_lines = [json.loads(line) for line in (folder / "found.jsonl").read_bytes().splitlines()]
         assert as_lines == expected
         coco = json.loads((folder / "found.json").read_bytes())
