@@ -43,10 +43,10 @@ def check(
     """Find everything that is wrong with the data. Nothing is changed."""
     from pipeline.coco.rejects import describe_rejects
     from pipeline.commands.check import check as run
-    from pipeline.commands.check import report_suffix, write_report
+    from pipeline.commands.check import check_report, write_report
 
     if report is not None:
-        report_suffix(report)  # a wrong one is told before any work
+        check_report(report)
     found = run(annotations, images or None, settings, workers=workers)
     if report is not None:
         write_report(found.rejects, report)  # before any line, since a reader such as `head` may end the command
@@ -60,7 +60,9 @@ def check(
         click.echo(line)
     if report is not None:
         click.echo(f"{report}: all {len(found.rejects):,} refused records")
-    if found.rejects or source.warnings:
+    if found.shortfall:
+        click.echo(found.shortfall)
+    if found.rejects or source.warnings or found.shortfall:
         sys.exit(1)
     click.echo("nothing wrong found")
     given = [word for file in annotations for word in ("--annotations", file)]

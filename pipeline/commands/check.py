@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
@@ -11,12 +12,13 @@ from pipeline.coco import Reject, SourceImage
 from pipeline.coco.rows import Rows
 from pipeline.coco.source import Source, no_rejects
 from pipeline.commands.inputs import Places, hints_on_missing, read_inputs
+from pipeline.commands.shortfall import foresee_no_target
 from pipeline.dataset.build import task_memory
 from pipeline.engines.progress import Progress
 from pipeline.engines.run import run_tasks
 from pipeline.engines.tasks import Engine, Task
 from pipeline.images.sources import Findings, frame_notes, open_sources
-from pipeline.storage import Location, make_folder, write_atomic
+from pipeline.storage import Location, make_folder, read_bytes, refuse_foreign, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings, settings_or_defaults
 
@@ -30,6 +32,7 @@ class CheckReport(NamedTuple):
     rejects: Rows[Reject]
     num_read: int  # image files decoded, in full
     notes: list[str]  # what is worth saying about the images that were read
+    shortfall: str | None  # why nothing could be trained on; None where something can
 
 
 class _Job(NamedTuple):
@@ -52,7 +55,7 @@ def check(
         annotations: COCO JSON file, or several that become one data set.
         images: folder that the file names are relative to, one for all files or one for each; None: no image is
             opened.
-        settings: of the section `chips` max_pixels and ignore_categories.
+        settings: the section `chips` is used.
         workers: number of processes; None: all cores.
 
     Raises:
@@ -62,8 +65,9 @@ def check(
     """
     options = settings_or_defaults(settings).chips
     source, image_root = read_inputs(annotations, images, options.max_pixels, options.ignore_categories)
+    shortfall = foresee_no_target(source, options)
     if image_root is None:
-        return CheckReport(source, source.rejects, 0, [])
+        return CheckReport(source, source.rejects, 0, [], shortfall)
     jobs = _jobs(source, image_root, options.max_pixels)
     with Progress("check", source.num_images, "images") as progress:
         found: dict[int, Rows[Reject]] = {}
@@ -78,7 +82,7 @@ def check(
     in_order = (reject for first_id in sorted(found) for reject in found[first_id])
     rejects = source.rejects.plus(in_order)
     notes = [*frame_notes(num_ambiguous, num_several), *hints_on_missing(image_root, rejects)]
-    return CheckReport(source, rejects, source.num_images - num_bad, notes)
+    return CheckReport(source, rejects, source.num_images - num_bad, notes, shortfall)
 
 
 def _jobs(source: Source, images: Location, max_pixels: int) -> Iterator[Task[_Job]]:
@@ -100,31 +104,41 @@ def _check_images(job: _Job) -> tuple[int, Findings]:
     return job.images[0].image_id, findings
 
 
-def report_suffix(place: Location) -> str:
-    """Return the suffix of a file for refused records.
+def check_report(place: Location) -> None:
+    """Look, before any work, whether refused records can be written to a place.
 
     Raises:
-        UsageError: it is neither .parquet nor .csv.
+        UsageError: the name ends neither in .parquet nor in .csv, its folder cannot be written to, or a file or folder
+            of another origin is there.
     """
-    suffix = place.suffix.lower()
-    if suffix not in (".parquet", ".csv"):
+    if place.suffix.lower() not in (".parquet", ".csv"):
         raise UsageError(f"{place}: name the report with the suffix .parquet or .csv, for that is what it will be")
-    return suffix
+    refuse_foreign(place, _is_report, "`sniper check --report`")
+
+
+def _is_report(place: Location) -> bool:
+    """Tell whether a file is a table of refused records."""
+    content, columns = read_bytes(place), no_rejects().table().column_names
+    if place.suffix.lower() == ".csv":
+        return content.startswith(",".join(f'"{column}"' for column in columns).encode())
+    try:
+        return bool(pq.read_schema(io.BytesIO(content)).names == columns)
+    except pa.ArrowInvalid:
+        return False
 
 
 def write_report(rejects: Rows[Reject], place: Location) -> None:
-    """Write all refused records to a file, in the columns of rejects.parquet.
+    """Write all refused records to a place that `check_report` has looked at, in the columns of rejects.parquet.
 
     Args:
         rejects: the records.
         place: file to write, Parquet or CSV by its suffix.
 
     Raises:
-        UsageError: it has another suffix.
         DataError: it cannot be written.
     """
     table, buffer = rejects.table(), io.BytesIO()
-    if report_suffix(place) == ".parquet":
+    if place.suffix.lower() == ".parquet":
         pq.write_table(table, buffer)
     else:
         csv.write_csv(table, buffer)

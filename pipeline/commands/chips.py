@@ -256,7 +256,10 @@ def _build(source: Source, target: Target, standing: Build | None, engine: Engin
     write_build(target.build_file, build)
     remove(target.out / UNDER_WAY)
     shortfall = find_shortfall(
-        source, build.counts, limits, "Everything good was written; rejects.parquet names the others"
+        source,
+        build.counts,
+        limits,
+        "Everything good was written; annotations.parquet and rejects.parquet name the others",
     )
     notes = [*source.warnings, *source.notes, *frame_notes(num_ambiguous, num_several)]
     notes += hints_on_missing(target.image_root, rejects)

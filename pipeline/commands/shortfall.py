@@ -2,8 +2,13 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pipeline.coco.source import Source
-from schemas.codes import Reason
+from pipeline.dataset.ledger.summary import Summary
+from pipeline.dataset.spans import plan_spans
+from schemas.codes import Fate, Reason
+from schemas.settings import ChipSettings
 
 CAUSES: dict[str, str] = {
     Reason.UNKNOWN_IMAGE: "the list of images was cut short, or the boxes belong to another one",
@@ -41,13 +46,27 @@ def find_shortfall(source: Source, counts: dict[str, Any], limits: Limits, remar
         allowed = f"more than --max-bad-boxes {limits.max_bad_boxes:g} allows"
         cause = _commonest(boxes["refused"])
         faults.append(f"{num_boxes:,} of {boxes['total']:,} boxes were refused, {allowed}; {cause}")
-    if boxes["total"] and not boxes["covered"] + boxes["rescued"]:
-        others = {"crowd": boxes["crowd"], "image_refused": boxes["image_refused"]}
-        cause = "; ".join(source.warnings) or _commonest(boxes["refused"] | boxes["uncovered"] | others)
-        faults.append(
-            f"none of {boxes['total']:,} boxes is a target in any chip, so nothing can be trained on: {cause}"
-        )
+    if without := _no_target(source, boxes):
+        faults.append(without)
     return ". ".join([*faults, remark]) if faults else None
+
+
+def foresee_no_target(source: Source, settings: ChipSettings) -> str | None:
+    """Say that no box would be a target in any chip, with the likely cause, or return None; no image is read."""
+    summary = Summary(source, settings)
+    for start, stop, plan in plan_spans(source, settings):
+        if np.isin(plan.fate, (Fate.COVERED, Fate.RESCUED)).any():
+            return None  # mostly in the first span
+        summary.add(plan, start, stop, {}, None)
+    return _no_target(source, summary.counts()["boxes"])
+
+
+def _no_target(source: Source, boxes: dict[str, Any]) -> str | None:
+    if not boxes["total"] or boxes["covered"] + boxes["rescued"]:
+        return None
+    others = {"crowd": boxes["crowd"], "image_refused": boxes["image_refused"]}
+    cause = "; ".join(source.warnings) or _commonest(boxes["refused"] | boxes["uncovered"] | others)
+    return f"none of {boxes['total']:,} boxes is a target in any chip, so nothing can be trained on: {cause}"
 
 
 def _commonest(reasons: dict[str, int]) -> str:

@@ -33,6 +33,7 @@ from tests.builders import (
     texture,
     with_size,
 )
+from tests.conftest import RunSniper
 from tests.paths import shared_data
 
 BAD = 50  # id of the image a test adds between the two sound ones
@@ -589,3 +590,36 @@ def test_chips_real_file_that_is_not_coco_is_refused_by_name(name: str, tmp_path
     assert str(caught.value).startswith(f"{path}: ")
     assert ("git lfs pull" in str(caught.value)) == ("lfs" in name)
     assert not (tmp_path / "out").exists()
+
+
+def test_check_says_that_nothing_can_be_trained_on_as_chips_does(tmp_path: Path, sniper: RunSniper) -> None:
+    """Of crowds and of a box that is too small, each in order by itself, no chip can be made."""
+    made = sound_set(tmp_path)
+    for box in made.annotations[1:]:
+        box["iscrowd"] = 1
+    made.annotations[0]["bbox"] = [1, 1, 1.2, 9]
+    path, said = made.write(), "is a target in any chip, so nothing can be trained on: the commonest reason is"
+    data = ("--annotations", path, "--images", made.image_root, "--set", "chips.ranges=[[0, null]]", "--set")
+    checked = sniper("check", *data, "chips.scales=[1]")
+    assert checked.status == 1
+    assert said in checked.out
+    assert "nothing wrong" not in checked.out
+    assert said in sniper("chips", *data, "chips.scales=[1]", "--out", tmp_path / "out").err
+    assert sniper("check", *data, "chips.scales=[9]").status == 0  # the box is large enough there
+
+
+def test_check_report_is_written_over_nothing_but_a_report(tmp_path: Path, sniper: RunSniper) -> None:
+    made = sound_set(tmp_path)
+    made.add_box(1, [1, 1, 0, 0])
+    path, mine = made.write(), tmp_path / "labels.csv"
+    mine.write_text("file,label\n")
+    told = sniper("check", "--annotations", path, "--report", mine)
+    assert told.status == 2
+    assert "was not written by `sniper check --report`" in told.err
+    assert mine.read_text() == "file,label\n"
+    (tmp_path / "mine.parquet").write_text("mine")
+    assert sniper("check", "--annotations", path, "--report", tmp_path / "mine.parquet").status == 2
+    for name in ("a.csv", "a.CSV", "a.parquet"):
+        for _ in range(2):
+            assert sniper("check", "--annotations", path, "--report", tmp_path / "new" / name).status == 1
+    assert (tmp_path / "new/a.CSV").read_bytes() == (tmp_path / "new/a.csv").read_bytes()

@@ -181,7 +181,7 @@ def test_negatives__a_finished_pool_is_left_alone(scenes: Path, out: Path) -> No
 
 def test_negatives__other_settings_are_refused_by_name_and_replaced_on_demand(scenes: Path, out: Path) -> None:
     shutil.copytree(scenes / "pool/negatives", out / "negatives")
-    other = NegativeSettings(min_finest=15)
+    other = Settings(negatives=NegativeSettings(min_finest=15))
     with pytest.raises(UsageError, match=r"negatives\.min_finest: 25 there, 15 now"):
         build(scenes, out, settings=other)
     with pytest.raises(UsageError, match=r"negatives\.random: None there, 2 now"):
@@ -218,11 +218,11 @@ def test_negatives__a_changed_ledger_is_refused(scenes: Path, out: Path) -> None
 
 def test_negatives__settings_that_do_not_act_refuse_nothing(scenes: Path, out: Path) -> None:
     negatives(out, random=1)
-    other = NegativeSettings(nms=0.5, min_finest=7, rpn_epochs=9)
-    assert negatives(out, random=1, settings=Settings(negatives=other)).num_made == 0
+    other = Settings(negatives=NegativeSettings(nms=0.5, min_finest=7, rpn_epochs=9))
+    assert negatives(out, random=1, settings=other).num_made == 0
     shutil.rmtree(out / "negatives")
     shutil.copytree(scenes / "pool/negatives", out / "negatives")
-    assert build(scenes, out, settings=NegativeSettings(rpn_epochs=9)).num_made == 0
+    assert build(scenes, out, settings=Settings(negatives=NegativeSettings(rpn_epochs=9))).num_made == 0
 
 
 def test_negatives__overwrite_removes_only_what_builds_write(scenes: Path, out: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_negatives__overwrite_removes_only_what_builds_write(scenes: Path, out: 
     (out / "negatives").symlink_to(elsewhere)
     (elsewhere / "notes.txt").write_text("of the user")
     (elsewhere / "picture.png").symlink_to(scenes / "train.json")
-    report = build(scenes, out, settings=NegativeSettings(min_finest=15), overwrite=True)
+    report = build(scenes, out, settings=Settings(negatives=NegativeSettings(min_finest=15)), overwrite=True)
     assert report.num_made == report.num_shards
     assert (out / "negatives").is_symlink()
     assert (elsewhere / "notes.txt").read_text() == "of the user"
@@ -313,10 +313,10 @@ def test_negatives__refused_images_take_no_part(scenes: Path, tmp_path: Path) ->
 
 def test_negatives__settings_of_other_chips_are_refused_before_a_pool_is_deleted(scenes: Path, out: Path) -> None:
     negatives(out, random=1)
-    before = digests(out)
+    before = digests(out / "negatives")
     with pytest.raises(UsageError, match="chips.quality"):
         negatives(out, random=1, settings=Settings(chips=ChipSettings(quality=50)), overwrite=True)
-    assert digests(out) == before
+    assert digests(out / "negatives") == before
 
 
 @pytest.mark.parametrize("arguments", [{}, {"random": 0}, {"random": 2, "proposals": Path("p.parquet")}])
