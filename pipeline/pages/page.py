@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engines.extras import needed
 from pipeline.pages.blocks import Section
-from pipeline.storage import Location, is_file, make_folder, open_binary, write_atomic
+from pipeline.storage import Location, is_file, make_folder, open_binary, read_range, write_atomic
 from schemas.errors import UsageError
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
@@ -105,13 +105,15 @@ def write_facts(path: Location, facts: Mapping[str, Any]) -> None:
 
 
 def page_place(path: Location) -> Location:
-    """Return the place of a page after a check of its name, and of the name of the JSON file beside it.
+    """Return the place of a page after a check of its name, and of what is there and beside it.
 
     Raises:
-        UsageError: it does not end in .html, or the JSON file is there and was not written by a report.
+        UsageError: it does not end in .html, or the page or the JSON file is there and was not written by a report.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path}: expected a name that ends in .html; the same as JSON goes beside it")
+    if is_file(path) and POLICY.encode() not in read_range(path, 0, 500):
+        raise UsageError(f"{path}: is there and is no report; choose another --out, or move it away")
     beside = path.with_suffix(".json")
     begin = json.dumps(MADE_BY, indent=1).rstrip("\n}").encode()
     if is_file(beside):

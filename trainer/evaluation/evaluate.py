@@ -12,13 +12,12 @@ from pipeline.coco import Reject, SourceImage
 from pipeline.engines.progress import Progress
 from pipeline.pyramid.agenda import Searched
 from pipeline.pyramid.search import SearchLog, split_spans
-from pipeline.storage import Location, is_folder, location, locked, refuse_inputs, write_atomic
-from schemas.errors import UsageError
+from pipeline.storage import Location, location, locked, write_atomic
 from schemas.settings import Settings, settings_or_defaults
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import GroundTruth, Objects, open_ground_truth
 from trainer.evaluation.matching import MAX_DETS
-from trainer.evaluation.results import CocoResults, join_results, of_image, summary_file, write_results
+from trainer.evaluation.results import CocoResults, check_out, join_results, of_image, summary_file, write_results
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.opening import Inference, open_detector
 from trainer.inference.predictor import detect_images
@@ -71,12 +70,12 @@ def evaluate(
     Raises:
         DataError: the checkpoint or the annotation file cannot be read, the network knows none of its categories, or
             images were trained on.
-        UsageError: there is no such image folder, `out` is a folder, is being written by another process or would
-            replace a file that is read, or settings were given that contradict the checkpoint.
+        UsageError: there is no such image folder, `out` is a folder, a file of another origin or one that is read, or
+            is being written by another process, or settings were given that contradict the checkpoint.
     """
     with joined() as rank:
         if out is not None:
-            refuse_replacing(location(out), location(annotations), location(checkpoint))
+            check_out(location(out), [location(annotations), chosen_file(location(checkpoint))])
         state, inference = open_detector(location(checkpoint), settings_or_defaults(settings), rank.device)
         places = location(annotations), location(images)
         truth = open_ground_truth(*places, inference.chips, state.categories, max_dets, inference.options)
@@ -112,15 +111,6 @@ def score_model(
     return score_source(truth, find, summarise, rank, out)
 
 
-def refuse_replacing(out: Location, annotations: Location, checkpoint: Location) -> None:
-    """Refuse to write results, or the scores beside them, to a file that the evaluation reads.
-
-    Raises:
-        UsageError: it would be replaced.
-    """
-    refuse_inputs((out, summary_file(out)), [annotations, chosen_file(checkpoint)])
-
-
 def score_source(
     truth: GroundTruth,
     find: Callable[[Sequence[SourceImage], Sequence[range], SearchLog], Iterator[CocoResults]],
@@ -142,10 +132,8 @@ def score_source(
         The scores and what they are of; None on every rank but the first.
 
     Raises:
-        UsageError: `out` is a folder, or another process is writing it.
+        UsageError: another process is writing `out`.
     """
-    if out is not None and is_folder(out):
-        raise UsageError(f"{out}: is a folder; give a file for what is found, such as {out}/detections.json, as --out")
     with _held(out) if out is not None and rank.is_first else nullcontext():
         sources = truth.source.images(0, truth.source.num_images)
         spans = split_spans(len(sources))[rank.index :: rank.count]

@@ -12,12 +12,13 @@ from pipeline.pyramid.search import SearchLog
 from pipeline.storage import Location, location
 from schemas.settings import NegativeSettings, Settings, settings_or_defaults
 from trainer.evaluation.coco_scores import COCO_AREAS, Summary, area_range, run_coco
-from trainer.evaluation.evaluate import Evaluation, refuse_replacing, score_source
+from trainer.evaluation.evaluate import Evaluation, score_source
 from trainer.evaluation.ground_truth import Objects, open_ground_truth
-from trainer.evaluation.results import CocoResults
+from trainer.evaluation.results import CocoResults, check_out
 from trainer.evaluation.seen import refuse_seen
 from trainer.inference.extract import propose_images
 from trainer.inference.opening import open_inference
+from trainer.runtime.checkpoint import chosen_file
 from trainer.runtime.ranks import breakable, from_first, joined
 
 SIZES = ((0, 25), (25, 50), (50, 100), (100, 200), (200, 300))
@@ -54,12 +55,12 @@ def evaluate_proposals(
 
     Raises:
         DataError: the checkpoint or the annotation file cannot be read, or images were trained on.
-        UsageError: there is no such image folder, `out` is a folder, is being written by another process or would
-            replace a file that is read, or settings were given that contradict the checkpoint.
+        UsageError: there is no such image folder, `out` is a folder, a file of another origin or one that is read, or
+            is being written by another process, or settings were given that contradict the checkpoint.
     """
     with joined() as rank:
         if out is not None:
-            refuse_replacing(location(out), location(annotations), location(checkpoint))
+            check_out(location(out), [location(annotations), chosen_file(location(checkpoint))])
         _, inference = open_inference(location(checkpoint), settings_or_defaults(settings), rank.device)
         root = location(images)
 

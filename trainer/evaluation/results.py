@@ -13,9 +13,9 @@ from pipeline.coco.checks.boxes import Tally
 from pipeline.coco.checks.remarks import of_coordinates
 from pipeline.coco.source import find_ids
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, atomic_file, read_bytes
+from pipeline.storage import Location, atomic_file, is_file, is_folder, read_bytes, read_range, refuse_inputs
 from schemas.arrays import Float32Array, FloatArray, IntArray
-from schemas.errors import DataError, MissingError
+from schemas.errors import DataError, MissingError, UsageError
 
 BLOCK = 10_000  # boxes that are written to a file at a time
 
@@ -155,6 +155,25 @@ def misread(results: CocoResults, image_id: IntArray, width: IntArray, height: I
 def summary_file(out: Location) -> Location:
     """Return the file for the scores, beside the one for what was found."""
     return out.with_suffix(".summary.json")
+
+
+def check_out(out: Location, read: Sequence[Location]) -> None:
+    """Look, before any work, whether results and the summary beside them may be written to a place.
+
+    Args:
+        out: file for the results.
+        read: files that are read.
+
+    Raises:
+        UsageError: one of those would be replaced, or `out` is a folder or a file that holds no results.
+    """
+    refuse_inputs((out, summary_file(out)), read)
+    if is_folder(out):
+        raise UsageError(f"{out}: is a folder; give a file for what is found, such as {out}/found.json, as --out")
+    if is_file(out) and not read_range(out, 0, 12).startswith((b'[{"image_id"', b"[]")):
+        raise UsageError(
+            f"{out}: is there, and holds no results of this command; choose another --out, or move it away"
+        )
 
 
 def write_results(path: Location, results: CocoResults) -> None:

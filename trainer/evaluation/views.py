@@ -10,7 +10,7 @@ from pipeline.coco.rejects import describe_rejects
 from pipeline.exchange.merge_views import merge_views as merge_found
 from pipeline.exchange.views import INDEX, LISTING, ViewIndex, read_index
 from pipeline.pyramid.merging import Detections
-from pipeline.storage import Location, is_folder, location, locked, refuse_inputs, write_atomic
+from pipeline.storage import Location, location, locked, write_atomic
 from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings, settings_or_defaults
 from schemas.settings.section import contradictions
@@ -18,7 +18,15 @@ from schemas.wording import shell
 from trainer.evaluation.coco_scores import Summary, score
 from trainer.evaluation.ground_truth import crowded_notes, read_objects
 from trainer.evaluation.matching import MAX_DETS
-from trainer.evaluation.results import CocoResults, join_results, misread, read_results, summary_file, write_results
+from trainer.evaluation.results import (
+    CocoResults,
+    check_out,
+    join_results,
+    misread,
+    read_results,
+    summary_file,
+    write_results,
+)
 
 
 class Merged(NamedTuple):
@@ -58,18 +66,15 @@ def merge_views(
         max_dets: detections per image and class that every score takes into account.
 
     Raises:
-        UsageError: `out` or the summary beside it would replace a file that is read, `out` is a folder, or its folder
-            cannot be made, another process writes it, a size or ranges of chips were given that are not those of the
-            views, or no category has one of the names in chips.ignore_categories.
+        UsageError: `out` or the summary beside it would replace a file that is read, `out` is a folder or a file of
+            another origin, its folder cannot be made, another process writes it, a size or ranges of chips were given
+            that are not those of the views, or no category has one of the names in chips.ignore_categories.
         DataError: a file cannot be read, results are of views that there are not, or the annotations are of other
             images.
     """
     folder, place, out = location(views), location(results), location(out)
     truth = None if annotations is None else location(annotations)
-    summary_place = summary_file(out)
-    refuse_inputs((out, summary_place), [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])])
-    if is_folder(out):
-        raise UsageError(f"{out}: is a folder; give a file for the detections, such as {out}/merged.json, as --out")
+    check_out(out, [place, folder / INDEX, folder / LISTING, *([] if truth is None else [truth])])
     with locked(out.parent, "sniper merge-views", f".{out.name}.lock"):
         settings = settings_or_defaults(settings)
         index, read = read_index(folder), read_results(place)
@@ -96,7 +101,7 @@ def merge_views(
             notes += remarks
         write_results(out, detections)
         if summary is not None:
-            write_atomic(summary_place, json.dumps(summary, indent=1).encode())
+            write_atomic(summary_file(out), json.dumps(summary, indent=1).encode())
         return Merged(detections, len(read.scores), summary, notes)
 
 

@@ -88,3 +88,12 @@ def test_write_page__needs_no_browser_to_be_whole(page: Path) -> None:
 def test_page_place__refuses_other_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="ends in .html"):
         page_place(tmp_path / name)
+
+
+def test_page_place__lets_no_page_of_others_be_written_over(tmp_path: Path) -> None:
+    mine = tmp_path / "index.html"
+    mine.write_text("<!doctype html><html></html>")
+    with pytest.raises(UsageError, match="is no report"):
+        page_place(mine)
+    write_page(tmp_path / "report.html", "A", "b", [])
+    assert page_place(tmp_path / "report.html") == tmp_path / "report.html"

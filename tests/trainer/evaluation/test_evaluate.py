@@ -107,7 +107,7 @@ def test_evaluate__names_what_was_left_out_and_what_is_odd(demo: Path, checkpoin
 
 
 @pytest.mark.parametrize("run", [evaluate, evaluate_proposals])
-def test_evaluate__does_not_write_over_what_it_reads(
+def test_evaluate__does_not_write_over_what_it_reads_or_others_wrote(
     run: Callable[..., Any], demo: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     truth = tmp_path / "val.summary.json"
@@ -115,6 +115,11 @@ def test_evaluate__does_not_write_over_what_it_reads(
     for out in (truth, tmp_path / "val.json"):
         with pytest.raises(UsageError, match="would be written over, but is read as"):
             run(checkpoint, truth, demo / "val", out=out)
+    mine = tmp_path / "mine.json"
+    mine.write_bytes(truth.read_bytes())
+    with pytest.raises(UsageError, match="holds no results of this command"):
+        run(checkpoint, truth, demo / "val", out=mine)
+    assert mine.read_bytes() == truth.read_bytes()
     assert truth.read_bytes() == (demo / "val.json").read_bytes()
 
 

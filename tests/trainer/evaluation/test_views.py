@@ -140,6 +140,10 @@ def test_merge_views__makes_the_folder_and_writes_scores_short(pyramid: Path, tm
     merge_views(pyramid, tmp_path / "one.json", tmp_path / "new/out.json")
     (written,) = json.loads((tmp_path / "new/out.json").read_bytes())
     assert written["score"] == 0.9
+    merge_views(pyramid, tmp_path / "one.json", tmp_path / "new/out.json")  # its own file may be written again
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds no results of this command"):
+        merge_views(pyramid, tmp_path / "one.json", tmp_path / "mine.json")
     with pytest.raises(UsageError, match="is a folder"):
         merge_views(pyramid, tmp_path / "one.json", tmp_path / "new")
     with pytest.raises(UsageError, match="cannot be written"):
