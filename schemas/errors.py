@@ -1,6 +1,6 @@
 """Errors a user can cause. The command line prints their text and exits with their status; never a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 AGAIN = "run the same command again: what is finished is kept"
 
@@ -49,6 +49,26 @@ class StoppedError(SniperError):
     def __str__(self) -> str:
         """Return the text alone."""
         return str(self.args[0])
+
+
+def refuse_unknown(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a text that is none of those that there are to choose from.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if value not in (known := [*choices]):
+        raise UsageError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+
+
+def refuse_other_number(name: str, values: object, parts: Sequence[str]) -> None:
+    """Refuse anything but a tuple or list of as many values as there are parts, such as one text in its place.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(values, tuple | list) or len(values) != len(parts):
+        raise UsageError(f"{name}: expected ({', '.join(parts)}), found {values!r}")
 
 
 def refuse_text(name: str, values: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -18,7 +18,7 @@ from pipeline.exchange.formats.yolo import read_classes, read_yolo
 from pipeline.images.sources import image_folder
 from pipeline.storage import Location, location, read_bytes, refuse_foreign, write_atomic
 from schemas.codes import Reason
-from schemas.errors import DataError, UsageError
+from schemas.errors import DataError, UsageError, refuse_unknown
 
 DESCRIPTION = "written by sniper import"
 
@@ -70,8 +70,10 @@ def import_labels(
     Raises:
         DataError: there are no images or no label files, a table lacks columns, or the output cannot be written.
         UsageError: `out` is a folder or a file of another origin, or its bucket cannot be written to; there is no such
-            image folder; or `names` is missing for yolo or given for another format.
+            image folder; or `names` is missing for yolo or given for another format; or there is no
+            such format.
     """
+    refuse_unknown("format", format, get_args(Format))
     if (format == "yolo") != (names is not None):
         raise UsageError("import: give --names, the file that names the classes, for yolo and only there")
     place, out, notes = location(annotations), location(out), Notes()

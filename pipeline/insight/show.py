@@ -16,7 +16,7 @@ from pipeline.insight.proposals import add_proposals
 from pipeline.insight.sheet import GAP, Row, draw_sheet, sheet_width
 from pipeline.storage import Location, location
 from schemas.codes import STATUS_NAMES
-from schemas.errors import DataError, UsageError, refuse_text
+from schemas.errors import DataError, UsageError, refuse_text, refuse_unknown
 from schemas.wording import interval, shell
 
 MOST_CHIPS = 60  # of one kind and scale, on the sheet of one image
@@ -56,14 +56,18 @@ def show(
         The number of chips drawn.
 
     Raises:
-        UsageError: there are no such chips, classes or image, `images` was given without `image`, or the name of the
-            picture says no format.
+        UsageError: there are no such chips, classes, statuses or image, `images` was given without `image`, or the
+            name of the picture says no format.
         DataError: a chip or the image cannot be read.
     """
     if images is not None and image is None:
         raise UsageError("show: --images is for --image, the id of one image to draw; leave it out, or give both")
     refuse_text("classes", classes)
     refuse_text("statuses", statuses)
+    for name in statuses:
+        refuse_unknown("statuses", name, STATUS_NAMES)
+    if kind is not None:
+        refuse_unknown("kind", kind, ("positive", "negative"))
     data, out = location(data), location(out)
     picture_format(out)
     frames = {one: _chips(data, one) for one in _kinds(data, kind, image)}

@@ -1,7 +1,7 @@
 """`sniper suggest`: settings for a data set, with the reason for each, and what they cost beside the paper's."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
@@ -11,7 +11,7 @@ from pipeline.insight.suggestion.scales import STEPS, Name, comfort, propose
 from pipeline.insight.suggestion.training import Choice, Device, choose_training
 from pipeline.planning.scales import scale_name
 from pipeline.storage import Location, location
-from schemas.errors import DataError
+from schemas.errors import DataError, refuse_unknown
 from schemas.settings import ChipSettings, Settings, settings_or_defaults
 from schemas.settings.listing import comment
 from schemas.settings.section import as_yaml
@@ -60,9 +60,12 @@ def suggest(
     Raises:
         DataError: the annotation file cannot be trusted, has no boxes, or more boxes than `max_nowhere` allows would
             be valid in no chip.
-        UsageError: no category has one of the names in chips.ignore_categories.
+        UsageError: there is no such proposal or device, or no category has one of the names in
+            chips.ignore_categories.
     """
     settings = settings_or_defaults(settings)
+    refuse_unknown("proposal", proposal, get_args(Name))
+    refuse_unknown("device", device, get_args(Device))
     given = settings.chips
     files = [location(annotations)] if isinstance(annotations, Location | str) else [*map(location, annotations)]
     with showing(f"reading {', '.join(map(str, files))}"):

@@ -12,6 +12,7 @@ from pipeline.pages.blocks import Block, Chart, Figures, Picture, Remarks, Row, 
 from pipeline.pages.charts import histogram, lines, listing, matrix
 from pipeline.pages.page import page_place, write_facts, write_page
 from pipeline.storage import Location, location
+from schemas.errors import refuse_other_number
 from schemas.settings import ChipSettings
 from schemas.wording import interval
 from trainer.evaluation.errors import Kind
@@ -44,8 +45,9 @@ def report_run(
     Args:
         run: folder that `sniper train` wrote.
         out: the page, a name that ends in .html.
-        scored: detections as COCO results, such as `sniper evaluate --out` writes; the COCO JSON file that they are
-            scored against; and the folder that its file names are relative to.
+        scored: (detections, annotation file, image folder): the detections as COCO results, such as `sniper evaluate
+            --out` writes; the COCO JSON file that they are scored against; and the folder that its file names are
+            relative to.
 
     Returns:
         The content of the JSON file, as docs/report.md explains it.
@@ -56,6 +58,8 @@ def report_run(
         DataError: the log, the detections, the annotation file or the checkpoint cannot be read, or the detections are
             not of these images and classes.
     """
+    if scored is not None:
+        refuse_other_number("scored", scored, ("detections", "annotation file", "image folder"))
     run, out = location(run), page_place(location(out))
     facts: Facts = {"run": str(run), **read_history(run)}
     facts["remarks"] = list(_remarks(facts))

@@ -11,7 +11,7 @@ from pipeline.engines.progress import log
 from pipeline.pyramid.focus import focus_limits
 from pipeline.storage import Location, is_file, location, locked, make_folder, read_bytes
 from schemas.build import Build
-from schemas.errors import UsageError
+from schemas.errors import UsageError, refuse_other_number
 from schemas.settings import ModelSettings, Settings, TrainSettings, settings_or_defaults
 from schemas.settings.section import differing
 from schemas.wording import counted, shell
@@ -59,7 +59,7 @@ def train(
             `chips` must be as the chips were made. A resumed run takes what is not given from its checkpoint.
         resume: go on from the last checkpoint in `out`, at the very next batch; "auto": begin where there is none.
         rpn_only: train nothing behind the RPN, on positive chips alone.
-        validation: annotation file and image folder to score on; the best checkpoint stays as RUN/best.pt.
+        validation: (annotation file, image folder) to score on; the best checkpoint stays as RUN/best.pt.
         allow_seen: score on images that are trained on, too.
 
     Returns:
@@ -73,6 +73,8 @@ def train(
         StoppedError: a signal asked for an end; a checkpoint of the last whole step has been written.
     """
     data, out, current = location(data), location(out), settings_or_defaults(settings)
+    if validation is not None:
+        refuse_other_number("validation", validation, ("annotation file", "image folder"))
     judged = None if validation is None else (location(validation[0]), location(validation[1]))
     advice = f"Go on with: {shell('sniper', 'train', '--data', data, '--out', out, '--resume')}"
     with (

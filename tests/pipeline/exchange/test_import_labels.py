@@ -96,6 +96,11 @@ def test_import_labels__names_go_with_yolo(tmp_path: Path) -> None:
             import_labels(format, tmp_path, tmp_path / "images", tmp_path / "coco.json", names=names)  # type: ignore[arg-type]
 
 
+def test_import_labels__another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="format: expected one of yolo, voc, .*, found 'coco'"):
+        import_labels("coco", tmp_path, tmp_path, tmp_path / "coco.json")  # type: ignore[arg-type]
+
+
 def test_import_labels__nothing_to_take_is_an_error(tmp_path: Path) -> None:
     image_folder(tmp_path / "images", "a.jpg")
     with pytest.raises(DataError, match=r"holds no \.xml file"):

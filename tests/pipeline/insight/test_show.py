@@ -151,6 +151,13 @@ def test_show__says_what_it_did_not_find(data: Path, tmp_path: Path) -> None:
         show(data, out, kind="negative", classes=["disc"], statuses=["valid"])
 
 
+def test_show__refuses_kinds_and_statuses_that_there_are_not(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="kind: expected one of positive, negative, found 'negatives'"):
+        show(data, tmp_path / "a.png", kind="negatives")
+    with pytest.raises(UsageError, match="statuses: expected one of .*, found 'covered'"):
+        show(data, tmp_path / "a.png", statuses=["covered"])
+
+
 def test_show__more_chips_than_columns_go_on_in_the_next_line() -> None:
     tile = Image.new("RGB", (20, 20), "#ff0000")
     sheet = draw_sheet([Row("title", [(tile, "")] * 5)], 2, 20, {})

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.commands.chips import chips
 from pipeline.insight.suggest import describe, suggest
-from schemas.errors import DataError
+from schemas.errors import DataError, UsageError
 from schemas.settings import ChipSettings, Settings, SideScale, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.builders import CocoSet
@@ -71,6 +72,13 @@ def test_suggest__given_scales_are_judged_beside_the_proposals(demo_set: DataSet
         demo_set.annotations, demo_set.images, demo_set.images.parent / "planned", Settings(chips=chip_settings)
     )
     assert found.costs["as given"].chips == report.counts["chips"]["total"]
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"proposal": "paper"}])
+def test_suggest__refuses_devices_and_proposals_that_there_are_not(demo_set: DataSet, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=f"{name}: expected one of .*, found '{options[name]}'"):
+        suggest(demo_set.annotations, **options)
 
 
 def test_suggest__refuses_settings_under_which_boxes_are_valid_nowhere(sniper: RunSniper, demo_set: DataSet) -> None:

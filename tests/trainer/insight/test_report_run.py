@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from schemas.errors import DataError
+from schemas.errors import DataError, UsageError
 from tests.browser import browsing
 from tests.conftest import RunSniper
 from tests.paths import ROOT
@@ -47,6 +47,11 @@ def test_read_history__parts_steps_validations_and_classes(tmp_path: Path) -> No
         "b [c]": [{"step": 2, "epoch": 0, "AP": 0.5}],
         "d\ne": [{"step": 2, "epoch": 0, "AP": 0.7}],
     }
+
+
+def test_report_run__scored_is_two_files_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="scored: expected .detections, annotation file, image folder., found"):
+        report_run(tmp_path, tmp_path / "a.html", scored="found.json")  # type: ignore[arg-type]
 
 
 def test_read_history__averages_long_logs(tmp_path: Path) -> None:

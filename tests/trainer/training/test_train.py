@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,7 +17,7 @@ from pipeline.commands.chips import chips
 from pipeline.commands.negatives import negatives
 from schemas.build import Build
 from schemas.errors import DataError, UsageError
-from schemas.settings import NegativeSettings, Settings, TrainSettings, load_settings
+from schemas.settings import Settings, TrainSettings, load_settings
 from scripts.make_demo_data import make_demo_data
 from tests.trainer.processes import Child, run_ranks, start
 from tests.trainer.runs import TINY_CHIPS, tiny_settings
@@ -149,6 +150,13 @@ def test_train__killed_amid_the_writing_of_a_checkpoint_keeps_the_one_before(dat
     assert kept is not None
     assert checkpoint_path(tmp_path, kept.step) == find_checkpoints(tmp_path)[-1]  # none is damaged
     assert int(unfinished[0].stem.split("-")[-1]) == kept.step + 1 <= logged_steps(tmp_path) + 1
+
+
+@pytest.mark.parametrize("validation", ["val.json", Path("val.json"), ["val.json"]])
+def test_train__validation_is_a_file_and_a_folder(data: Path, tmp_path: Path, validation: Any) -> None:
+    with pytest.raises(UsageError, match="validation: expected .annotation file, image folder., found"):
+        train(data, tmp_path / "run", validation=validation)
+    assert not (tmp_path / "run").exists()
 
 
 def test_train__losses_fall_and_a_picture_is_drawn(data: Path, tmp_path: Path) -> None:
@@ -405,7 +413,7 @@ def test_memory_remedy__names_resume_where_the_command_has_it(tmp_path: Path) ->
 
 def test_train__refuses_to_go_on_with_another_pool(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "chips")
-    pool = {"random": 2, "settings": NegativeSettings()}
+    pool = {"random": 2}
     negatives(tmp_path / "chips", **pool)
     train(tmp_path / "chips", tmp_path / "out", tiny_settings("train.epochs=1"))
     negatives(tmp_path / "chips", **{**pool, "random": 3}, overwrite=True)
