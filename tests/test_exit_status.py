@@ -32,6 +32,10 @@ COMMANDS = (
     "evaluate --proposals --checkpoint none --annotations none.json --images .",
     "detect --checkpoint none.pt .",
     "settings --config none.yaml",
+    "export none --out out",
+    "export-model --checkpoint none --out a.onnx",
+    "views --images none --out out",
+    "merge-views none --results found.json --out out.json",
 )
 
 
@@ -42,6 +46,7 @@ def test_missing_file__is_wrong_use(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")
     (tmp_path / "classes.txt").write_text("thing")
+    (tmp_path / "found.json").write_text("[]")
     result = sniper(*command.split())
     assert result.status == 2, result.err
     assert "none" in result.err

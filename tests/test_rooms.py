@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md: which room may import which, and how large the core may become."""
 
 import ast
+import inspect
 import io
 import re
 import subprocess
@@ -168,3 +169,17 @@ def test_sniper_chips__imports_each_name_from_where_type_checkers_look_for_it() 
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     typed = {name.asname: node.module for node in imports for name in node.names if name.asname is not None}
     assert typed == sniper_chips._MODULES
+
+
+def test_functions__are_alike_in_what_they_take_by_default() -> None:
+    """No worker process, since each would import the user's script; and whole settings, or none."""
+    functions = {
+        name: function for name in sniper_chips.__all__ if inspect.isfunction(function := getattr(sniper_chips, name))
+    }
+    for name, function in functions.items():
+        parameters = inspect.signature(function).parameters
+        if "workers" in parameters:
+            assert parameters["workers"].default == 1, name
+        if "settings" in parameters and name != "cache_of":
+            assert parameters["settings"].default is None, name
+            assert str(parameters["settings"].annotation) == "schemas.settings.whole.Settings | None", name

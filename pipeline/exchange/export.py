@@ -84,7 +84,7 @@ def export(
     split: str = "train",
     kind: str = "all",
     blank: bool = False,
-    workers: int | None = None,
+    workers: int | None = 1,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write the chips of a data set as an ordinary data set of another format.
@@ -100,7 +100,7 @@ def export(
         split: name of the split, such as train or val.
         kind: all, or positive to leave out the pool of negatives.
         blank: yolo: paint over the regions that nothing is to be learnt from, except where an object lies in them.
-        workers: processes; None: one per core.
+        workers: number of processes; None: all cores.
         overwrite: replace what was exported to the split before.
 
     Raises:

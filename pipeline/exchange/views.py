@@ -81,7 +81,7 @@ def views(
     settings: Settings | None = None,
     *,
     annotations: Location | str | None = None,
-    workers: int | None = None,
+    workers: int | None = 1,
     overwrite: bool = False,
 ) -> ViewsReport:
     """Write the views of whole images at every scale, large ones in tiles, as JPEG files with an index.
@@ -95,7 +95,7 @@ def views(
             `detect` max_side.
         annotations: COCO file that names the images, and whose image ids the index then has; None: all images of a
             folder of this machine, numbered from 1 in the order of their names.
-        workers: processes; None: one per core.
+        workers: number of processes; None: all cores.
         overwrite: replace the views of other images or settings in `out`.
 
     Raises:

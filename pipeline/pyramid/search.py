@@ -63,7 +63,7 @@ def split_spans(num_images: int, length: int | None = None) -> list[range]:
 
 
 def search(
-    images: Sequence[ImageLike],
+    images: Sequence[ImageLike] | Iterator[ImageLike],
     detector: AnyDetector,
     settings: Settings | None = None,
     *,
@@ -127,7 +127,7 @@ def focus_threshold(options: DetectSettings) -> float:
 
 def search_any(
     network: Callable[[ViewBatch], Sequence[Output]],
-    images: Sequence[ImageLike],
+    images: Sequence[ImageLike] | Iterator[ImageLike],
     chips: ChipSettings,
     options: DetectSettings,
     allocate: Callable[[tuple[int, ...]], Pixels] | None = None,
@@ -140,6 +140,7 @@ def search_any(
         UsageError: an array is no image.
         DataError: an image cannot be read, and there is no `refused`, which is described at `search`.
     """
+    images = [*images] if isinstance(images, Iterator) else images  # a list may load each image when it is asked for
     sources, open_image = open_any(images, chips.max_pixels, take_unreadable=refused is not None)
     spans = split_spans(len(sources), SMALL_SPAN)
     log = SearchLog()

@@ -77,14 +77,14 @@ class Predictor:
     def __call__(self, images: ImageLike) -> Detections: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, images: Sequence[ImageLike]) -> list[Detections]: ...
+    def __call__(self, images: Sequence[ImageLike] | Iterator[ImageLike]) -> list[Detections]: ...
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Detections | list[Detections]:
+    def __call__(self, images: ImageLike | Sequence[ImageLike] | Iterator[ImageLike]) -> Detections | list[Detections]:
         """Detect on an image, or on each of several.
 
         Args:
-            images: an array uint8 [height, width, 3], RGB, an image of Pillow, or a path or URL of an image file; or a
-                list of these.
+            images: an array uint8 [height, width, 3], RGB, an image of Pillow, or a path or URL of an image file; or
+                several of these.
 
         Returns:
             For each image boxes float32 [n, 4], x1 y1 x2 y2 in its pixels, scores float32 [n] and labels int64 [n],

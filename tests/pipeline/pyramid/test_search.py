@@ -280,6 +280,17 @@ def test_search__one_image_in_place_of_a_list_is_refused(one: Any) -> None:
         list(search(one, lambda views: [([], [], [])] * len(views)))
 
 
+def test_search__takes_images_from_an_iterator(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"nothing")
+    refused: dict[int, str] = {}
+    images = iter(sorted(tmp_path.iterdir()))
+    assert len(list(search(images, lambda views: [([], [], [])] * len(views), refused=refused))) == 3
+    assert [*refused] == [2]
+    assert "c.png" in refused[2]
+
+
 def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     def blind(views: list[Pixels]) -> list[tuple[Any, Any, Any]]:
         return [([], [], []) for _ in views]
