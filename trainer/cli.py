@@ -34,9 +34,11 @@ allow_seen_option = click.option("--allow-seen", is_flag=True, help="score on im
 @click.option("--data", type=location, required=True, help="folder that `sniper chips` wrote")
 @click.option("--images", type=location, help="folder the positives were cut from; default: as run.json records it")
 @click.option(
-    "--proposals", type=location, help="ready ones, Parquet or COCO results JSON; without, an RPN is trained"
+    "--proposals",
+    type=location,
+    help="ready proposals, Parquet or COCO results JSON; without this option an RPN is trained, which makes them",
 )
-@click.option("--random", type=click.IntRange(1), help="draw this many background chips per image instead")
+@click.option("--random", type=click.IntRange(1), help="draw this many background chips per image at random instead")
 @engine_options
 @click.option("--overwrite", is_flag=True, help="replace a pool made with other settings")
 @settings_options
@@ -104,7 +106,7 @@ def negatives(
     help="go on from the last checkpoint in --out, with its settings; auto: begin where there is none",
 )
 @click.option("--val-annotations", type=location, help="COCO JSON file to score on every train.evaluate_every epochs")
-@click.option("--val-images", type=location, help="its images")
+@click.option("--val-images", type=location, help="folder that file_name of --val-annotations is relative to")
 @allow_seen_option
 @settings_options
 def train(
@@ -156,7 +158,7 @@ def train(
     "--max-dets",
     type=click.IntRange(1),
     show_default="100, with --proposals 300",
-    help="detections per image and class, or proposals per image, for every line",
+    help="detections of an image and class that count in each score; with --proposals, proposals of an image",
 )
 @allow_seen_option
 @settings_options
@@ -232,8 +234,8 @@ def evaluate(
 @click.option(
     "--classes",
     multiple=True,
-    help="names of the classes that are wanted, with commas between them; repeat it. A name that holds a comma stands "
-    "in quotes: '\"car, parked\",person'  [default: all]",
+    help="names of the classes that are wanted, with commas between them; may be repeated. A name that holds a comma "
+    "stands in quotes: '\"car, parked\",person'  [default: all]",
 )
 @click.option(
     "--min-score",
@@ -379,7 +381,7 @@ def report(
     "--max-dets",
     type=click.IntRange(1),
     show_default="100",
-    help="with --annotations: detections per image and class, for every line",
+    help="with --annotations: detections of an image and class that count in each score",
 )
 @settings_options
 def merge_views(

@@ -12,10 +12,10 @@ from schemas.wording import counted, shell
 
 @click.command("import")
 @click.argument("format", type=click.Choice(["yolo", "voc", "visdrone", "dota", "csv"]))
-@click.option("--annotations", type=location, required=True, help="folder of the label files; of csv the table")
+@click.option("--annotations", type=location, required=True, help="folder of the label files; for csv, the table")
 @click.option("--images", type=location, required=True, help="folder of the images, which stay there")
 @click.option("--out", type=location, required=True, help="COCO JSON file to write")
-@click.option("--names", type=location, help="of yolo: data.yaml, or a text with a class on each line")
+@click.option("--names", type=location, help="for yolo: data.yaml, or a text file with a class on each line")
 @click.option("--max-bad", type=Share(), default=0.01, help="share of refused records that is still a success")
 def import_command(
     format: Literal["yolo", "voc", "visdrone", "dota", "csv"],

@@ -20,13 +20,15 @@ from schemas.wording import counted, shell
 )
 @click.option("--image", type=int, help="id of one image: draw it with its windows, and its chips below it")
 @click.option("--images", type=location, help="folder of the images, for --image; default: as run.json records it")
-@click.option("--class", "classes", multiple=True, help="only boxes of this class, and chips that hold one; repeat it")
+@click.option(
+    "--class", "classes", multiple=True, help="only boxes of this class, and chips that hold one; may be repeated"
+)
 @click.option(
     "--status",
     "statuses",
     multiple=True,
     type=click.Choice(STATUS_NAMES),
-    help="only boxes of this status, and chips that hold one; repeat it",
+    help="only boxes of this status, and chips that hold one; may be repeated",
 )
 @click.option("--columns", type=click.IntRange(1, 50), default=6, help="chips side by side")
 @click.option("--seed", type=click.IntRange(0), default=0, help="another seed draws other chips")
@@ -40,7 +42,7 @@ def show(data: Location, out: Location, **options: Any) -> None:
 
 @click.command()
 @annotation_files_option
-@click.option("--out", type=location, help="YAML file to write, for --config; without, it is printed")
+@click.option("--out", type=location, help="YAML file to write, for --config; without this option its text is printed")
 @click.option(
     "--proposal",
     type=click.Choice(["lean", "balanced", "dense"]),
