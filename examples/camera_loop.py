@@ -18,8 +18,9 @@ from sniper_chips import Predictor, load_settings
 def frames() -> Iterator[np.ndarray]:
     """Yield frames, uint8 [height, width, 3], RGB."""
     if len(sys.argv) > 2:
-        for file in sorted(Path(sys.argv[2]).glob("*.[jp][pn]g")):
-            yield np.asarray(Image.open(file).convert("RGB"))
+        for file in sorted(Path(sys.argv[2]).iterdir()):
+            if file.suffix.lower() in (".jpg", ".jpeg", ".png"):
+                yield np.asarray(Image.open(file).convert("RGB"))
     else:
         rng = np.random.default_rng(0)
         for _ in range(3):

@@ -31,7 +31,7 @@ def detector(views):
 
 chips = [f"chips.{name}={json.dumps(value)}" for name, value in about["chips"].items()]
 settings = load_settings(None, (*chips, f"detect.max_side={min(height, width)}"))
-files = sorted(Path(sys.argv[2]).glob("*.[jp][pn]g"))
+files = sorted(file for file in Path(sys.argv[2]).iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
 refused = {}  # takes what is wrong with images that cannot be read, by their positions
 for position, found in enumerate(search(files, detector, settings, refused=refused)):
     if position in refused:

@@ -28,6 +28,6 @@ def detector(views):
 
 
 settings = load_settings(None, ("chips.scales=[1.0, {long_side: 256}]", "chips.ranges=[[0, 150], [120, null]]"))
-files = sorted(Path(sys.argv[1]).glob("*.[jp][pn]g"))
+files = sorted(file for file in Path(sys.argv[1]).iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
 for file, found in zip(files, search(files, detector, settings), strict=True):
     print(f"{file.name}: {len(found.boxes)} detections, best score {found.scores.max(initial=0):.2f}")

@@ -19,6 +19,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images, their chips and a network of few steps."""
     folder = tmp_path_factory.mktemp("examples")
     make_demo_data(folder, num_train=2, num_val=1)
+    (image,) = (folder / "val").iterdir()
+    image.rename(image.with_suffix(".JPG"))
     chips(folder / "train.json", folder / "train", folder / "chips", load_settings(None, TINY_CHIPS))
     train(folder / "chips", folder / "run", tiny_settings())
     return folder
