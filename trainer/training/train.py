@@ -84,6 +84,7 @@ def train(
         explained_memory(rank.device, lambda: _memory_remedy(out, current.train, rank.count, rpn_only=rpn_only)),
     ):
         with breakable():
+            from_first(lambda: finished_builds(data, pool=not rpn_only))  # before a folder is made for the run
             from_first(lambda: _take(out, resume, held))
             run = _prepare(data, out, current, rank, rpn_only=rpn_only)
             held.enter_context(run.writer)  # however the run ends, what is being written is written first

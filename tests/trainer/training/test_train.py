@@ -159,6 +159,12 @@ def test_train__validation_is_a_file_and_a_folder(data: Path, tmp_path: Path, va
     assert not (tmp_path / "run").exists()
 
 
+def test_train__without_chips_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished chips here"):
+        train(tmp_path / "chips", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_train__losses_fall_and_a_picture_is_drawn(data: Path, tmp_path: Path) -> None:
     options = ["train.epochs=5", "train.norm=train", "train.picture_every=10", "train.norm_momentum=0.1"]
     train(data, tmp_path, tiny_settings(*options, "train.learning_rate=0.3", "train.keep=2"))
