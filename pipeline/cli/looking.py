@@ -5,7 +5,7 @@ from typing import Any, Literal
 import click
 
 from pipeline.cli.options import Share, annotation_files_option, settings_options, tell_next
-from pipeline.storage import Location, is_file, location, make_folder, write_atomic
+from pipeline.storage import Location, is_file, location, refuse_foreign, write_atomic
 from schemas.codes import STATUS_NAMES
 from schemas.errors import UsageError
 from schemas.settings import Settings
@@ -77,7 +77,7 @@ def suggest(
     if out is not None:
         if is_file(out):
             raise UsageError(f"{out}: is there already, maybe changed by you; delete it or choose another --out")
-        make_folder(out.parent)
+        refuse_foreign(out, is_file, "`sniper suggest`")
     found = run(annotations, settings, proposal=proposal, device=device, max_nowhere=max_nowhere)
     click.echo(describe(found))
     if out is None:

@@ -18,7 +18,7 @@ from pipeline.coco.text import NO_TEXT, blocks, encodings, opened
 from pipeline.exchange.stratify import joined_groups, stratify
 from pipeline.images.contents import hash_images
 from pipeline.images.sources import image_folder
-from pipeline.storage import Location, is_file, local_copy, location, make_folder, write_atomic
+from pipeline.storage import Location, is_file, local_copy, location, refuse_foreign, write_atomic
 from schemas.arrays import IntArray
 from schemas.errors import DataError, MissingError, UsageError
 from schemas.wording import counted
@@ -95,7 +95,7 @@ def split(
 
     Raises:
         DataError: the file is no COCO file or has no images, an image lacks an id or a name, or one cannot be read.
-        UsageError: the shares or the pattern cannot be used, or a part is there already.
+        UsageError: the shares or the pattern cannot be used, a part is there already, or `out` cannot be written to.
     """
     shares = {"train": 1 - val - test, "val": val, "test": test}
     if not (val >= 0 and test >= 0 and 0 < val + test < 1):  # so that NaN is refused, too
@@ -112,6 +112,7 @@ def split(
     keys: list[list[Any]] = [ids, [posixpath.normpath(name) for name in names]]
     if group is not None:
         keys.append(_group_keys(group, names))
+    refuse_foreign(files["train"], is_file, "`sniper split`")  # before images are hashed
     contents = [] if images is None else _contents(image_folder(location(images)), names)
     groups = joined_groups(len(records), [*keys, contents] if contents else keys)
 
@@ -125,7 +126,6 @@ def split(
     part_of_image = _deal(place, groups, shown, len(categories), shares, seed)
     part_of_mark = np.where(image_of >= 0, part_of_image[image_of], 0)
 
-    make_folder(out)
     boxes = {}
     for number, part in enumerate(shares):
         of_part = {"images": part_of_image == number, "annotations": part_of_mark == number}

@@ -161,6 +161,9 @@ def test_split__writes_over_nothing(tmp_path: Path) -> None:
         split(tmp_path / "train.json", tmp_path)
     assert json.loads((tmp_path / "train.json").read_text()) == content
     assert not (tmp_path / "val.json").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="cannot be written: .*choose another folder"):
+        split(tmp_path / "train.json", tmp_path / "file")
 
 
 @pytest.mark.parametrize(

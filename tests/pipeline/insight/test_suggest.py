@@ -118,6 +118,8 @@ def test_suggest__writes_over_nothing_and_makes_the_folder_first(
     out.write_text("mine")
     refused = sniper(*words)
     assert (refused.status, "is there already" in refused.err) == (2, True)
+    refused = sniper("suggest", "--annotations", demo_set.annotations, "--out", tmp_path)
+    assert (refused.status, refused.out) == (2, "")  # before it has planned anything
     assert out.read_text() == "mine"
 
 
