@@ -93,7 +93,7 @@ def import_labels(
         labelled = reader(place, found, notes)
     content = _coco(_nameable(_counted(labelled, len(found.names)), notes), known)
     if not content["images"]:
-        first = f"; the first refused: {notes.rejects[0].message}" if notes.rejects else ""
+        first = f"; the first refused: {notes.rejects[0].message}" if notes.rejects else "; it names none"
         raise DataError(f"{place}: no image of {found.folder} could be taken{first}")
     info = {"description": DESCRIPTION, "digest": _digest(content)}
     write_atomic(out, msgspec.json.encode({"info": info, **content}))

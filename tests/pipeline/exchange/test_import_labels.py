@@ -108,6 +108,9 @@ def test_import_labels__nothing_to_take_is_an_error(tmp_path: Path) -> None:
     label_folder(tmp_path / "labels", other_xml="<annotation/>")
     with pytest.raises(DataError, match="the first refused: other.xml: no image is called other"):
         import_labels("voc", tmp_path / "labels", tmp_path / "images", tmp_path / "coco.json")
+    (tmp_path / "empty.csv").write_text("file_name,x1,y1,x2,y2,class\n")
+    with pytest.raises(DataError, match="no image of .* could be taken; it names none"):
+        import_labels("csv", tmp_path / "empty.csv", tmp_path / "images", tmp_path / "coco.json")
     assert not (tmp_path / "coco.json").exists()
 
 

@@ -126,7 +126,7 @@ def test_detect__results_that_can_be_scored_and_name_files_without_annotations(
     assert [line["image_id"] for line in lines] == [one["file"] for one in found for _ in one["detections"]]
     refused = sniper(*arguments, "--annotations", val)
     assert refused.status == 2
-    assert "give results" in refused.err
+    assert "give --results" in refused.err
 
 
 def test_detect__results_hold_what_an_interrupted_run_has_found(
