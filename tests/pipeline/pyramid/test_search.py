@@ -272,7 +272,7 @@ def test_search__what_is_longer_than_tiles_share_is_found(length: int) -> None:
     "one",
     [
         *("photo.jpg", Path("photo.jpg"), Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8)),
-        *(b"\xff\xd8", io.BytesIO(b"\xff\xd8"), Path().glob("*.jpg"), None),
+        *(b"\xff\xd8", None),
     ],
 )
 def test_search__one_image_in_place_of_a_list_is_refused(one: Any) -> None:
@@ -301,6 +301,8 @@ def test_search__says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
             list(search([wrong], blind))
     with pytest.raises(UsageError, match=r"image 0: expected an image, found bytes; .*PIL.Image.open\(io.BytesIO"):
         list(search([b"\xff\xd8"], blind))  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="image 0: expected an image, found bytes; "):
+        list(search(io.BytesIO(b"\xff\xd8"), blind))  # type: ignore[arg-type]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     broken = encoded(Image.fromarray(scene(1)[0]))
     (tmp_path / "broken.jpg").write_bytes(broken[: len(broken) // 2])
