@@ -83,9 +83,10 @@ def cut_anew(data: Data, settings: Settings) -> list[Path]:
     folders = [first]
     for seed in range(1, PLANS):
         chip_settings = settings.chips.model_copy(update={"seed": seed})
-        (out,) = positives(data, settings.model_copy(update={"chips": chip_settings}))
+        anew = settings.model_copy(update={"chips": chip_settings})
+        (out,) = positives(data, anew)
         if not (out / NEGATIVES / NAME).exists():
-            negatives(out, proposals=_proposals(first, out.with_suffix(".proposals")), settings=settings)
+            negatives(out, proposals=_proposals(first, out.with_suffix(".proposals")), settings=anew)
         folders.append(out)
     return folders
 
