@@ -39,7 +39,7 @@ def test_make_schedule__shares_decay_a_run_of_any_length() -> None:
         assert schedule.rate(99 * epochs, 0.8 * epochs) == pytest.approx(0.12)
         assert schedule.rate(99 * epochs, 0.9 * epochs) == pytest.approx(0.012)
     assert make_schedule(options(epochs=12), 100).decays == (10.0,)
-    assert make_schedule(options(epochs=6, decay_epochs=[3, 5]), 100).decays == (3.0, 5.0)
+    assert make_schedule(options(epochs=6, decay_epochs=[1, 5]), 100).decays == (1.0, 5.0)
 
 
 def test_settings__refuse_shares_beside_epochs() -> None:
