@@ -9,7 +9,8 @@ import torch
 from schemas.errors import SniperError
 
 SIGNS = (
-    *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "a memory object"),
+    *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "a memory object"),
+    *("ALLOC_FAILED", "ALLOCATION_FAILED"),  # cuBLAS and cuDNN
     "unable to find an engine",  # cuDNN: each of its kernels asked for more memory than is left
 )
 """Words by which a RuntimeError of PyTorch or of its libraries says that memory ran out."""

@@ -17,10 +17,15 @@ def test_explained_memory__of_a_cpu() -> None:
     assert "allocate" in text
 
 
-ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+CUDNN = (
+    "GET was unable to find an engine to execute this computation",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError(), ENGINE])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError(), *map(RuntimeError, CUDNN)]
+)
 def test_explained_memory__of_pytorch_and_of_python(error: Exception) -> None:
     with pytest.raises(OutOfMemoryError, match="lower this"), explained_memory(CPU, lambda: "lower this"):
         raise error
