@@ -177,6 +177,7 @@ def test_syncs_of__counts_the_waits_of_a_step_by_place(monkeypatch: pytest.Monke
     def step() -> float:
         for text in (SYNC, SYNC, "of something else"):
             warnings.warn(f"it {text}", stacklevel=1)
+        warnings.warn_explicit(SYNC, UserWarning, stepper.__code__.co_filename, 1)  # of the measurement itself
         return 0.0
 
     places = syncs_of(step)
