@@ -45,9 +45,12 @@ def tests(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def run_tests(setting: Setting, name: str, *chosen: str) -> list[Element]:
-    """Run some of the tests marked gpu; a file that cannot be collected counts as one that failed."""
+    """Run some of the tests marked gpu; a file that cannot be collected counts as one that failed.
+
+    Each name is printed before its test begins, so that the report tells which one hangs.
+    """
     report = setting.work / f"tests-{name}.xml"
-    options = ["-q", "-m", "gpu", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
+    options = ["-v", "-m", "gpu", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
     options += ["--continue-on-collection-errors", f"--junitxml={report}"]
     status = subprocess.run([sys.executable, "-m", "pytest", *options, *chosen]).returncode
     if not report.exists():
