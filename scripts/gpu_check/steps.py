@@ -240,12 +240,22 @@ def largest_batch(setting: Setting) -> Figures:
             batch = plausible_batch(num, setting.device, setting.sizes.side)
             step = stepper(model, losses_of(model, batch), setting.sizes.precisions[0])
             seconds = [step(), step()][1]
-        except RuntimeError as error:  # memory runs out, or a kernel has too many elements to count
+        except RuntimeError as error:
             yield {"too_many_chips": num, "reason": f"{type(error).__name__}: {str(error)[:200]}"}
+            if is_fault(error):
+                raise
             return
         peak = torch.cuda.max_memory_allocated() / 2**30
         yield {"chips": num, "chips_per_s": num / seconds, "peak_gib": peak}
         num += num // 2
+
+
+def is_fault(error: RuntimeError) -> bool:
+    """Whether a step of many chips has broken the device, as where a kernel reads memory that is not its own.
+
+    What else may be raised is the end that is looked for: memory runs out, or a kernel has too many elements to count.
+    """
+    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error)
 
 
 def searched(setting: Setting) -> Figures:

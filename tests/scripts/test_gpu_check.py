@@ -20,7 +20,7 @@ from scripts.gpu_check.correctness import LAYERS, counted, outcome_of
 from scripts.gpu_check.graphed import Maps, gradients, use_maps
 from scripts.gpu_check.profiling import SYNC, syncs_of
 from scripts.gpu_check.setting import Setting
-from scripts.gpu_check.steps import FUSED, compare, default_model, fused_flops
+from scripts.gpu_check.steps import FUSED, compare, default_model, fused_flops, is_fault
 from tests.paths import ROOT
 
 HERE = "tests.scripts.gpu_questions"
@@ -159,6 +159,19 @@ def test_compare__without_ours_there_is_no_answer() -> None:
     with pytest.raises(TypeError):
         found.extend(compare("a", {"ours": fails, "theirs": lambda: 1.0}, 3, 16))
     assert found == [{"a_ours": "TypeError: a fault"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (torch.AcceleratorError("CUDA error: out of memory"), False),
+        (RuntimeError("input tensor has more than INT_MAX elements"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+    ],
+)
+def test_is_fault__of_a_batch_that_is_too_large(error: RuntimeError, fault: bool) -> None:
+    assert is_fault(error) == fault
 
 
 def test_stepper__a_loss_that_is_not_finite_is_no_step_to_measure() -> None:
