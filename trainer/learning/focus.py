@@ -6,7 +6,7 @@ from torch import Tensor
 from schemas.codes import Status
 from trainer.learning.ground_truth import PaddedBoxes
 from trainer.loading.batch import Batch
-from trainer.model.boxes import constant, sides
+from trainer.model.boxes import box_area, constant
 
 UNSURE = 1.4
 """Up to this many times the limit a size gives no loss (docs/method.md, 16.1)."""
@@ -33,8 +33,7 @@ def label_cells(
     Returns:
         int8 [B, H, W].
     """
-    width, height = sides(boxes.boxes)
-    size = (width * height / boxes.visible).sqrt()
+    size = (box_area(boxes.boxes) / boxes.visible).sqrt()
     limit = (constant(limits, size.device)[batch.scale_indices] * batch.scales)[:, None]
     crowd = boxes.having(Status.CROWD)
     seen = size >= SMALLEST * stride

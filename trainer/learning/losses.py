@@ -5,7 +5,6 @@ What gives no loss is multiplied out of the sum and never cut out of the graph, 
 gradient, even from an empty batch.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,8 +32,8 @@ def rpn_losses(logits: Tensor, deltas: Tensor, sample: AnchorSample, batch_size:
     distance = F.smooth_l1_loss(deltas, sample.deltas, reduction="none", beta=1.0)
     constant = RPN_SAMPLES * batch_size
     return (
-        torch.where(sample.used, entropy, 0).sum() / constant,
-        torch.where(sample.positive[:, :, None], distance, 0).sum() * (RPN_BOX_WEIGHT / constant),
+        (entropy * sample.used).sum() / constant,
+        (distance * sample.positive[:, :, None]).sum() * (RPN_BOX_WEIGHT / constant),
     )
 
 
@@ -55,10 +54,12 @@ def roi_losses(
     """
     constant = labels.shape[1] * batch_size
     entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
-    column = (labels - 1).clamp(0, deltas.shape[2] - 1)
-    own = deltas.gather(2, column[:, :, None, None].expand(-1, -1, 1, 4)).squeeze(2)
+    own = deltas[:, :, 0]
+    if deltas.shape[2] > 1:
+        column = (labels - 1).clamp(0, deltas.shape[2] - 1)
+        own = deltas.gather(2, column[:, :, None, None].expand(-1, -1, 1, 4)).squeeze(2)
     distance = F.smooth_l1_loss(own, targets, reduction="none", beta=1.0)
-    box = torch.where((labels > 0)[:, :, None], distance, 0).sum()
+    box = (distance * (labels > 0)[:, :, None]).sum()
     return entropy / constant, box / (constant * ROI_BOX_SHARE)
 
 
@@ -74,4 +75,4 @@ def focus_loss(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         A float32 scalar.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, (labels > 0).to(logits.dtype), reduction="none")
-    return torch.where(labels >= 0, entropy, 0).sum() / (labels.shape[1] * labels.shape[2] * batch_size)
+    return (entropy * (labels >= 0)).sum() / (labels.shape[1] * labels.shape[2] * batch_size)

@@ -9,7 +9,7 @@ from schemas.codes import IGNORED, TARGETS, Status
 from trainer.learning.ground_truth import PaddedBoxes, hash_slots
 from trainer.loading.batch import Batch
 from trainer.model.anchors import may_learn
-from trainer.model.boxes import ROI_WEIGHTS, box_size, constant, encode, overlaps, sides
+from trainer.model.boxes import ROI_WEIGHTS, box_area, box_size, constant, encode, has_area, overlaps
 from trainer.model.proposals import compact
 
 EXEMPT_IOU = 0.5
@@ -63,9 +63,10 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
     """
     learns = boxes.having(*TARGETS)
     crowd = boxes.having(Status.CROWD)
-    other = boxes.real & ~learns & ~crowd
+    other = boxes.real & ~(learns | crowd)
     # One limit per box does for both kinds: IoU > 0.3 to others, IoU >= 0.4 to crowds.
-    veto_iou = torch.where(other, OTHER_IOU, torch.where(crowd, _below(NEGATIVE_IOU), torch.inf))
+    veto_iou = boxes.boxes.new_full(other.shape, torch.inf)
+    veto_iou.masked_fill_(other, OTHER_IOU).masked_fill_(crowd, _below(NEGATIVE_IOU))
     allowed = may_learn(anchors, sizes)
     best = anchors.new_zeros(allowed.shape)
     match = torch.zeros_like(allowed, dtype=torch.int64)
@@ -81,8 +82,8 @@ def label_anchors(anchors: Tensor, sizes: Tensor, boxes: PaddedBoxes) -> tuple[T
         match = torch.where(value > best, column + columns.start, match)
         best = torch.maximum(best, value)
     positive = (best >= POSITIVE_IOU) | forced
-    labels = torch.where(vetoed | (best >= NEGATIVE_IOU), -1, 0).masked_fill(positive, 1)
-    return labels.to(torch.int8), match
+    labels = torch.zeros_like(vetoed, dtype=torch.int8)
+    return labels.masked_fill_(vetoed | (best >= NEGATIVE_IOU), -1).masked_fill_(positive, 1), match
 
 
 def _inside(crowd: Tensor, inter: Tensor, boxes: Tensor) -> Tensor:
@@ -93,8 +94,7 @@ def _inside(crowd: Tensor, inter: Tensor, boxes: Tensor) -> Tensor:
         inter: float32 [B, g, N], the areas of the intersections.
         boxes: float32 [N, 4] or [B, 1, N, 4].
     """
-    width, height = sides(boxes)
-    return ((inter / (width * height) >= CROWD_SHARE) & crowd[:, :, None]).any(1)
+    return ((inter / box_area(boxes) >= CROWD_SHARE) & crowd[:, :, None]).any(1)
 
 
 def _below(value: float) -> float:
@@ -149,7 +149,7 @@ def label_rois(rois: Tensor, used: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, 
         Labels int64 [B, P]; target deltas float32 [B, P, 4], times ROI_WEIGHTS, 0 where not foreground.
     """
     ignore, crowd = boxes.having(Status.IGNORE), boxes.having(Status.CROWD)
-    target = boxes.real & ~ignore & ~crowd
+    target = boxes.real & ~(ignore | crowd)
     best = rois.new_zeros(used.shape)
     match = torch.zeros_like(used, dtype=torch.int64)
     vetoed = ~used
@@ -161,7 +161,7 @@ def label_rois(rois: Tensor, used: Tensor, boxes: PaddedBoxes) -> tuple[Tensor, 
         match = torch.where(value > best, column + columns.start, match)
         best = torch.maximum(best, value)
     foreground = used & (best >= POSITIVE_IOU)
-    labels = torch.where(vetoed, -1, 0)
+    labels = -vetoed.long()
     deltas = torch.zeros_like(rois)
     if boxes.boxes.shape[1]:
         labels = torch.where(foreground, boxes.labels.gather(1, match), labels)
@@ -222,8 +222,7 @@ def add_ground_truth(
     Returns:
         Boxes float32 [B, P, 4] with the annotated ones first, and which slots are in use, bool [B, P].
     """
-    width, height = sides(truth.boxes)
-    target = truth.real & ~truth.having(*IGNORED) & (width > 0) & (height > 0)
+    target = truth.real & ~truth.having(*IGNORED) & has_area(truth.boxes)
     wanted = target & (in_range(truth.boxes, batch) | truth.having(Status.RESCUED))
     num = rois.shape[1]
     drawn, order = torch.where(wanted, hash_slots(states, wanted.shape[1]), -1).topk(min(num, wanted.shape[1]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from schemas.settings import ModelSettings
-from trainer.model.boxes import constant, sides
+from trainer.model.boxes import constant
 
 BORDER = 32
 """An anchor that reaches further than this beyond the content gets no label; chip pixels (docs/method.md, 7.1)."""
@@ -83,8 +83,9 @@ def on_content(anchors: Tensor, sizes: Tensor) -> Tensor:
     Returns:
         bool [B, A].
     """
-    height, width = sizes.to(anchors.dtype)[:, :, None].unbind(1)
-    return (anchors[:, 0] + anchors[:, 2] < 2 * width) & (anchors[:, 1] + anchors[:, 3] < 2 * height)
+    x, y = (anchors[:, :2] + anchors[:, 2:]).unbind(1)
+    height, width = (2 * sizes).to(anchors.dtype)[:, :, None].unbind(1)
+    return (x < width) & (y < height)
 
 
 def may_learn(anchors: Tensor, sizes: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def best_anchor_iou(boxes: Tensor, sizes: Tensor, settings: ModelSettings) -> Te
         float32 [N]; 0 where no anchor may learn.
     """
     layout = anchor_layout(settings)
-    wh = torch.stack(sides(boxes), -1)
+    wh = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     content = sizes.flip(1).to(boxes.dtype)  # width, height
     best = boxes.new_zeros(len(boxes))

@@ -16,6 +16,10 @@ from schemas.settings import ModelSettings
 from trainer.model.boxes import constant
 from trainer.model.deformable import DeformableConv, deformable_conv
 
+MEAN, DEVIATION = (
+    tuple((torch.tensor(values) * 255).tolist()) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+)
+"""Of red, green and blue in ImageNet, 0 to 255 (docs/method.md, 2.4)."""
 MOBILENET_STAGES = (0, 2, 4, 7, 14, 19)
 """Layers of MobileNetV2 at which its stem and its levels 2 to 5 begin, and where the last one ends."""
 
@@ -271,10 +275,10 @@ def normalise(images: Tensor, sizes: Tensor) -> Tensor:
     Returns:
         float32 [B, 3, H, W], channels_last.
     """
-    device = images.device
-    mean = constant((0.485, 0.456, 0.406), device).view(3, 1, 1) * 255
-    deviation = constant((0.229, 0.224, 0.225), device).view(3, 1, 1) * 255
-    rows = torch.arange(images.shape[2], device=device)[:, None] < sizes[:, 0, None, None]  # [B, H, 1]
-    columns = torch.arange(images.shape[3], device=device) < sizes[:, 1, None, None]  # [B, 1, W]
+    device, (height, width) = images.device, images.shape[2:]
+    mean, deviation = (constant(values, device).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    place = torch.arange(max(height, width), device=device)
+    rows = place[:height, None] < sizes[:, 0, None, None]  # [B, H, 1]
+    columns = place[:width] < sizes[:, 1, None, None]  # [B, 1, W]
     x = images.to(memory_format=torch.channels_last).float()
     return x.sub_(mean).div_(deviation).mul_((rows & columns)[:, None])

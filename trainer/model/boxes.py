@@ -42,15 +42,21 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return width and height, each [...], of boxes [..., 4]; negative where a box is inverted."""
-    return boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+def has_area(boxes: Tensor) -> Tensor:
+    """Tell which boxes [..., 4] have a positive width and height, bool [...]."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Return width times height, [...], of boxes [..., 4]."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    return width * height
 
 
 def box_size(boxes: Tensor) -> Tensor:
     """Return the size sqrt(width * height), [...], of boxes [..., 4], in the boxes' own pixels; 0 for empty boxes."""
-    width, height = sides(boxes)
-    return (width.clamp(min=0) * height.clamp(min=0)).sqrt()
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp_(min=0).unbind(-1)
+    return (width * height).sqrt()
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -82,14 +88,14 @@ def overlaps(candidates: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor,
     num_chips, num_boxes = boxes.shape[:2]
     step = max(1, CHUNK // max(1, num_chips * candidates.shape[1]))
     cx1, cy1, cx2, cy2 = candidates[:, None].unbind(-1)  # [B or 1, 1, N] each
-    area = (cx2 - cx1) * (cy2 - cy1)
+    area = box_area(candidates)[:, None]
     for start in range(0, num_boxes, step):
         columns = slice(start, start + step)
         part = boxes[:, columns, None]  # [B, g, 1, 4]
         bx1, by1, bx2, by2 = part.unbind(-1)
         inter = (torch.minimum(cx2, bx2) - torch.maximum(cx1, bx1)).clamp_(min=0)
         inter *= (torch.minimum(cy2, by2) - torch.maximum(cy1, by1)).clamp_(min=0)
-        union = (area + (bx2 - bx1) * (by2 - by1)).sub_(inter)
+        union = (area + box_area(part)).sub_(inter)
         yield columns, inter / union, inter
 
 
@@ -193,10 +199,10 @@ def _nms_parallel(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
         better = slice(start, start + NMS_BLOCK)
         for rows, iou, _ in overlaps(boxes[:, start:], boxes[:, better]):
             beats[:, better, start:][:, rows] = (iou > threshold).triu_(diagonal=1 + rows.start)
-    keep = valid
+    keep = candidates = valid.to(beats.dtype)
     while True:
         for _ in range(NMS_ROUNDS):
             before = keep
-            keep = valid & (torch.bmm(before[:, None].bfloat16(), beats)[:, 0] == 0)
+            keep = candidates * (torch.bmm(before[:, None], beats)[:, 0] == 0)
         if torch.equal(keep, before):  # the host waits for the device here
-            return keep
+            return keep.bool()

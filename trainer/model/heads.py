@@ -53,10 +53,11 @@ class Rpn(nn.Module):
             Objectness logits float32 [B, A]; deltas float32 [B, A, 4]; anchors in the order of `anchor_grid`.
         """
         # The weight is detached on top of no_grad: autocast caches the casts of leaves, and would hand this one, which
-        # has no graph, to `at`.
+        # has no graph, to `at`. It is cast here, once for all levels.
+        weight = self.conv.weight.detach().to(maps[0].dtype)
         logits, deltas = [], []
         for level in maps:
-            x = F.relu_(F.conv2d(level, self.conv.weight.detach(), self.conv.bias, padding=1))
+            x = F.relu_(F.conv2d(level, weight, self.conv.bias, padding=1))
             with full_precision(x):
                 x = x.float()
                 logits.append(F.conv2d(x, self.logits.weight, self.logits.bias))

@@ -55,24 +55,26 @@ def roi_align(
         [B * P, pooled * pooled, C], the bins of each box row by row.
     """
     num_chips, cells, channels = table.shape
-    level = torch.zeros_like(rois[..., 0], dtype=torch.int64)
-    if len(strides) > 1:
+    if len(strides) == 1:
+        level = torch.zeros_like(rois[..., 0], dtype=torch.int64)
+    else:
         finest = strides[0].bit_length() - 1  # stride 2^l is level l
         size = box_size(rois).clamp(min=1)
         level = (CANONICAL_LEVEL + (size / CANONICAL_SIZE).log2()).floor().long() - finest
         level = level.clamp(0, len(strides) - 1)
     ends = itertools.accumulate((height * width for height, width in maps), initial=0)
-    first = constant(tuple(ends), rois.device).long()  # row of each level in the table
-    extents = constant(tuple(side for height, width in maps for side in (width, height)), rois.device).view(-1, 2)
-    chip = torch.arange(num_chips, device=rois.device)[:, None] * cells
-    boxes = rois / constant(strides, rois.device)[level][..., None] - 0.5  # in cells, centres at integers
+    # of each level its stride, its width and height in cells, and its first row in the table
+    about = [n for stride, (h, w), first in zip(strides, maps, ends, strict=False) for n in (stride, w, h, first)]
+    own = constant(tuple(about), rois.device).view(-1, 4)[level]  # [B, P, 4], of the box's level
+    boxes = rois / own[..., :1] - 0.5  # in cells, centres at integers
     bins = pooled
     if shifts is not None:  # each bin becomes a box of its own
-        boxes, level, bins = _moved_bins(boxes, shifts), level.repeat_interleave(pooled**2, 1), 1
-    extent = extents[level]  # [B, P, 2], width and height of the box's level, in cells
-    places, shares = _samples(boxes[..., :2], boxes[..., 2:], extent, bins)  # [B, P, 2, bins, 4], across and down
+        boxes, own, bins = _moved_bins(boxes, shifts), own.repeat_interleave(pooled**2, 1), 1
+    places, shares = _samples(boxes[..., :2], boxes[..., 2:], own[..., 1:3], bins)  # [B, P, 2, bins, 4], across, down
     (x, y), (x_weight, y_weight) = places.unbind(2), shares.unbind(2)
-    row = (chip + first[level])[..., None, None] + y * extent[..., 0, None, None].long()
+    chip = torch.arange(num_chips, device=rois.device)[:, None, None, None] * cells
+    width, first = own[..., 1::2, None, None].long().unbind(2)  # [B, P, 1, 1]
+    row = chip + first + y * width
     # [B, P, bins down, bins across, taps down, taps across]; 32 bits make the backward's sort twice as fast
     index = row.int()[..., :, None, :, None] + x.int()[..., None, :, None, :]
     weight = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
@@ -114,7 +116,7 @@ def _samples(low: Tensor, high: Tensor, cells: Tensor, pooled: int) -> tuple[Ten
     Returns:
         Cells int64 [B, P, 2, pooled, 4]; weights float32 of the same shape, which add up to 1 per bin.
     """
-    steps = (torch.arange(2 * pooled, device=low.device) + 0.5) / (2 * pooled)
+    steps = constant(tuple((i + 0.5) / (2 * pooled) for i in range(2 * pooled)), low.device)
     last = (cells - 1)[..., None]
     at = (low[..., None] + (high - low)[..., None] * steps).clamp(min=0).minimum(last)
     near = at.floor()

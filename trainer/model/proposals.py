@@ -6,7 +6,7 @@ Shapes are static: each chip has a fixed number of slots, of which some are in u
 import torch
 from torch import Tensor
 
-from trainer.model.boxes import nms, sides
+from trainer.model.boxes import has_area, nms
 
 NMS_IOU = 0.7
 """A proposal goes when a better one overlaps it with an IoU above this (docs/method.md, 7.4)."""
@@ -28,12 +28,11 @@ def select(boxes: Tensor, logits: Tensor, eligible: Tensor, pre_nms: int, num: i
     Returns:
         Boxes float32 [B, num, 4], best first, 0 where not in use; used bool [B, num]; logits float32 [B, num].
     """
-    width, height = sides(boxes)
-    eligible = eligible & (width > 0) & (height > 0)
-    best, order = logits.masked_fill(~eligible, -torch.inf).topk(min(pre_nms, logits.shape[1]))
+    eligible = eligible & has_area(boxes)
+    best, order = torch.where(eligible, logits, -torch.inf).topk(min(pre_nms, logits.shape[1]))
     ranked = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
     keep = nms(ranked, best > -torch.inf, NMS_IOU)
-    with_logits = torch.cat([ranked, best.masked_fill(~keep, 0)[:, :, None]], 2)
+    with_logits = torch.cat([ranked, torch.where(keep, best, 0)[:, :, None]], 2)
     chosen, used = compact(with_logits, keep, num)
     return chosen[:, :, :4], used, chosen[:, :, 4]
 

@@ -5,7 +5,7 @@ import torchvision
 from tests.trainer.chips import inter, iou, random_boxes
 from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.model import boxes as geometry
-from trainer.model.boxes import box_size, clip, decode, encode, nms, overlaps
+from trainer.model.boxes import box_size, clip, decode, encode, has_area, nms, overlaps
 
 
 def test_encode__decode_gives_the_box_back():
@@ -30,7 +30,9 @@ def test_clip__cuts_to_each_chips_content():
     clipped = clip(boxes, torch.tensor([[30, 40], [12, 100]]))
     assert clipped.tolist() == [[[0, 0, 40, 30]], [[10, 10, 20, 12]]]
     assert clip(boxes[:, :, None], torch.tensor([[30, 40], [12, 100]])).squeeze(2).equal(clipped)
-    assert box_size(torch.tensor([[0.0, 0, 4, 9], [5, 5, 4, 9]])).tolist() == [6, 0]
+    boxes = torch.tensor([[0.0, 0, 4, 9], [5, 5, 4, 9], [5, 5, 5, 9]])
+    assert box_size(boxes).tolist() == [6, 0, 0]
+    assert has_area(boxes).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 10**6])
