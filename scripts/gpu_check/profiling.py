@@ -70,7 +70,20 @@ def traced(take: Callable[[], float], seconds: float, *, is_gpu: bool) -> Iterat
     if not is_gpu:
         longest = sorted(rows, key=lambda row: row.self_cpu_time_total, reverse=True)[:ROWS]
         yield {"operations": [f"{row.self_cpu_time_total / 1e3 / STEPS:9.2f} ms  {row.key}" for row in longest]}
-        return
+    else:
+        yield from traced_on_gpu(rows, seconds)
+
+
+def traced_on_gpu(rows: list[Any], seconds: float) -> Iterator[dict[str, Any]]:
+    """Launches, busy time and tables from the profiler's averages by name, of STEPS steps.
+
+    Each operation and each call of CUDA is a row of the CPU, and an operation's repeats the time of its kernels. Each
+    kernel and each copy is a row of the GPU. So is what a program has named itself, which is passed over.
+
+    Args:
+        rows: the averages.
+        seconds: of one step, without the profiler.
+    """
     yield {"launches_per_step": sum(row.count for row in rows if row.key.startswith(LAUNCHES)) / STEPS}
     kernels = [row for row in rows if row.device_type.name == "CUDA" and not row.is_user_annotation]
     busy = sum(row.self_device_time_total for row in kernels) / STEPS / 1e6

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -16,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.bench.step_models import plausible_batch, stepper
 from scripts.gpu_check.__main__ import QUESTIONS, WANTED, Question, check, judgement, summary
-from scripts.gpu_check.correctness import LAYERS, counted, outcome_of
+from scripts.gpu_check.correctness import LAYERS, counted, outcome_of, run_tests
 from scripts.gpu_check.graphed import Maps, gradients, use_maps
-from scripts.gpu_check.profiling import SYNC, syncs_of
+from scripts.gpu_check.profiling import SYNC, syncs_of, traced_on_gpu
 from scripts.gpu_check.setting import Setting
 from scripts.gpu_check.steps import FUSED, compare, default_model, fused_flops, is_fault
 from tests.paths import ROOT
@@ -181,6 +182,44 @@ def test_stepper__a_loss_that_is_not_finite_is_no_step_to_measure() -> None:
     assert step() > 0
     with pytest.raises(FloatingPointError):
         step()
+
+
+def test_traced_on_gpu__launches_and_idle_time_of_a_step() -> None:
+    """Rows as CUPTI gives them: of three steps of 10 ms, in which the device works for 6 ms."""
+
+    def row(key: str, device: str, count: int, device_us: float, *, is_own: bool = False) -> SimpleNamespace:
+        kind = SimpleNamespace(name=device)
+        return SimpleNamespace(
+            key=key, count=count, self_device_time_total=device_us, device_type=kind, is_user_annotation=is_own
+        )
+
+    rows = [
+        row("cudaLaunchKernel", "CPU", 6, 0),
+        row("cuLaunchKernelEx", "CPU", 3, 0),
+        row("cudaLaunchKernelExC_v11060", "CPU", 3, 0),
+        row("cudaMemcpyAsync", "CPU", 3, 0),
+        row("aten::mul", "CPU", 6, 15000),
+        row("elementwise", "CUDA", 9, 15000),
+        row("Memcpy HtoD", "CUDA", 3, 3000),
+        row("Optimizer.step", "CUDA", 3, 9000, is_own=True),
+    ]
+    found = {key: value for figures in traced_on_gpu(rows, 0.01) for key, value in figures.items()}
+    assert (found["launches_per_step"], found["kernels_per_step"]) == (4, 4)
+    assert (found["busy_ms"], found["idle_share"]) == (pytest.approx(6), pytest.approx(0.4))
+    assert [line.split() for line in found["kernels"]] == [
+        ["5.000", "ms", "3", "x", "elementwise"],
+        ["1.000", "ms", "1", "x", "Memcpy", "HtoD"],
+    ]
+    assert [line.split()[-1] for line in found["operations"]] == ["aten::mul"]
+
+
+def test_run_tests__of_a_gpu_are_found_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    cases = run_tests(Setting("cpu", tmp_path), "few", "--noconftest", "tests/trainer/model/test_boxes.py")
+    found = counted(cases)
+    assert found["passed"] + found["skipped_tests"] == 5
+    assert found["failed"] == 0
+    assert found["reasons"] in ([], ["needs a GPU"])
 
 
 def test_syncs_of__counts_the_waits_of_a_step_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
