@@ -111,7 +111,7 @@ def _fold(norms: list[_BatchNorm]) -> Folded:
     factor = weight * (variance + norms[0].eps).rsqrt()  # all norms of a network have one eps
     offset = bias - mean * factor
     kind = offset.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if not offset.is_meta and torch.is_autocast_enabled(kind):
         offset = offset.to(torch.get_autocast_dtype(kind))
     sizes = [norm.num_features for norm in norms]
     return dict(zip(norms, zip(torch.split(factor, sizes), torch.split(offset, sizes), strict=True), strict=True))

@@ -1,12 +1,16 @@
-"""What a GPU computes in one kernel, against the layers one after the other."""
+"""What a GPU computes in one kernel, against the layers one after the other; and the network compiled."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from schemas.settings import Norm
+from tests.trainer.chips import SLIM, slim_detector
 from tests.trainer.gpus import CUDA, needs_gpu
 from trainer.model.backbone import conv_relu
+from trainer.model.heads import autocast
+from trainer.runtime.weights import set_norm_policy
 
 
 class Case:
@@ -92,3 +96,16 @@ def test_conv_relu__has_the_gradients_that_autograd_has(
     for mine, theirs in zip((ours, *case.gradients(ours)), (right, *case.gradients(right)), strict=True):
         assert mine.dtype == theirs.dtype
         assert mine.equal(theirs)
+
+
+@pytest.mark.parametrize("policy", ["train", "frozen"])
+def test_backbone__compiles_into_one_graph(policy: Norm) -> None:
+    """As `train.compile` and gpu-check have it compiled, but without making code of the graph, which takes long."""
+    model = slim_detector(settings=SLIM.model_copy(update={"deformable": True}))
+    set_norm_policy(model.train(), policy)
+    images = torch.randn(2, 3, 96, 96)
+    with autocast(images.device, "bf16"):
+        plain = model.backbone(images)
+        model.backbone.compile(fullgraph=True, backend="eager")
+        compiled = model.backbone(images)
+    assert all(ours.equal(theirs) for ours, theirs in zip(compiled, plain, strict=True))
