@@ -33,6 +33,7 @@ def run(focus: Focus | None, ahead: int) -> tuple[list[list[View]], dict[int, Se
         while len(waiting) <= ahead and (batch := agenda.following()) is not None:
             waiting.append(batch)
         if not waiting:
+            assert agenda.searched.pixels == sum(view.width * view.height for views in batches for view in views)
             return batches, done
         batch = waiting.pop(0)
         batches.append(batch)

@@ -11,6 +11,7 @@ from schemas.codes import Status
 from tests.trainer.chips import SLIM, make_batch, slim_detector, take
 from trainer.learning.focus import label_cells
 from trainer.learning.ground_truth import pad_boxes
+from trainer.learning.losses import focus_loss
 from trainer.learning.objective import Objective, loss_terms
 from trainer.loading.batch import Batch
 from trainer.model import predict, predict_and_focus
@@ -104,3 +105,10 @@ def test_predict_and_focus__without_a_focus_head_gives_proposals() -> None:
     boxes, objectness = found[3:]
     assert boxes.shape == (len(objectness), 4)
     assert ((objectness >= 0) & (objectness <= 1)).all()
+
+
+def test_focus_loss__counts_cells_of_both_kinds_and_no_others() -> None:
+    logits = torch.tensor([[[0.0, 2.0], [-3.0, 50.0]]])
+    labels = torch.tensor([[[1, 0], [0, -1]]], dtype=torch.int8)
+    each = [math.log1p(math.exp(value)) for value in (-0.0, 2.0, -3.0)]  # of a logit x that should be 1, 0 and 0
+    assert focus_loss(logits, labels, 2).item() == pytest.approx(sum(each) / (4 * 2))
