@@ -2,10 +2,11 @@
 
 import json
 import time
+from contextlib import ExitStack
 
 from pipeline.dataset.build import clear_proposals
 from pipeline.dataset.build_file import POSITIVES, read_build, refuse_other_chips
-from pipeline.storage import Location, is_file, location, read_bytes, remove, write_atomic
+from pipeline.storage import Location, is_file, location, locked, read_bytes, remove, write_atomic
 from schemas.errors import UsageError
 from schemas.settings import Settings, settings_or_defaults
 from schemas.wording import counted, duration, shell
@@ -38,7 +39,8 @@ def make_proposals(
 
     Raises:
         DataError: the data set, the weights or an image cannot be read.
-        UsageError: the settings do not go together, or the run there was made with others or on other positives.
+        UsageError: the settings do not go together, the run there was made with others or on other positives, or
+            another process writes to `data`.
     """
     data, images, settings = location(data), location(images), settings_or_defaults(settings)
     refuse_other_chips(data, read_build(data).settings["chips"], settings.chips)  # before `overwrite` deletes anything
@@ -47,7 +49,8 @@ def make_proposals(
     options = settings.train.model_copy(update=fixed)
     network = settings.model.model_copy(update={"focus": False, "focus_limits": None})  # it would learn nothing here
     run_settings = settings.model_copy(update={"train": options, "model": network})
-    with joined() as rank, stoppable("Run the same command again: what is finished is kept"):
+    with joined() as rank, stoppable("Run the same command again: what is finished is kept"), ExitStack() as held:
+        from_first(lambda: held.enter_context(locked(data, "sniper negatives")))  # another may overwrite
         from_first(lambda: clear_proposals(data) if overwrite else _refuse_stale(data, folder))
         started = time.perf_counter()
         tell(rank, f"step 1 of 3: training the RPN, {counted(options.epochs, 'epoch')}")

@@ -16,6 +16,7 @@ from pipeline.commands.negatives import negatives
 from pipeline.commands.verify import verify
 from pipeline.dataset.proposal_rows import COLUMNS
 from pipeline.insight.show import show
+from pipeline.storage import locked
 from schemas.errors import DataError, UsageError
 from schemas.settings import DetectSettings, Settings, load_settings
 from scripts.make_demo_data import make_demo_data
@@ -117,6 +118,13 @@ def test_make_proposals__settings_of_other_chips_are_refused_before_anything_is_
     with pytest.raises(UsageError, match=r"chips\.quality"):
         make_proposals(data, data.parent / "train", settings("chips.quality=50"), overwrite=True)
     assert (proposals / "network.json").exists()
+
+
+def test_make_proposals__holds_the_chips_before_anything_is_deleted(data: Path, proposals: Path) -> None:
+    before = stamps(proposals)
+    with locked(data, "sniper negatives"), pytest.raises(UsageError, match="negatives.* is writing here; wait"):
+        make_proposals(data, data.parent / "train", settings(), overwrite=True)
+    assert stamps(proposals) == before
 
 
 def test_make_proposals__views_of_another_size_give_other_proposals(
