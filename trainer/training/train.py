@@ -143,10 +143,9 @@ def _prepare(data: Location, out: Location, settings: Settings, rank: Rank, *, r
         heading = ["settings that have changed:"] if changes else []
         tell(rank, "\n".join([f"resumed: epoch {run.state.epoch}, step {run.step}", *heading, *changes]))
         if run.state.epoch >= run.settings.train.epochs:
-            tell(
-                rank,
-                f"{counted(run.state.epoch, 'epoch')} done: nothing is left to train; --epochs N with more goes on",
-            )
+            more = "--set negatives.rpn_epochs=N" if rpn_only else "--epochs N"
+            done = counted(run.state.epoch, "epoch")
+            tell(rank, f"{done} done: nothing is left to train; {more} with more goes on")
     tell(rank, outline(run))
     for warning in [*mismatches(run), *_other_network(data, builds, settings)]:
         warn(rank, warning)

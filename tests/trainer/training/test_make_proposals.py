@@ -73,9 +73,13 @@ def test_make_proposals__all_images_at_all_scales_inside_them(data: Path, propos
     assert json.loads((proposals / "network.json").read_bytes()) == settings().model.model_dump(mode="json")
 
 
-def test_make_proposals__a_second_call_does_nothing_and_a_lost_part_is_made_again(data: Path, proposals: Path) -> None:
+def test_make_proposals__a_second_call_does_nothing_and_a_lost_part_is_made_again(
+    data: Path, proposals: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = stamps(proposals)
+    caplog.set_level("INFO", "sniper")
     make_proposals(data, data.parent / "train", settings())
+    assert "nothing is left to train; --set negatives.rpn_epochs=N with more goes on" in caplog.text
     after = stamps(proposals)
     assert {path for path in before if "log.jsonl" not in path and before[path] != after[path]} == set()
     part = proposals / "part-00000.parquet"
