@@ -118,6 +118,14 @@ def _score(
             f"{annotations}: {len(other):,} of the images that the views are of are not in it, such as {name} with "
             f"the id {id_}; make the views with `{shell('sniper', 'views', '--annotations', annotations)}`"
         )
+    named = dict(index.categories)
+    known = [(id_, name, named[id_]) for id_, name in source.categories if id_ in named]
+    if moved := [f"{id_} is {name!r}, there {then!r}" for id_, name, then in known if name != then]:
+        anew = shell("sniper", "views", "--annotations", annotations)
+        raise DataError(
+            f"{annotations}: numbers the classes otherwise than the views, {', '.join(moved)}; give the file "
+            f"that they were made with, or make them anew with `{anew}`"
+        )
     objects, remarks = read_objects(source)
     remarks += crowded_notes(source, max_dets, by_class=True)
     scored = objects.take(np.isin(objects.image_id, [id_ for id_, _ in searched]))

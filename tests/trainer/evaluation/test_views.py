@@ -118,6 +118,16 @@ def test_merge_views__refuses_other_images_and_what_is_missing(demo: Path, pyram
         merge_views(tmp_path, tmp_path / "found.json", tmp_path / "out.json")
 
 
+def test_merge_views__refuses_classes_of_other_numbers(demo: Path, pyramid: Path, tmp_path: Path) -> None:
+    content = json.loads((demo / "val.json").read_bytes())
+    first, second, *_ = content["categories"]
+    first["name"], second["name"] = second["name"], first["name"]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text("[]")
+    with pytest.raises(DataError, match=f"numbers the classes otherwise.* {first['id']} is '{first['name']}'"):
+        merge_views(pyramid, tmp_path / "found.json", tmp_path / "out.json", annotations=tmp_path / "other.json")
+
+
 def test_merge_views__writes_over_nothing_that_it_reads(
     demo: Path, pyramid: Path, tmp_path: Path, sniper: RunSniper
 ) -> None:
