@@ -249,7 +249,7 @@ def evaluate(
 @click.option(
     "--results", type=location, help="file for all detections in one list: .json (COCO results), .jsonl or .csv"
 )
-@click.option("--annotations", type=location, help="with --results: COCO JSON file whose image ids they get")
+@click.option("--annotations", type=location, help="with --results: COCO JSON file whose ids they get")
 @settings_options
 def detect(
     checkpoint: Location,

@@ -14,10 +14,11 @@ from pipeline.coco.records import class_names
 from pipeline.storage import Location, read_bytes, refuse_foreign, write_atomic
 from schemas.arrays import FloatArray
 from schemas.errors import UsageError
-from trainer.evaluation.ground_truth import Categories, Objects
+from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.matching import group_rows, match
 from trainer.evaluation.operating import class_points
 from trainer.evaluation.results import CocoResults
+from trainer.inference.categories import Categories
 
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 

@@ -1,7 +1,5 @@
 """What is scored against: the boxes of an annotation file, and which of the network's classes each of them is."""
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +12,10 @@ from pipeline.storage import Location, ahead, is_file
 from schemas.arrays import BoolArray, FloatArray, IntArray
 from schemas.errors import DataError
 from schemas.settings import ChipSettings, DetectSettings
+from trainer.inference.categories import Categories, match_categories
 
 MAX_BAD = 0.001  # share of missing images that a validation set may have, as in `sniper chips`
 LEAST_SHARE, MOST_SHARE = 0.001, 1.01  # of a box that an object's area can be
-
-Categories = Sequence[tuple[int, str]]
-"""(id, name) of classes."""
 
 
 class Objects(NamedTuple):
@@ -127,54 +123,6 @@ def _kept_notes(source: Source, chips: ChipSettings, options: DetectSettings) ->
     crowded = int((np.diff(source.offsets) > np.array(kept, np.int64)).sum())
     text = f"{crowded:,} images hold more boxes than the detections that are kept of them; see detect.max_detections"
     return [text] if crowded else []
-
-
-def match_categories(known: Categories, there: Categories, where: Location) -> tuple[list[int | None], list[str]]:
-    """Find the category of a file that each class of a network is: the one of its id, or where ids differ of its name.
-
-    Args:
-        known: (source id, name) of the network's classes, by label from 1.
-        there: (id, name) of the file's categories.
-        where: the file, for messages.
-
-    Returns:
-        The file's category id for each class, None for a class that the file cannot have; and notes for the user.
-
-    Raises:
-        DataError: the file has none of the classes.
-    """
-    name_of_id = dict(there)
-    counts = Counter(name for _, name in there)
-    id_of_name = {name: id_ for id_, name in there if counts[name] == 1}
-    if name_of_id.keys().isdisjoint(id_ for id_, _ in known) and id_of_name.keys().isdisjoint(n for _, n in known):
-        raise DataError(
-            f"{where}: has categories {_listed(there)}, the network knows {_listed(known)}: none in common; give data "
-            "with the categories it was trained on"
-        )
-    ids: list[int | None] = []
-    moved, renamed = [], []
-    for id_, name in known:
-        found = id_ if name_of_id.get(id_) == name else id_of_name.get(name)
-        ids.append(found)
-        if found not in (id_, None):
-            moved.append(f"{name} is {found} here, {id_} in training")
-    for label, (id_, name) in enumerate(known):
-        if ids[label] is None and id_ in name_of_id and id_ not in ids:  # renamed, it seems
-            ids[label] = id_
-            renamed.append(f"{id_}: {name!r} learnt, {name_of_id[id_]!r} here")
-    notes = []
-    if moved:
-        notes.append(f"categories have other ids than in training and go by their names: {'; '.join(moved)}")
-    if renamed:
-        notes.append(f"categories have other names than in training, {'; '.join(renamed)}: are they the same?")
-    if unknown := [f"{id_} ({name})" for id_, name in there if id_ not in ids]:
-        notes.append(f"the network knows no category {', '.join(unknown)}: nothing of it can be found")
-    return ids, notes
-
-
-def _listed(categories: Categories) -> str:
-    shown = ", ".join(f"{id_} ({name})" for id_, name in categories[:10])
-    return shown + (", ..." if len(categories) > 10 else "")
 
 
 def read_objects(source: Source) -> tuple[Objects, list[str]]:

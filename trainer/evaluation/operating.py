@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas.arrays import IntArray
-from trainer.evaluation.ground_truth import Categories, Objects
+from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.matching import MATCH_IOU, NONE, Curve, Matching, box_ious, class_curve, group_rows
 from trainer.evaluation.results import CocoResults
+from trainer.inference.categories import Categories
 
 
 class Point(NamedTuple):

@@ -18,7 +18,7 @@ from schemas.settings import Settings
 from trainer.inference.opening import fingerprint
 from trainer.inference.output import FINAL, FOCUS, DetectReport, Result, drawn, open_output
 from trainer.inference.predictor import Predictor, focus_of
-from trainer.inference.results_file import check_results, image_ids, write_results
+from trainer.inference.results_file import check_results, read_ids, write_results
 
 if TYPE_CHECKING:
     from trainer.runtime.ranks import Rank
@@ -46,7 +46,7 @@ def detect(
         classes: names of the classes that are wanted; none: all.
         results: file for all detections in one list, whose suffix decides its form: .json (COCO results), .jsonl or
             .csv. It is written in the end.
-        annotations: with `results`, COCO JSON file whose ids of images they get; None: they name the files.
+        annotations: with `results`, COCO JSON file whose ids they get; None: they name the files.
 
     Returns:
         For each image {"file", "width", "height", "detections": [{"bbox": [x, y, width, height], "score",
@@ -56,7 +56,7 @@ def detect(
 
     Raises:
         UsageError: there is no such file, or no image in a folder, settings were given that contradict the checkpoint,
-            it knows no class of a name, or `results` or `annotations` do not fit (see `check_results`, `image_ids`).
+            it knows no class of a name, or `results` or `annotations` do not fit (see `check_results`, `read_ids`).
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
@@ -64,7 +64,7 @@ def detect(
         place = _place(results, annotations, None)
         predictor = Predictor(checkpoint, settings, classes=classes)
         files = _listed(images, None)
-        ids = image_ids(location(annotations), files) if annotations else None
+        ids = read_ids(location(annotations), files, predictor.categories) if annotations else None
         found = list(_search(predictor, files))
         if place is not None:
             write_results(place, found, ids)
@@ -127,7 +127,7 @@ def detect_into(
         focus_map: draw for each image where the finer scales were searched, and why, as NAME.focus.jpg.
         results: file for all detections in one list, whose suffix decides its form: .json (COCO results), .jsonl or
             .csv. It is written in the end.
-        annotations: with `results`, COCO JSON file whose ids of images they get; None: they name the files.
+        annotations: with `results`, COCO JSON file whose ids they get; None: they name the files.
 
     Returns:
         What was done; None on every rank but the first.
@@ -135,7 +135,7 @@ def detect_into(
     Raises:
         UsageError: there is no such file, no image in a folder, settings were given that contradict the checkpoint, it
             knows no class of a name, another process writes to `out`, `focus_map` is wanted and every scale is
-            searched whole, or `results` or `annotations` do not fit (see `check_results`, `image_ids`).
+            searched whole, or `results` or `annotations` do not fit (see `check_results`, `read_ids`).
         DataError: the checkpoint cannot be read, or is of the RPN alone.
         OutOfMemoryError: the network needs more memory than there is.
     """
@@ -153,7 +153,9 @@ def detect_into(
                 "--focus-map, or give a threshold such as --set detect.focus=0.05"
             )
         files = _listed(images, out)
-        ids = image_ids(location(annotations), files) if annotations else None
+        ids = None
+        if annotations:  # in the first process alone, which writes them and says what is odd about them
+            ids = from_first(lambda: read_ids(location(annotations), files, predictor.categories))
         options = predictor.inference.options.model_dump(mode="json", exclude={"threads"})
         made_with = {
             "weights": fingerprint(predictor.inference.model),

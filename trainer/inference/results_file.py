@@ -4,21 +4,24 @@
     .jsonl  the same records with file and category behind them, one a line
     .csv    the columns COLUMNS
 
-Boxes are x, y, width and height in source pixels. `image_id` is that of an annotation file where one is given, else
-the file as the results name it.
+Boxes are x, y, width and height in source pixels. The ids are those of an annotation file where one is given, else
+`image_id` is the file as the results name it, and `category_id` the id of the class in training.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.coco.records import SourceImage
+from pipeline.engines.progress import log
 from pipeline.storage import Location, atomic_file, read_range, refuse_foreign
 from schemas.errors import UsageError
 from trainer.inference.output import FINAL, LINES, Result
 
+COCO_KEYS = ("image_id", "category_id", "bbox", "score")
 COLUMNS = ("image_id", "category_id", "x", "y", "width", "height", "score", "file", "category")
 """Of a CSV file."""
 BEGINNINGS: dict[str, tuple[bytes, ...]] = {
@@ -54,26 +57,51 @@ def _is_results(path: Location) -> bool:
     return there.startswith(BEGINNINGS[suffix]) or (suffix == ".jsonl" and not there)
 
 
-def image_ids(annotations: Location, files: Sequence[Path]) -> dict[str, int]:
-    """Find the ids that an annotation file gives to image files.
+class Ids(NamedTuple):
+    """What an annotation file calls images and classes.
+
+    Attributes:
+        images: id of each image, by its path as text.
+        categories: id of each class, by its id in training; what the file does not have is missing.
+    """
+
+    images: dict[str, int]
+    categories: dict[int, int]
+
+
+def read_ids(annotations: Location, files: Sequence[Path], known: Sequence[tuple[int, str]]) -> Ids:
+    """Find the ids that an annotation file gives to image files and to the classes of a network.
 
     A record is of a file whose path ends with the record's `file_name`; of several such records, the longest counts.
+    Classes go by their names, as `sniper evaluate` takes them; a file without categories leaves their ids as they are.
 
     Args:
         annotations: COCO JSON file.
         files: the images.
-
-    Returns:
-        The id of each file, by its path as text.
+        known: (source id, name) of the network's classes.
 
     Raises:
-        DataError: the annotation file cannot be read.
+        DataError: the annotation file cannot be read, or has categories and none that the network knows.
         UsageError: it has no record of a file, or one record is of two files.
     """
     from pipeline.coco.read import read_coco  # detection without ids does without
+    from trainer.inference.categories import match_categories
 
     source = read_coco(annotations)
-    images = source.images(0, source.num_images)
+    images = _image_ids(annotations, source.images(0, source.num_images), files)
+    if not source.categories:
+        return Ids(images, {id_: id_ for id_, _ in known})
+    there, notes = match_categories(known, source.categories, annotations)
+    pairs = list(zip(known, there, strict=True))
+    if lacking := [f"{id_} ({name})" for (id_, name), found in pairs if found is None]:
+        notes.append(f"has no category {', '.join(lacking)}: what is found of it is left out of --results")
+    for note in notes:
+        log.warning("%s: %s", annotations, note)
+    return Ids(images, {id_: found for (id_, _), found in pairs if found is not None})
+
+
+def _image_ids(annotations: Location, images: Sequence[SourceImage], files: Sequence[Path]) -> dict[str, int]:
+    """Return the id of each file, by its path as text."""
     known = {Path(image.file_name).parts: image.image_id for image in images}
     longest = max(map(len, known), default=0)
     ids: dict[str, int] = {}
@@ -100,45 +128,49 @@ def image_ids(annotations: Location, files: Sequence[Path]) -> dict[str, int]:
     return ids
 
 
-def write_results(path: Location, results: Iterable[Result], ids: Mapping[str, int] | None) -> None:
+def write_results(path: Location, results: Iterable[Result], ids: Ids | None) -> None:
     """Write the detections of images to a place that `check_results` has looked at, whole or not at all.
 
     Args:
         path: file to write; its suffix decides the form.
         results: of the images, as `trainer.inference.detect.detect` returns them; those with an error add nothing.
-        ids: of the images, by their files; None: the file stands for the id.
+        ids: of the images and classes. A class that has none there is left out. None: the file stands for the id of
+            the image, and classes have their ids of training.
     """
+    records = _records(results, ids)
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         if path.suffix.lower() == ".csv":
             table = csv.writer(text, lineterminator="\n")
             table.writerow(COLUMNS)
-            table.writerows(_row(result, found, ids) for result in results for found in result.get("detections", ()))
+            table.writerows(
+                (image_id, category_id, *bbox, *rest)
+                for image_id, category_id, bbox, *rest in map(dict.values, records)
+            )
         else:
             is_list = path.suffix.lower() == ".json"
             text.write("[\n" if is_list else "")
             number = 0
-            for result in results:
-                for found in result.get("detections", ()):
-                    record = json.dumps(_record(result, found, ids, named=not is_list), ensure_ascii=False)
-                    text.write((",\n" if number and is_list else "") + record + ("" if is_list else "\n"))
-                    number += 1
+            for number, record in enumerate(records, start=1):
+                written = {key: record[key] for key in COCO_KEYS} if is_list else record
+                line = json.dumps(written, ensure_ascii=False)
+                text.write((",\n" if number > 1 and is_list else "") + line + ("" if is_list else "\n"))
             text.write(("\n" if number else "") + "]\n" if is_list else "")
         text.detach()  # whoever has opened the file closes it
 
 
-def _record(result: Result, found: dict[str, Any], ids: Mapping[str, int] | None, *, named: bool) -> dict[str, Any]:
-    """Return a detection as a record of COCO results; with `named` the file and the class stand behind it."""
-    record = {"image_id": _id(result, ids), "category_id": found["category_id"]}
-    record |= {"bbox": found["bbox"], "score": found["score"]}
-    return record | ({"file": result["file"], "category": found["category"]} if named else {})
-
-
-def _row(result: Result, found: dict[str, Any], ids: Mapping[str, int] | None) -> tuple[Any, ...]:
-    numbers = _id(result, ids), found["category_id"], *found["bbox"], found["score"]
-    return *numbers, result["file"], found["category"]
-
-
-def _id(result: Result, ids: Mapping[str, int] | None) -> int | str:
-    file: str = result["file"]
-    return file if ids is None else ids[file]
+def _records(results: Iterable[Result], ids: Ids | None) -> Iterator[dict[str, Any]]:
+    """Yield a record for each detection: those of COCO results, with the file and the class behind them."""
+    for result in results:
+        for found in result.get("detections", ()):
+            file, category_id = result["file"], found["category_id"]
+            if ids is not None and category_id not in ids.categories:
+                continue
+            yield {
+                "image_id": file if ids is None else ids.images[file],
+                "category_id": category_id if ids is None else ids.categories[category_id],
+                "bbox": found["bbox"],
+                "score": found["score"],
+                "file": file,
+                "category": found["category"],
+            }

@@ -8,10 +8,11 @@ import numpy as np
 from pipeline.coco.records import class_names
 from schemas.arrays import FloatArray
 from trainer.evaluation.errors import Errors, Kind, gains, mean_ap, split_errors
-from trainer.evaluation.ground_truth import Categories, Objects
+from trainer.evaluation.ground_truth import Objects
 from trainer.evaluation.matching import NONE, Matching, class_curve, curve, match
 from trainer.evaluation.operating import Point, best_point, class_points, confusion
 from trainer.evaluation.results import CocoResults
+from trainer.inference.categories import Categories
 
 CURVE_POINTS = 100
 BINS_PER_OCTAVE = 2  # of sizes

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from tests.conftest import RunSniper
 from trainer.evaluation.results import read_results
 from trainer.inference.detect import detect, detect_into
-from trainer.inference.results_file import COLUMNS, check_results, image_ids, write_results
+from trainer.inference.results_file import COLUMNS, Ids, check_results, read_ids, write_results
 
 NUMBERS = st.floats(0, 1e4, width=32)
 FOUND = st.fixed_dictionaries(
@@ -37,12 +37,13 @@ def test_write_results__three_forms_say_the_same(names: list[str], data: st.Data
     ]
     results.append({"file": "bad.jpg", "error": "not_an_image"})
     expected = [
-        {"image_id": number, "category_id": found["category_id"], "bbox": found["bbox"], "score": found["score"]}
+        {"image_id": number, "category_id": found["category_id"] + 100, "bbox": found["bbox"], "score": found["score"]}
         | {"file": result["file"], "category": found["category"]}
         for number, result in enumerate(results)
         for found in result.get("detections", ())
+        if found["category_id"] < 90
     ]
-    ids = {name: number for number, name in enumerate(names)}
+    ids = Ids({name: number for number, name in enumerate(names)}, {number: number + 100 for number in range(90)})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for suffix in (".json", ".jsonl", ".csv"):
@@ -99,14 +100,32 @@ def write_annotations(path: Path, *names: str) -> Path:
     return path
 
 
-def test_image_ids__go_by_the_longest_end_of_the_path(tmp_path: Path) -> None:
+def test_read_ids__go_by_the_longest_end_of_the_path(tmp_path: Path) -> None:
     annotations = write_annotations(tmp_path / "a.json", "1.jpg", "b/1.jpg", "c/d/2.jpg")
     files = [Path("/x/b/1.jpg"), Path("/x/1.jpg"), Path("c/d/2.jpg")]
-    assert image_ids(annotations, files) == {"/x/b/1.jpg": 11, "/x/1.jpg": 10, "c/d/2.jpg": 12}
+    assert read_ids(annotations, files, [(1, "disc")]).images == {"/x/b/1.jpg": 11, "/x/1.jpg": 10, "c/d/2.jpg": 12}
     with pytest.raises(UsageError, match="has no usable record of 1 of 2 images, such as d/2.jpg"):
-        image_ids(annotations, [Path("d/2.jpg"), Path("1.jpg")])
+        read_ids(annotations, [Path("d/2.jpg"), Path("1.jpg")], [(1, "disc")])
     with pytest.raises(UsageError, match="the record of image 10 is of x/1.jpg and of y/1.jpg"):
-        image_ids(annotations, [Path("x/1.jpg"), Path("y/1.jpg")])
+        read_ids(annotations, [Path("x/1.jpg"), Path("y/1.jpg")], [(1, "disc")])
+
+
+def test_read_ids__classes_go_by_their_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def categories(**there: int) -> dict[int, int]:
+        content = json.loads(write_annotations(tmp_path / "a.json", "1.jpg").read_bytes())
+        content["categories"] = [{"id": id_, "name": name} for name, id_ in there.items()]
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        caplog.clear()
+        return read_ids(tmp_path / "a.json", [], [(1, "disc"), (3, "square"), (7, "triangle")]).categories
+
+    assert categories(disc=1, square=3, triangle=7) == {1: 1, 3: 3, 7: 7}
+    assert caplog.text == ""
+    assert categories(disc=3, square=1) == {1: 3, 3: 1}
+    assert "go by their names: disc is 3 here, 1 in training" in caplog.text
+    assert "has no category 7 (triangle): what is found of it is left out of --results" in caplog.text
+    assert categories() == {1: 1, 3: 3, 7: 7}  # a list of images alone
+    with pytest.raises(DataError, match="none in common"):
+        categories(star=9)
 
 
 def test_detect__results_that_can_be_scored_and_name_files_without_annotations(
