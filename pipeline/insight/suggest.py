@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, get_args
 
 from pipeline.coco.read import read_coco
 from pipeline.coco.source import Source
-from pipeline.engines.progress import showing
+from pipeline.engines.progress import log, showing
 from pipeline.insight.suggestion.cost import Cost, plan_cost, sample
 from pipeline.insight.suggestion.scales import STEPS, Name, comfort, propose
 from pipeline.insight.suggestion.training import Choice, Device, choose_training
@@ -71,6 +71,8 @@ def suggest(
     with showing(f"reading {', '.join(map(str, files))}"):
         apart = [str(number) for number in range(len(files))]  # no image is opened, so equal names do not matter
         source = read_coco(files, given.max_pixels, given.ignore_categories, folders=apart)
+    for warning in source.warnings:  # of boxes that are read wrongly the sizes are wrong, too
+        log.warning(warning)
     if source.crowd.all():
         raise DataError(f"{files[0]}: no box is an object, so there is nothing to suggest; `sniper check` says why")
     proposals = _proposals(source, given, device)

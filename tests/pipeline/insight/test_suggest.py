@@ -107,6 +107,21 @@ def test_suggest__without_an_object_there_is_nothing_to_suggest(tmp_path: Path) 
         suggest(path)
 
 
+def test_suggest__says_what_is_probably_wrong_with_the_boxes(
+    demo_set: DataSet, sniper: RunSniper, tmp_path: Path
+) -> None:
+    content = json.loads(demo_set.annotations.read_bytes())
+    for box in content["annotations"]:
+        x, y, width, height = box["bbox"]
+        box["bbox"] = [x, y, x + width, y + height]
+    (tmp_path / "corners.json").write_text(json.dumps(content))
+    assert "seems to hold x1 y1 x2 y2" in sniper("suggest", "--annotations", tmp_path / "corners.json").err
+    for box in content["annotations"]:
+        box["bbox"] = [0.1, 0.1, 0.5, 0.5]
+    (tmp_path / "shares.json").write_text(json.dumps(content))
+    assert "they are shares of the image" in sniper("suggest", "--annotations", tmp_path / "shares.json").err
+
+
 def test_suggest__writes_over_nothing_and_makes_the_folder_first(
     sniper: RunSniper, demo_set: DataSet, tmp_path: Path
 ) -> None:
