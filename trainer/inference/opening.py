@@ -52,8 +52,8 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
 
     Args:
         path: a checkpoint file, or the folder of a run: its best checkpoint, else its last.
-        settings: the section `detect` is used, and chips.max_pixels where it was given. The scales, the ranges and the
-            section `model` are the checkpoint's; where they were given, they must agree with it.
+        settings: the section `detect` is used, and chips.max_pixels where it was given. Size, scales and ranges of the
+            chips and the section `model` are the checkpoint's; where they were given, they must agree with it.
         device: where the network is to run.
 
     Returns:
@@ -62,7 +62,7 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
     Raises:
         DataError: there is no checkpoint, it is damaged or none of ours, its network cannot be made again, or its
             weights are not finite.
-        UsageError: other scales, ranges or network settings were given than those it was trained with.
+        UsageError: another size, scales, ranges or network settings were given than those it was trained with.
     """
     path = chosen_file(path)
     checkpoint = read_checkpoint(path)
@@ -73,7 +73,7 @@ def open_inference(path: Location, settings: Settings, device: torch.device) -> 
         if name in settings.chips.model_fields_set:
             chips[name] = getattr(settings.chips, name)
     there = {
-        "chips": {name: chips[name] for name in ("scales", "ranges")},
+        "chips": {name: chips[name] for name in ("size", "scales", "ranges")},
         "model": ModelSettings().model_dump(mode="json") | checkpoint.settings["model"],
     }
     differing = [

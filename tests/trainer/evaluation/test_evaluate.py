@@ -125,6 +125,9 @@ def test_evaluate__does_not_write_over_what_it_reads_or_others_wrote(
 
 def test_evaluate__refuses_other_settings_and_the_rpn_alone(demo: Path, checkpoint: Path, tmp_path: Path) -> None:
     other = load_settings(None, ("chips.scales=[1, 2]", "chips.ranges=[[0, 9], [5, null]]", "model.width=99"))
+    size = load_settings(None, ("chips.size=128",))
+    with pytest.raises(UsageError, match=r"chips.size: 64 there, 128 given"):
+        evaluate(checkpoint, demo / "val.json", demo / "val", size)
     with pytest.raises(UsageError, match=r"(?s)chips.scales: \[0.5,.*\[1.*given.*model.width: 16 there, 99 given"):
         evaluate(checkpoint, demo / "val.json", demo / "val", other)
     same = load_settings(None, (*TINY_CHIPS, "model.width=16"))
