@@ -8,7 +8,7 @@ from schemas.settings.detect import DetectSettings
 from schemas.settings.loader import LoaderSettings
 from schemas.settings.model import ModelSettings
 from schemas.settings.train import REFERENCE_BATCH, Norm, Precision, TrainSettings
-from schemas.settings.whole import Settings, load_settings, settings_or_defaults
+from schemas.settings.whole import Settings, load_settings, loader_section, settings_or_defaults
 
 __all__ = [
     "ChipSettings",
@@ -23,5 +23,6 @@ __all__ = [
     "SideScale",
     "TrainSettings",
     "load_settings",
+    "loader_section",
     "settings_or_defaults",
 ]

@@ -61,6 +61,20 @@ def settings_or_defaults(settings: Settings | None) -> Settings:
     return settings or Settings()
 
 
+def loader_section(settings: LoaderSettings) -> LoaderSettings:
+    """Return the settings of a loader that a function was given, which takes that section alone.
+
+    Raises:
+        UsageError: it was given something else, such as whole settings.
+    """
+    if not isinstance(settings, LoaderSettings):
+        raise UsageError(
+            f"settings: expected the section LoaderSettings, found a {type(settings).__name__}; of whole Settings "
+            "it is `settings.loader`"
+        )
+    return settings
+
+
 # YAML also lets through ValueError (2001-99-99 is no date) and RecursionError.
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 

@@ -27,7 +27,7 @@ from upath import UPath
 
 from pipeline.storage import TEMPORARY, download, is_disk_full
 from schemas.errors import DataError
-from schemas.settings import LoaderSettings
+from schemas.settings import LoaderSettings, loader_section
 
 DOWNLOADS = 3
 """How often a shard is downloaded before it is given up, where its hash is wrong each time."""
@@ -65,7 +65,12 @@ def user_folder() -> Path:
 
 
 def cache_of(settings: LoaderSettings) -> Cache:
-    """Return the cache that settings name, or else the user's. Nothing is made on disk yet."""
+    """Return the cache that settings name, or else the user's. Nothing is made on disk yet.
+
+    Raises:
+        UsageError: it is given something else than the section of the loader.
+    """
+    settings = loader_section(settings)
     folder = Path(settings.cache).expanduser().absolute() if settings.cache is not None else user_folder()
     return Cache(folder, round(settings.cache_gb * 1e9))
 

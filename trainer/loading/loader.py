@@ -23,7 +23,7 @@ from pipeline.engines.tasks import available_cores
 from schemas.arrays import IntArray
 from schemas.codes import IGNORED
 from schemas.errors import DataError, UsageError
-from schemas.settings import ChipSettings, LoaderSettings
+from schemas.settings import ChipSettings, LoaderSettings, loader_section
 from trainer.loading.augment import Draws, Limits, augment, draw_changes
 from trainer.loading.batch import Batch
 from trainer.loading.cache import gigabytes
@@ -105,9 +105,10 @@ class BatchLoader:
 
         Raises:
             DataError: there is no chip to load.
-            UsageError: a number is out of its range, or the cache of a remote data set cannot hold what is needed at a
-                time.
+            UsageError: a number is out of its range, `settings` is something else, or the cache of a remote data set
+                cannot hold what is needed at a time.
         """
+        settings = loader_section(settings)
         if batch_size < 1 or accumulation < 1 or not 0 <= rank < ranks:
             raise UsageError(
                 f"batch_size {batch_size}, accumulation {accumulation}, rank {rank} of {ranks}: expected a batch_size "

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import SettingsError, UsageError
-from schemas.settings import ChipSettings, Settings, SideScale, load_settings, settings_or_defaults
+from schemas.settings import ChipSettings, Settings, SideScale, load_settings, loader_section, settings_or_defaults
 
 
 def faults(config: Path | None = None, *assignments: str) -> list[str]:
@@ -210,3 +210,10 @@ def test_settings_or_defaults__takes_whole_settings_alone() -> None:
             UsageError, match=f"expected Settings with all their sections, found a {type(other).__name__}"
         ):
             settings_or_defaults(other)  # type: ignore[arg-type]
+
+
+def test_loader_section__takes_that_section_alone() -> None:
+    given = load_settings(None, ["loader.flip=false"])
+    assert loader_section(given.loader) is given.loader
+    with pytest.raises(UsageError, match="found a Settings; of whole Settings it is `settings.loader`"):
+        loader_section(given)  # type: ignore[arg-type]
