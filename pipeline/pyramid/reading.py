@@ -25,7 +25,7 @@ ImageLike = Pixels | Image.Image | Location | str
 
 _AN_IMAGE = (
     "an image is a path, an array uint8 [height, width, 3], RGB, or an image of Pillow, which "
-    "PIL.Image.open(io.BytesIO(data)) makes of the bytes of a file"
+    "ImageOps.exif_transpose(Image.open(io.BytesIO(data))) makes of the bytes of a file, turned as its EXIF says"
 )
 
 AHEAD = 2  # batches that are made while one is in use
