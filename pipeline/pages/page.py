@@ -45,14 +45,14 @@ th { color: var(--faint); font-weight: 600; white-space: nowrap; vertical-align:
 figure { margin: 0; min-width: 0; }
 .chart figcaption { color: var(--ink); font-weight: 600; font-size: 14px; }
 .vega { width: 100%; }
-.picture { flex: 0 1 262px; font-size: 12px; }
+.picture { flex: 0 1 min(262px, 25% - 12px); font-size: 12px; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 4px; }
 @media (max-width: 500px) { .picture { flex-basis: calc(50% - 8px); } }
 """
 
 DRAW = """
 const config = { font: "system-ui, sans-serif", view: { stroke: null },
-                 axis: { gridColor: "#eceef2", labelOverlap: true },
+                 axis: { gridColor: "#eceef2", labelOverlap: true, labelSeparation: 6 },
                  legend: { orient: "bottom", title: null, columns: 3 } };
 for (const source of document.querySelectorAll('.chart script')) {
   vegaEmbed(source.previousElementSibling, JSON.parse(source.textContent),

@@ -183,7 +183,7 @@ def _errors(facts: Facts) -> Section:
         "kind, so the largest gain is the error to work on."
     )
     rows = [
-        [error["kind"], error["count"], error["AP50_gain"], ADVICE[Kind[error["kind"].upper()]]]
+        [error["kind"], error["count"], _rounded(error["AP50_gain"]), ADVICE[Kind[error["kind"].upper()]]]
         for error in facts["errors"]
     ]
     points = [
@@ -234,6 +234,11 @@ def _at_scores(facts: Facts) -> Section:
         title = f"What objects (rows) are taken for (columns), from the score {best['score']:.3f} on"
         blocks.append(Row([Chart(title, spec)]))
     return Section("Which score to ask for", blocks)
+
+
+def _rounded(gain: float | None) -> float | None:
+    """Return a gain in AP50 in thousandths, since what is less says nothing."""
+    return None if gain is None else round(gain, 3)
 
 
 def _pictures(found: Judged, source: Source, images: Location, chips: ChipSettings) -> Iterator[Section]:
