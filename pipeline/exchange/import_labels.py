@@ -69,9 +69,8 @@ def import_labels(
 
     Raises:
         DataError: there are no images or no label files, a table lacks columns, or the output cannot be written.
-        UsageError: `out` is a folder or a file of another origin, or its bucket cannot be written to; there is no such
-            image folder; or `names` is missing for yolo or given for another format; or there is no
-            such format.
+        UsageError: there is no such format or image folder; `out` is a folder or a file of another origin, or its
+            bucket cannot be written to; or `names` is missing for yolo or given for another format.
     """
     refuse_unknown("format", format, get_args(Format))
     if (format == "yolo") != (names is not None):

@@ -89,9 +89,7 @@ def _place(
     """Check where results are to go, before any work."""
     if results is None:
         if annotations is not None:
-            raise UsageError(
-                "detect: --annotations gives the image ids for --results; give --results, too, or leave it out"
-            )
+            raise UsageError("detect: --annotations gives the ids for --results; give --results, too, or leave it out")
         return None
     place = location(results)
     check_results(place, out)
